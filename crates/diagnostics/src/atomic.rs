@@ -1,0 +1,86 @@
+//! Files that are whole or absent (invariant 9).
+
+use fs_err as fs;
+use std::io::{self, BufWriter, Write};
+use std::path::Path;
+
+/// Write `path` so that a reader sees the old file or the new one, never half of it.
+///
+/// The bytes go to a temporary file in the same folder, are flushed to the disk, and the file is renamed. Missing parent
+/// folders are made.
+///
+/// # Errors
+/// What the disk or `fill` says; the temporary file is then removed and `path` is untouched.
+pub fn write_atomically(
+    path: &Path,
+    fill: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+) -> io::Result<()> {
+    let folder = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    fs::create_dir_all(folder)?;
+    let named = |error: io::Error| {
+        io::Error::new(error.kind(), format!("failed to write `{}`: {error}", path.display()))
+    };
+    let temporary =
+        tempfile::Builder::new().prefix(".taper-").suffix(".tmp").tempfile_in(folder).map_err(named)?;
+    let mut writer = BufWriter::with_capacity(1 << 20, temporary);
+    fill(&mut writer).map_err(named)?;
+    let temporary = writer.into_inner().map_err(|e| named(e.into_error()))?;
+    temporary.as_file().sync_all().map_err(named)?;
+    make_readable(temporary.as_file()).map_err(named)?;
+    temporary.persist(path).map_err(|e| named(e.error))?;
+    sync_folder(folder)
+}
+
+/// [`write_atomically`] for bytes that are at hand.
+///
+/// # Errors
+/// What the disk says.
+pub fn write_bytes_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    write_atomically(path, |writer| writer.write_all(bytes))
+}
+
+/// Temporary files are made for their owner alone; what a run leaves is an ordinary file.
+#[cfg(unix)]
+fn make_readable(file: &std::fs::File) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+}
+
+#[cfg(not(unix))]
+fn make_readable(_: &std::fs::File) -> io::Result<()> {
+    Ok(())
+}
+
+/// A rename is durable once its folder is.
+#[cfg(unix)]
+fn sync_folder(folder: &Path) -> io::Result<()> {
+    fs::File::open(folder)?.sync_all()
+}
+
+#[cfg(not(unix))]
+fn sync_folder(_: &Path) -> io::Result<()> {
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_write_leaves_the_old_file_and_no_litter() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("new").join("a.txt");
+        write_bytes_atomically(&path, b"first").unwrap();
+        let error = write_atomically(&path, |writer| {
+            writer.write_all(b"half")?;
+            Err(io::Error::other("disk on fire"))
+        })
+        .unwrap_err();
+        assert!(error.to_string().contains("a.txt") && error.to_string().contains("disk on fire"));
+        assert_eq!(fs::read(&path).unwrap(), b"first");
+        assert_eq!(fs::read_dir(path.parent().unwrap()).unwrap().count(), 1);
+    }
+}
