@@ -1,1 +1,35 @@
-//! kernels
+//! The fast arithmetic of taper: plain slices in, plain slices out, no tensor library.
+//!
+//! Letters: T tokens of a packed batch, H hidden width, N query heads, K key/value heads, D head width, V vocabulary.
+//! All slices are row-major and contiguous; activations are `f32`, weights `f32`, `bf16` or `f16` ([`gemm::WeightView`]).
+//!
+//! Three promises hold for every function:
+//!
+//! - The result has the same bits for any number of threads: work is cut on boundaries that depend on the shapes alone, and every output
+//!   element is summed by one task in one order. The bits may differ between processors with different vector units.
+//! - Outputs are written, never read, unless the function says that it adds. A buffer full of NaN is a valid output.
+//! - A NaN or an infinity in an input is passed on, never masked away.
+//!
+//! Slices of a wrong length are a fault of the caller and panic with the lengths. Every kernel has its twin in [`plain`]: the formula
+//! written down in `f64` loops, against which it is tested.
+
+#[macro_use]
+mod simd;
+
+pub mod activation;
+pub mod adamw;
+pub mod attention;
+pub mod cross_entropy;
+pub mod dropout;
+pub mod embedding;
+pub mod gemm;
+mod mapped_file;
+pub mod norm;
+pub mod plain;
+pub mod reduce;
+pub mod rng;
+pub mod rope;
+mod shared;
+pub mod threads;
+
+pub use mapped_file::MappedFile;
