@@ -1,6 +1,25 @@
-//! Causal attention (plain version, to be replaced).
+//! Causal attention over packed sequences: blockwise, with an online softmax, so that no T x T matrix ever exists.
+//!
+//! out_i = sum over visible j of softmax_j(scale * q_i . k_j) v_j. Grouped heads (N query heads share K key/value heads) are read in
+//! place: the queries of a group are gathered in one tile, so that one product serves them all. Sliding windows and the soft cap
+//! c * tanh(s / c) are part of the kernel. Sources: Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018; Dao,
+//! "FlashAttention-2", 2023, for the order of the loops.
+//!
+//! A task owns its outputs: in the forward pass one tile of queries of one key/value head, in the backward pass all of one key/value
+//! head of one sequence. Key tiles are taken from the left. A NaN in a key or value can reach earlier queries of its own sequence in the
+//! same tile (0 * NaN), never another sequence.
 
-/// One sequence within the packed batch: its queries are rows `q_start..q_start + q_len`.
+mod backward;
+mod tile;
+
+#[cfg(test)]
+mod tests;
+
+use crate::shared::SharedMut;
+use crate::threads::for_each_block;
+use tile::{Job, forward_tile};
+
+/// One sequence within the packed batch: its queries (and keys and values) are rows `q_start..q_start + q_len`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Segment {
     /// First row.
@@ -26,12 +45,37 @@ pub struct AttentionShape {
     pub soft_cap: Option<f32>,
 }
 
+impl AttentionShape {
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    fn query_width(&self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    fn kv_width(&self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    fn check(&self) {
+        assert!(
+            self.kv_heads > 0 && self.heads > 0 && self.heads.is_multiple_of(self.kv_heads) && self.head_dim > 0,
+            "{} query heads over {} key/value heads of width {}",
+            self.heads,
+            self.kv_heads,
+            self.head_dim
+        );
+        assert!(self.window != Some(0), "a window of 0 keys");
+    }
+}
+
 /// New queries of one sequence against its cache.
 #[derive(Clone, Copy, Debug)]
 pub struct CachedSegment<'a> {
     /// First row of the queries.
     pub q_start: usize,
-    /// Number of queries: the last `q_len` of the `kv_len` positions.
+    /// Number of queries: they are the last `q_len` of the `kv_len` positions.
     pub q_len: usize,
     /// Keys `[L, K*D]`, L >= `kv_len`.
     pub k: &'a [f32],
@@ -41,7 +85,11 @@ pub struct CachedSegment<'a> {
     pub kv_len: usize,
 }
 
-/// out `[T, N*D]` and lse `[T, N]`.
+/// out `[T, N*D]` from q `[T, N*D]`, k and v `[T, K*D]`; lse `[T,N]` receives the log of each softmax's denominator for the backward
+/// pass.
+///
+/// # Panics
+/// When a length does not fit, or the segments are not the rows 0..T in order.
 pub fn attention_forward(
     q: &[f32],
     k: &[f32],
@@ -51,13 +99,19 @@ pub fn attention_forward(
     out: &mut [f32],
     lse: &mut [f32],
 ) {
-    use crate::plain;
-    let (o, l) = plain::attention(&plain::widen(q), &plain::widen(k), &plain::widen(v), segments, shape);
-    out.iter_mut().zip(o).for_each(|(a, b)| *a = b as f32);
-    lse.iter_mut().zip(l).for_each(|(a, b)| *a = b as f32);
+    let t = check_segments(segments.iter().map(|s| (s.q_start, s.q_len)));
+    check_packed(q, k, v, shape, t);
+    assert_eq!((out.len(), lse.len()), (q.len(), t * shape.heads), "lengths of out and lse for T={t}");
+    let jobs: Vec<Job<'_>> = segments.iter().map(|s| Job::packed(s, k, v, shape)).collect();
+    run_forward(q, &jobs, shape, out, Some(lse));
 }
 
-/// Gradients.
+/// The gradients of [`attention_forward`]: from g = d/d(out) `[T, N*D]`, dq `[T, N*D]` and dk, dv `[T, K*D]`, all overwritten.
+///
+/// With p = e^(s - lse) and ds = p (g . v - g . out): dv = p^T g, dq = scale ds k, dk = scale ds^T q.
+///
+/// # Panics
+/// When a length does not fit, or the segments are not the rows 0..T in order.
 #[expect(clippy::too_many_arguments, reason = "plain slices")]
 pub fn attention_backward(
     g: &[f32],
@@ -72,12 +126,61 @@ pub fn attention_backward(
     dk: &mut [f32],
     dv: &mut [f32],
 ) {
-    let _ = (g, q, k, v, out, lse, segments, shape, dq, dk, dv);
-    panic!("not here yet");
+    let t = check_segments(segments.iter().map(|s| (s.q_start, s.q_len)));
+    check_packed(q, k, v, shape, t);
+    let n = q.len();
+    assert_eq!((g.len(), out.len(), dq.len(), lse.len()), (n, n, n, t * shape.heads), "lengths of g, out, dq, lse");
+    assert_eq!((dk.len(), dv.len()), (k.len(), k.len()), "lengths of dk and dv");
+    let saved = backward::Saved { g, q, out, lse };
+    let (dq, dk, dv) = (SharedMut::new(dq), SharedMut::new(dk), SharedMut::new(dv));
+    let work = segments.iter().map(|s| s.q_len * s.q_len * shape.query_width()).sum();
+    for_each_block(segments.len() * shape.kv_heads, work, |block| {
+        let (segment, kv_head) = (&segments[block / shape.kv_heads], block % shape.kv_heads);
+        let job = Job::packed(segment, k, v, shape);
+        backward::head(&saved, &job, shape, kv_head, &backward::Gradients { dq, dk, dv });
+    });
 }
 
-/// Decoding.
+/// out `[T, N*D]` for new queries q `[T, N*D]`, each sequence against its own cache.
+///
+/// Query i of a sequence sees keys j <= `kv_len` - `q_len` + i, within the window.
+///
+/// # Panics
+/// When a length does not fit, the queries are not the rows 0..T in order, or a sequence has more queries than positions.
 pub fn attention_cached(q: &[f32], queries: &[CachedSegment<'_>], shape: &AttentionShape, out: &mut [f32]) {
-    let _ = (q, queries, shape, out);
-    panic!("not here yet");
+    shape.check();
+    let t = check_segments(queries.iter().map(|s| (s.q_start, s.q_len)));
+    assert_eq!((q.len(), out.len()), (t * shape.query_width(), t * shape.query_width()), "lengths of q and out");
+    let jobs: Vec<Job<'_>> = queries.iter().map(|s| Job::cached(s, shape)).collect();
+    run_forward(q, &jobs, shape, out, None);
+}
+
+fn run_forward(q: &[f32], jobs: &[Job<'_>], shape: &AttentionShape, out: &mut [f32], lse: Option<&mut [f32]>) {
+    let per_tile = tile::queries_per_tile(shape);
+    let tiles: Vec<(&Job<'_>, usize)> =
+        jobs.iter().flat_map(|job| (0..job.q_len).step_by(per_tile).map(move |first| (job, first))).collect();
+    let work = jobs.iter().map(|job| job.q_len * (job.q_len + job.offset) * shape.query_width()).sum();
+    let (out, lse) = (SharedMut::new(out), lse.map(SharedMut::new));
+    for_each_block(tiles.len() * shape.kv_heads, work, |block| {
+        // From the end: later queries see more keys, and long tasks should start first.
+        let (job, first) = tiles[tiles.len() - 1 - block / shape.kv_heads];
+        let count = per_tile.min(job.q_len - first);
+        forward_tile(q, job, shape, block % shape.kv_heads, (first, count), &out, lse.as_ref());
+    });
+}
+
+/// Checks that the rows follow each other from 0 and returns their number.
+fn check_segments(rows: impl Iterator<Item = (usize, usize)>) -> usize {
+    let mut next = 0;
+    for (i, (start, len)) in rows.enumerate() {
+        assert_eq!(start, next, "segment {i} starts at the wrong row");
+        next = start + len;
+    }
+    next
+}
+
+fn check_packed(q: &[f32], k: &[f32], v: &[f32], shape: &AttentionShape, t: usize) {
+    shape.check();
+    let want = (t * shape.query_width(), t * shape.kv_width(), t * shape.kv_width());
+    assert_eq!((q.len(), k.len(), v.len()), want, "lengths of q, k, v for segments of T={t}");
 }

@@ -114,19 +114,25 @@ pub(crate) fn tanh(x: f32) -> f32 {
 multiversion! {
     /// The largest element; negative infinity when empty. A NaN is skipped.
     pub(crate) fn max(x: &[f32]) -> f32 {
-        let mut lanes = [f32::NEG_INFINITY; 2 * LANES];
-        let (head, tail) = x.as_chunks::<{ 2 * LANES }>();
-        for chunk in head {
-            for (m, &v) in lanes.iter_mut().zip(chunk) {
-                *m = if v > *m { v } else { *m };
-            }
-        }
-        let mut best = f32::NEG_INFINITY;
-        for &v in lanes.iter().chain(tail) {
-            best = if v > best { v } else { best };
-        }
-        best
+        max_of(x)
     }
+}
+
+/// The body of [`max`], to be compiled into other kernels.
+#[inline(always)]
+pub(crate) fn max_of(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; 2 * LANES];
+    let (head, tail) = x.as_chunks::<{ 2 * LANES }>();
+    for chunk in head {
+        for (m, &v) in lanes.iter_mut().zip(chunk) {
+            *m = if v > *m { v } else { *m };
+        }
+    }
+    let mut best = f32::NEG_INFINITY;
+    for &v in lanes.iter().chain(tail) {
+        best = if v > best { v } else { best };
+    }
+    best
 }
 
 /// Adds the lanes in a fixed tree.

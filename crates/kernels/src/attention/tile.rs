@@ -1,0 +1,220 @@
+//! One tile of queries against tiles of keys: the forward pass, and what it shares with the backward pass.
+
+#![expect(unsafe_code, reason = "tasks write disjoint columns of one output")]
+
+use super::{AttentionShape, CachedSegment, Segment};
+use crate::gemm::{MatMut, MatRef, grown, multiply};
+use crate::shared::SharedMut;
+use crate::simd::{LANES, exp, max_of, sum_lanes, tanh};
+use core::cell::RefCell;
+
+/// Rows of a score tile: queries times the heads of a group.
+const ROWS: usize = 128;
+/// Columns of a score tile.
+pub(super) const KEYS: usize = 128;
+
+/// One sequence: where its queries stand, and its keys and values from position 0.
+#[derive(Clone, Copy)]
+pub(super) struct Job<'a> {
+    pub(super) q_start: usize,
+    pub(super) q_len: usize,
+    /// Position of the first query.
+    pub(super) offset: usize,
+    pub(super) k: &'a [f32],
+    pub(super) v: &'a [f32],
+}
+
+impl<'a> Job<'a> {
+    pub(super) fn packed(segment: &Segment, k: &'a [f32], v: &'a [f32], shape: &AttentionShape) -> Self {
+        let at = segment.q_start * shape.kv_width();
+        Self { q_start: segment.q_start, q_len: segment.q_len, offset: 0, k: &k[at..], v: &v[at..] }
+    }
+
+    pub(super) fn cached(s: &CachedSegment<'a>, shape: &AttentionShape) -> Self {
+        assert!(s.q_len <= s.kv_len, "{} queries in a sequence of {}", s.q_len, s.kv_len);
+        let used = s.kv_len * shape.kv_width();
+        assert!(used <= s.k.len().min(s.v.len()), "a cache of {} keys and {} values", s.k.len(), s.v.len());
+        Self { q_start: s.q_start, q_len: s.q_len, offset: s.kv_len - s.q_len, k: &s.k[..used], v: &s.v[..used] }
+    }
+
+    /// The key tiles (first position, count) that queries `first..first + count` can see.
+    pub(super) fn key_tiles(&self, queries: (usize, usize), window: Option<usize>) -> impl Iterator<Item = (usize, usize)> {
+        let end = self.offset + queries.0 + queries.1;
+        let start = window.map_or(0, |w| (self.offset + queries.0 + 1).saturating_sub(w));
+        (start..end).step_by(KEYS).map(move |first| (first, KEYS.min(end - first)))
+    }
+
+    /// The keys of one head in one tile, `[count, D]`.
+    pub(super) fn keys(&self, shape: &AttentionShape, kv_head: usize, tile: (usize, usize)) -> MatRef<'a> {
+        head_rows(self.k, shape, kv_head, tile)
+    }
+
+    /// The values of one head in one tile, `[count, D]`.
+    pub(super) fn values(&self, shape: &AttentionShape, kv_head: usize, tile: (usize, usize)) -> MatRef<'a> {
+        head_rows(self.v, shape, kv_head, tile)
+    }
+}
+
+fn head_rows<'a>(data: &'a [f32], shape: &AttentionShape, kv_head: usize, (first, count): (usize, usize)) -> MatRef<'a> {
+    let width = shape.kv_width();
+    MatRef::new(&data[first * width + kv_head * shape.head_dim..], count, shape.head_dim, width)
+}
+
+/// Queries whose group's rows fill a tile: a function of the shape alone.
+pub(super) fn queries_per_tile(shape: &AttentionShape) -> usize {
+    (ROWS / shape.group()).max(1)
+}
+
+/// Copies the rows of a group of heads to a tile `[count * G, D]`.
+pub(super) fn gather_group(x: &[f32], shape: &AttentionShape, kv_head: usize, rows: (usize, usize), tile: &mut [f32]) {
+    let width = shape.group() * shape.head_dim;
+    for (row, out) in (rows.0..rows.0 + rows.1).zip(tile.chunks_exact_mut(width)) {
+        out.copy_from_slice(&x[row * shape.query_width() + kv_head * width..][..width]);
+    }
+}
+
+/// Scores of one tile, `[rows, KEYS]`: scaled queries times keys, capped, with minus infinity where a query must not look.
+pub(super) fn scores(
+    job: &Job<'_>,
+    shape: &AttentionShape,
+    kv_head: usize,
+    (first, count): (usize, usize),
+    keys: (usize, usize),
+    scaled_q: &[f32],
+    s: &mut [f32],
+) {
+    let group = shape.group();
+    let rows = count * group;
+    let q = MatRef::new(scaled_q, rows, shape.head_dim, shape.head_dim);
+    multiply(&mut MatMut::new(s, rows, keys.1, KEYS), q, job.keys(shape, kv_head, keys).transposed(), 1.0, false);
+    if let Some(cap) = shape.soft_cap {
+        for row in s.chunks_exact_mut(KEYS).take(rows) {
+            cap_scores(&mut row[..keys.1], cap);
+        }
+    }
+    for (i, rows) in s.chunks_exact_mut(group * KEYS).take(count).enumerate() {
+        // Visible are the positions low..high, counted from the tile's first key.
+        let position = job.offset + first + i;
+        let high = (position + 1).saturating_sub(keys.0).min(keys.1);
+        let low = shape.window.map_or(0, |w| (position + 1).saturating_sub(w).saturating_sub(keys.0)).min(high);
+        if low > 0 || high < keys.1 {
+            for row in rows.chunks_exact_mut(KEYS) {
+                row[..low].fill(f32::NEG_INFINITY);
+                row[high..keys.1].fill(f32::NEG_INFINITY);
+            }
+        }
+    }
+}
+
+#[derive(Default)]
+struct Scratch {
+    q: Vec<f32>,
+    s: Vec<f32>,
+    acc: Vec<f32>,
+    highest: Vec<f32>,
+    sum: Vec<f32>,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Attention of queries `first..first + count` of a job, for the heads of one group.
+pub(super) fn forward_tile(
+    q: &[f32],
+    job: &Job<'_>,
+    shape: &AttentionShape,
+    kv_head: usize,
+    queries: (usize, usize),
+    out: &SharedMut<'_, f32>,
+    lse: Option<&SharedMut<'_, f32>>,
+) {
+    let (group, d) = (shape.group(), shape.head_dim);
+    let rows = queries.1 * group;
+    let first_row = job.q_start + queries.0;
+    SCRATCH.with_borrow_mut(|scratch| {
+        let q_tile = grown(&mut scratch.q, rows * d);
+        gather_group(q, shape, kv_head, (first_row, queries.1), q_tile);
+        scale(q_tile, shape.scale);
+        let s = grown(&mut scratch.s, rows * KEYS);
+        let acc = grown(&mut scratch.acc, rows * d);
+        acc.fill(0.0);
+        let highest = grown(&mut scratch.highest, rows);
+        highest.fill(f32::NEG_INFINITY);
+        let sum = grown(&mut scratch.sum, rows);
+        sum.fill(0.0);
+        for keys in job.key_tiles(queries, shape.window) {
+            scores(job, shape, kv_head, queries, keys, q_tile, s);
+            softmax_update(s, keys.1, highest, sum, acc, d);
+            let p = MatRef::new(s, rows, keys.1, KEYS);
+            multiply(&mut MatMut::new(acc, rows, d, d), p, job.values(shape, kv_head, keys), 1.0, true);
+        }
+        for (i, acc) in acc.chunks_exact_mut(group * d).enumerate() {
+            let row = first_row + i;
+            let sum = &sum[i * group..(i + 1) * group];
+            for (acc, sum) in acc.chunks_exact_mut(d).zip(sum) {
+                scale(acc, 1.0 / sum);
+            }
+            // SAFETY: this task alone writes the columns of this group in these rows.
+            unsafe { out.part(row * shape.query_width() + kv_head * group * d, group * d) }.copy_from_slice(acc);
+            if let Some(lse) = lse {
+                // SAFETY: as above.
+                let lse = unsafe { lse.part(row * shape.heads + kv_head * group, group) };
+                for ((lse, sum), highest) in lse.iter_mut().zip(sum).zip(&highest[i * group..]) {
+                    *lse = highest + sum.ln();
+                }
+            }
+        }
+    });
+}
+
+multiversion! {
+    pub(super) fn scale(x: &mut [f32], by: f32) {
+        for x in x {
+            *x *= by;
+        }
+    }
+}
+
+multiversion! {
+    fn cap_scores(s: &mut [f32], cap: f32) {
+        for s in s {
+            *s = cap * tanh(*s / cap);
+        }
+    }
+}
+
+multiversion! {
+    /// Turns scores into e^(score - highest so far) and rescales what was summed under an older, lower maximum.
+    fn softmax_update(s: &mut [f32], keys: usize, highest: &mut [f32], sum: &mut [f32], acc: &mut [f32], d: usize) {
+        let rows = s.chunks_exact_mut(KEYS).zip(acc.chunks_exact_mut(d));
+        for ((s, acc), (highest, sum)) in rows.zip(highest.iter_mut().zip(sum)) {
+            let s = &mut s[..keys];
+            let best = max_of(s);
+            let best = if best > *highest { best } else { *highest };
+            // A row that has seen no key yet: 0 keeps e^(-inf - base) = 0.
+            let base = if best == f32::NEG_INFINITY { 0.0 } else { best };
+            let mut lanes = [0.0f32; LANES];
+            let (head, tail) = s.as_chunks_mut::<LANES>();
+            for chunk in head {
+                for (s, lane) in chunk.iter_mut().zip(&mut lanes) {
+                    *s = exp(*s - base);
+                    *lane += *s;
+                }
+            }
+            let mut tile_sum = sum_lanes(lanes);
+            for s in tail {
+                *s = exp(*s - base);
+                tile_sum += *s;
+            }
+            let keep = exp(*highest - base);
+            *sum = *sum * keep + tile_sum;
+            if keep != 1.0 {
+                for acc in acc {
+                    *acc *= keep;
+                }
+            }
+            *highest = best;
+        }
+    }
+}
