@@ -1,1 +1,38 @@
-//! nn
+//! Differentiable blocks over candle tensors, dense or quantised weights, with a slot for an adapter.
+//!
+//! Shape letters, here and above: T tokens of a batch, H hidden size, N query heads, K key/value heads, D head
+//! dimension, I width of the MLP, V vocabulary, r rank of an adapter.
+//!
+//! A batch is one flat run of T tokens cut in segments, one per sequence ([`SequenceLayout`]); there is no padding and
+//! no `[B, S, …]` tensor, so that a batch, a single sequence and a packed row are the same computation.
+//!
+//! All contact with candle's internals (storages, custom ops) is here and in `kernels`. Each op in [`ops`] has a
+//! backward, tested against finite differences; candle-nn's fused ops have none and cut the gradient in silence.
+
+mod cache;
+mod checkpoint;
+mod context;
+mod embedding;
+mod layout;
+mod linear;
+mod module;
+mod norm;
+pub mod ops;
+mod parameter;
+mod storage;
+mod weight;
+
+pub use cache::{KvCache, LayerCache};
+pub use checkpoint::{Checkpoint, CheckpointError};
+pub use context::{ForwardContext, RandomKey, RotaryTables};
+pub use embedding::Embedding;
+pub use layout::SequenceLayout;
+pub use linear::{Linear, LinearAdapter};
+pub use module::{ModuleMut, VisitModules};
+pub use norm::RmsNorm;
+pub use parameter::{Parameter, ParameterKind};
+pub use storage::{to_vec_f32, update_f32, with_f32};
+pub use weight::{FrozenWeight, Weight};
+
+/// What the arithmetic returns: candle's own error, with the module that failed in its context.
+pub type Result<T> = candle_core::Result<T>;

@@ -1,0 +1,164 @@
+//! A linear layer with a slot for an adapter.
+
+use crate::ops;
+use crate::{ForwardContext, Parameter, ParameterKind, Result, Weight};
+use candle_core::{Tensor, Var};
+use std::sync::Arc;
+
+/// What an adapter does to a linear layer.
+pub trait LinearAdapter: Send + Sync + std::fmt::Debug {
+    /// `[T, in] -> [T, out]` f32, the base's output included.
+    ///
+    /// # Errors
+    /// What the arithmetic says.
+    fn forward(&self, x: &Tensor, base: &Linear, ctx: &ForwardContext<'_>) -> Result<Tensor>;
+
+    /// The weight with the adapter merged into it, f32 `[out, in]`.
+    ///
+    /// # Errors
+    /// What the arithmetic says.
+    fn merged_weight(&self, base: &Linear) -> Result<Tensor>;
+}
+
+/// `y = x W^T + b`, or what the adapter makes of it.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    path: String,
+    weight: Weight,
+    bias: Option<Tensor>,
+    trainable_bias: Option<Var>,
+    adapter: Option<Arc<dyn LinearAdapter>>,
+    tied: bool,
+}
+
+impl Linear {
+    /// A layer named as in the checkpoint (without `.weight`), with a bias `[out]` in f32.
+    pub fn new(path: impl Into<String>, weight: Weight, bias: Option<Tensor>) -> Self {
+        Self { path: path.into(), weight, bias, trainable_bias: None, adapter: None, tied: false }
+    }
+
+    /// A head over an embedding's table.
+    pub fn tied(path: impl Into<String>, weight: Weight) -> Self {
+        Self { tied: true, ..Self::new(path, weight, None) }
+    }
+
+    /// The path in the checkpoint, without `.weight`.
+    pub fn path(&self) -> &str {
+        &self.path
+    }
+
+    /// Whether the weight is the embedding's table.
+    pub fn is_tied(&self) -> bool {
+        self.tied
+    }
+
+    /// `in`.
+    pub fn in_features(&self) -> usize {
+        self.weight.dims().1
+    }
+
+    /// `out`.
+    pub fn out_features(&self) -> usize {
+        self.weight.dims().0
+    }
+
+    /// The base weight, `[out, in]`.
+    pub fn weight(&self) -> &Weight {
+        &self.weight
+    }
+
+    /// Put another weight of the same shape in place.
+    ///
+    /// # Errors
+    /// When the shapes differ.
+    pub fn set_weight(&mut self, weight: Weight) -> Result<()> {
+        if weight.dims() != self.weight.dims() {
+            candle_core::bail!(
+                "`{}` has a weight of {:?}, not {:?}",
+                self.path,
+                self.weight.dims(),
+                weight.dims()
+            )
+        }
+        self.weight = weight;
+        Ok(())
+    }
+
+    /// The bias, f32 `[out]`, outside any graph.
+    pub fn bias(&self) -> Option<Tensor> {
+        self.trainable_bias.as_ref().map(Var::as_detached_tensor).or_else(|| self.bias.clone())
+    }
+
+    /// Give the layer an adapter, or take it away.
+    pub fn set_adapter(&mut self, adapter: Option<Arc<dyn LinearAdapter>>) {
+        self.adapter = adapter;
+    }
+
+    /// The adapter in the slot.
+    pub fn adapter(&self) -> Option<&Arc<dyn LinearAdapter>> {
+        self.adapter.as_ref()
+    }
+
+    /// Train the weight itself (PEFT's `modules_to_save`, or full training). The head of a tied model is trained
+    /// through the embedding.
+    ///
+    /// # Errors
+    /// What the conversion says.
+    pub fn make_trainable(&mut self) -> Result<Vec<Parameter>> {
+        let name = format!("{}.weight", self.path);
+        let mut made =
+            vec![Parameter { name, kind: ParameterKind::Weight, var: self.weight.make_trainable()? }];
+        made.extend(self.make_bias_trainable()?);
+        Ok(made)
+    }
+
+    /// Train the bias, when there is one.
+    ///
+    /// # Errors
+    /// What the conversion says.
+    pub fn make_bias_trainable(&mut self) -> Result<Option<Parameter>> {
+        let Some(bias) = self.bias() else { return Ok(None) };
+        if self.trainable_bias.is_none() {
+            self.trainable_bias = Some(Var::from_tensor(&bias)?);
+        }
+        let name = format!("{}.bias", self.path);
+        Ok(self.trainable_bias.clone().map(|var| Parameter { name, kind: ParameterKind::Bias, var }))
+    }
+
+    /// The layer with its adapter: `[T, in] -> [T, out]`, f32.
+    ///
+    /// # Errors
+    /// What the arithmetic says, with the layer's path.
+    pub fn forward(&self, x: &Tensor, ctx: &ForwardContext<'_>) -> Result<Tensor> {
+        match &self.adapter {
+            None => self.base_forward(x),
+            Some(adapter) => adapter.forward(x, self, ctx),
+        }
+        .map_err(|e| e.context(format!("in `{}`", self.path)))
+    }
+
+    /// The layer without its adapter: `[T, in] -> [T, out]`, f32.
+    ///
+    /// # Errors
+    /// What the arithmetic says.
+    pub fn base_forward(&self, x: &Tensor) -> Result<Tensor> {
+        let y = ops::linear(x, &self.weight, self.frozen_bias())?;
+        self.add_trainable_bias(y)
+    }
+
+    /// The bias that a fused op may add itself: one that is not trained.
+    pub fn frozen_bias(&self) -> Option<&Tensor> {
+        if self.trainable_bias.is_some() { None } else { self.bias.as_ref() }
+    }
+
+    /// Add the trained bias, when there is one, to the output `[T, out]`.
+    ///
+    /// # Errors
+    /// What the arithmetic says.
+    pub fn add_trainable_bias(&self, y: Tensor) -> Result<Tensor> {
+        match &self.trainable_bias {
+            Some(bias) => y.broadcast_add(bias.as_tensor()),
+            None => Ok(y),
+        }
+    }
+}

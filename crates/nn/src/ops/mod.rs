@@ -1,0 +1,24 @@
+//! Differentiable operations, one file each: the forward calls a kernel, the backward calls its twin.
+//!
+//! Every op takes and gives f32 tensors on the CPU. An op keeps its inputs (candle does that for the graph) and, where it
+//! says so, a small statistic; nothing else outlives its forward.
+
+mod activation;
+mod attention;
+mod cross_entropy;
+mod embedding;
+mod linear;
+mod lora;
+mod norm;
+mod rope;
+mod seed;
+
+pub use activation::{Gate, gated};
+pub use attention::{AttentionShape, attention};
+pub use cross_entropy::{CrossEntropy, cross_entropy, cross_entropy_with_gradient};
+pub use embedding::embedding;
+pub use linear::linear;
+pub use lora::{LoraDropout, LoraTerms, lora_delta, lora_linear};
+pub use norm::{rms_norm, rms_norm_trainable};
+pub use rope::rope;
+pub use seed::backward_from;

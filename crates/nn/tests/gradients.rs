@@ -1,0 +1,193 @@
+//! Invariant 1: every op has a backward that agrees with finite differences, and no frozen weight is differentiated.
+
+use candle_core::{DType, Device, Tensor, Var};
+use taper_kernels::rng::CounterRng;
+use taper_nn::ops::{self, AttentionShape, Gate, LoraDropout, LoraTerms};
+use taper_nn::{ForwardContext, FrozenWeight, RotaryTables, SequenceLayout, Weight, to_vec_f32};
+
+type Result<T> = candle_core::Result<T>;
+
+fn values(rows: usize, columns: usize, stream: u64) -> Tensor {
+    let mut buffer = vec![0f32; rows * columns];
+    CounterRng::new(7, stream).fill_normal(0, 1.0, &mut buffer);
+    Tensor::from_vec(buffer, (rows, columns), &Device::Cpu).unwrap()
+}
+
+fn var(rows: usize, columns: usize, stream: u64) -> Var {
+    Var::from_tensor(&values(rows, columns, stream)).unwrap()
+}
+
+/// The scalar whose gradient is checked: a fixed random weighting of the outputs, summed in f64.
+fn weighted(y: &Tensor, weights: &[f32]) -> f64 {
+    to_vec_f32(y).unwrap().iter().zip(weights).map(|(y, w)| f64::from(*y) * f64::from(*w)).sum()
+}
+
+/// Compare the analytic gradient of every variable with central differences, element by element.
+fn check(variables: &[&Var], f: impl Fn() -> Result<Tensor>) {
+    let y = f().unwrap();
+    let mut weights = vec![0f32; y.elem_count()];
+    CounterRng::new(8, 99).fill_normal(0, 1.0, &mut weights);
+    let seed = Tensor::from_vec(weights.clone(), y.shape(), &Device::Cpu).unwrap();
+    let grads = ops::backward_from(&y, &seed).unwrap();
+    for (which, variable) in variables.iter().enumerate() {
+        let analytic = to_vec_f32(grads.get(variable.as_tensor()).expect("a gradient")).unwrap();
+        let original = to_vec_f32(variable.as_tensor()).unwrap();
+        let largest = analytic.iter().fold(0f32, |m, g| m.max(g.abs()));
+        assert!(largest > 0.0, "variable {which} got a gradient of zeros");
+        for i in 0..original.len() {
+            let step = 1e-2f32;
+            let at = |delta: f32| {
+                let mut moved = original.clone();
+                moved[i] += delta;
+                variable.set(&Tensor::from_vec(moved, variable.shape(), &Device::Cpu).unwrap()).unwrap();
+                weighted(&f().unwrap(), &weights)
+            };
+            // Fourth-order central difference: its error is that of f32, not of the step.
+            let numeric = (8.0 * (at(step) - at(-step)) - (at(2.0 * step) - at(-2.0 * step)))
+                / (12.0 * f64::from(step));
+            let error = (numeric - f64::from(analytic[i])).abs();
+            assert!(
+                error <= 2e-3 * f64::from(largest.max(1.0)),
+                "variable {which}, element {i}: {} by backward, {numeric} by differences",
+                analytic[i]
+            );
+        }
+        variable.set(&Tensor::from_vec(original, variable.shape(), &Device::Cpu).unwrap()).unwrap();
+    }
+    assert_eq!(
+        grads.get_ids().filter(|id| variables.iter().any(|v| v.as_tensor().id() == **id)).count(),
+        variables.len()
+    );
+}
+
+fn frozen(rows: usize, columns: usize, dtype: DType) -> FrozenWeight {
+    FrozenWeight::dense(&values(rows, columns, 3).to_dtype(dtype).unwrap()).unwrap()
+}
+
+#[test]
+fn linear_over_a_frozen_weight() {
+    for dtype in [DType::F32, DType::BF16, DType::F16] {
+        let (x, weight) = (var(5, 7, 1), Weight::Frozen(frozen(3, 7, dtype)));
+        let bias = values(1, 3, 4).flatten_all().unwrap();
+        check(&[&x], || ops::linear(&x, &weight, Some(&bias)));
+    }
+}
+
+#[test]
+fn linear_over_a_trained_weight() {
+    let (x, w) = (var(5, 7, 1), var(3, 7, 2));
+    check(&[&x, &w], || ops::linear(&x, &Weight::Trainable(w.clone()), None));
+}
+
+#[test]
+fn a_frozen_weight_gets_no_gradient() {
+    let (x, w) = (var(5, 7, 1), frozen(3, 7, DType::F32));
+    let y = ops::linear(&x, &Weight::Frozen(w.clone()), None).unwrap();
+    let grads = ops::backward_from(&y, &y.ones_like().unwrap()).unwrap();
+    assert!(grads.get(w.tensor()).is_none());
+    assert!(grads.get(x.as_tensor()).is_some());
+}
+
+#[test]
+fn lora_over_a_frozen_weight() {
+    let (x, a, b) = (var(5, 7, 1), var(2, 7, 2), var(3, 2, 4));
+    let terms = LoraTerms { scale: 1.7, dropout: None };
+    for dtype in [DType::F32, DType::BF16] {
+        let weight = frozen(3, 7, dtype);
+        check(&[&x, &a, &b], || ops::lora_linear(&x, &a, &b, &weight, None, terms.clone()));
+    }
+    check(&[&x, &a, &b], || ops::lora_delta(&x, &a, &b, terms.clone()));
+}
+
+#[test]
+fn lora_with_dropout_draws_the_same_mask_in_the_backward() {
+    let (x, a, b) = (var(9, 7, 1), var(2, 7, 2), var(3, 2, 4));
+    let weight = frozen(3, 7, DType::F32);
+    let dropout = Some(LoraDropout { p: 0.4, rng: CounterRng::new(1, 2) });
+    let terms = LoraTerms { scale: 0.5, dropout };
+    check(&[&x, &a, &b], || ops::lora_linear(&x, &a, &b, &weight, None, terms.clone()));
+}
+
+#[test]
+fn lora_equals_its_plain_formula() {
+    let (x, a, b, weight) = (values(5, 7, 1), values(2, 7, 2), values(3, 2, 4), frozen(3, 7, DType::F32));
+    let fused =
+        ops::lora_linear(&x, &a, &b, &weight, None, LoraTerms { scale: 1.7, dropout: None }).unwrap();
+    let delta = x.matmul(&a.t().unwrap()).unwrap().matmul(&b.t().unwrap()).unwrap();
+    let plain = (x.matmul(&weight.tensor().t().unwrap()).unwrap() + (delta * 1.7).unwrap()).unwrap();
+    for (f, p) in to_vec_f32(&fused).unwrap().iter().zip(to_vec_f32(&plain).unwrap()) {
+        assert!((f - p).abs() < 1e-4, "{f} against {p}");
+    }
+}
+
+#[test]
+fn rms_norm_frozen_trained_and_per_head() {
+    let (x, w) = (var(4, 10, 1), Var::from_tensor(&values(1, 5, 2).flatten_all().unwrap()).unwrap());
+    for offset in [0.0, 1.0] {
+        check(&[&x], || ops::rms_norm(&x, &w.as_detached_tensor(), 1e-5, offset));
+        check(&[&x, &w], || ops::rms_norm_trainable(&x, &w, 1e-5, offset));
+    }
+}
+
+#[test]
+fn rope_of_part_of_a_head() {
+    let angles = values(6, 2, 5);
+    let tables = RotaryTables { cos: angles.cos().unwrap(), sin: angles.sin().unwrap() };
+    let x = var(6, 2 * 6, 1);
+    check(&[&x], || ops::rope(&x, &tables, 6));
+}
+
+#[test]
+fn gated_activations() {
+    let (gate, up) = (var(4, 6, 1), var(4, 6, 2));
+    for f in [Gate::Silu, Gate::GeluTanh] {
+        check(&[&gate, &up], || ops::gated(&gate, &up, f));
+    }
+}
+
+#[test]
+fn attention_over_segments_with_grouped_heads_window_and_soft_cap() {
+    let layout = SequenceLayout::from_lengths(&[1, 5, 3]);
+    for (window, soft_cap) in [(None, None), (Some(2), None), (None, Some(1.5))] {
+        let shape = AttentionShape { heads: 4, kv_heads: 2, head_dim: 3, scale: 0.6, window, soft_cap };
+        let (q, k, v) = (var(9, 12, 1), var(9, 6, 2), var(9, 6, 3));
+        check(&[&q, &k, &v], || ops::attention(&q, &k, &v, 0, &shape, &mut ForwardContext::new(&layout)));
+    }
+}
+
+#[test]
+fn embedding_rows_gather_their_gradients() {
+    let table = var(6, 4, 1);
+    check(&[&table], || ops::embedding(&[3, 0, 3, 5], &Weight::Trainable(table.clone())));
+    assert!(ops::embedding(&[6], &Weight::Trainable(table)).unwrap_err().to_string().contains("6"));
+}
+
+#[test]
+fn cross_entropy_gradient_is_that_of_the_sum() {
+    let logits = var(4, 9, 1);
+    let targets = [0u32, 8, 3, 3];
+    let (losses, gradient) = ops::cross_entropy_with_gradient(&logits, &targets).unwrap();
+    assert_eq!(losses, ops::cross_entropy(&logits, &targets).unwrap());
+    let (analytic, original) = (to_vec_f32(&gradient).unwrap(), to_vec_f32(&logits).unwrap());
+    for i in 0..original.len() {
+        let at = |delta: f32| {
+            let mut moved = original.clone();
+            moved[i] += delta;
+            let moved = Tensor::from_vec(moved, (4, 9), &Device::Cpu).unwrap();
+            ops::cross_entropy(&moved, &targets).unwrap().sum()
+        };
+        let numeric = (at(1e-2) - at(-1e-2)) / 2e-2;
+        assert!((numeric - f64::from(analytic[i])).abs() < 1e-3, "element {i}");
+    }
+}
+
+#[test]
+fn a_cached_pass_refuses_a_trained_input() {
+    let layout = SequenceLayout::single(2);
+    let mut cache = taper_nn::KvCache::new(1);
+    let shape =
+        AttentionShape { heads: 1, kv_heads: 1, head_dim: 4, scale: 0.5, window: None, soft_cap: None };
+    let (q, k) = (var(2, 4, 1), values(2, 4, 2));
+    let mut ctx = ForwardContext::cached(&layout, vec![&mut cache]);
+    assert!(ops::attention(&q, &k, &k, 0, &shape, &mut ctx).is_err());
+}
