@@ -97,22 +97,69 @@ mod tests {
     fn a_step_equals_a_step_in_f64_for_any_length() {
         for n in [0usize, 1, 17, 40_000] {
             let rng = crate::rng::CounterRng::new(5, n as u64);
-            let mut fill = |stream: u64| {
+            let fill = |stream: u64| {
                 let mut x = vec![0.0f32; n];
                 rng.fill_uniform(stream * 1_000_000, 0.01, 1.0, &mut x);
                 x
             };
             let (mut p, g, mut m, mut v) = (fill(0), fill(1), fill(2), fill(3));
-            let s = AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.99, eps: 1e-8, weight_decay: 0.1, step: 3, grad_scale: 0.5 };
+            let s = AdamW {
+                lr: 1e-2,
+                beta1: 0.9,
+                beta2: 0.99,
+                eps: 1e-8,
+                weight_decay: 0.1,
+                step: 3,
+                grad_scale: 0.5,
+            };
             let before = (p.clone(), m.clone(), v.clone());
             adamw_step(&mut p, &g, &mut m, &mut v, &s);
             for i in 0..n {
                 let g = 0.5 * f64::from(g[i]);
                 let m64 = 0.9 * f64::from(before.1[i]) + 0.1 * g;
                 let v64 = 0.99 * f64::from(before.2[i]) + 0.01 * g * g;
-                let update = s.lr / (1.0 - 0.9f64.powi(3)) * m64 / ((v64 / (1.0 - 0.99f64.powi(3))).sqrt() + s.eps);
+                let update =
+                    s.lr / (1.0 - 0.9f64.powi(3)) * m64 / ((v64 / (1.0 - 0.99f64.powi(3))).sqrt() + s.eps);
                 let want = f64::from(before.0[i]) * (1.0 - s.lr * s.weight_decay) - update;
-                assert!((f64::from(p[i]) - want).abs() < 1e-6 && (f64::from(m[i]) - m64).abs() < 1e-6, "{i} of {n}");
+                assert!(
+                    (f64::from(p[i]) - want).abs() < 1e-6 && (f64::from(m[i]) - m64).abs() < 1e-6,
+                    "{i} of {n}"
+                );
+            }
+        }
+    }
+
+    /// 10 steps of `torch.optim.AdamW` on given gradients; the JSON file says with which settings.
+    #[test]
+    fn ten_steps_follow_torch() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/golden/train");
+        let bytes = fs_err::read(format!("{folder}/optimizers.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let tensor = |name: &str| -> Vec<f32> {
+            let data = file.tensor(name).unwrap().data();
+            data.as_chunks::<4>().0.iter().map(|b| f32::from_le_bytes(*b)).collect()
+        };
+        let text = fs_err::read_to_string(format!("{folder}/optimizers.json")).unwrap();
+        let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+        let number = |key: &str| json["adamw"][key].as_f64().unwrap();
+        let beta = |i: usize| json["adamw"]["betas"][i].as_f64().unwrap();
+        let (mut p, grads, golden) = (tensor("p0"), tensor("grads"), tensor("adamw"));
+        let n = p.len();
+        assert_eq!((grads.len(), golden.len()), (10 * n, 10 * n));
+        let (mut m, mut v) = (vec![0.0; n], vec![0.0; n]);
+        for (step, (grad, want)) in grads.chunks(n).zip(golden.chunks(n)).enumerate() {
+            let settings = AdamW {
+                lr: number("lr"),
+                beta1: beta(0),
+                beta2: beta(1),
+                eps: number("eps"),
+                weight_decay: number("weight_decay"),
+                step: step as u64 + 1,
+                grad_scale: 1.0,
+            };
+            adamw_step(&mut p, grad, &mut m, &mut v, &settings);
+            for (i, (p, want)) in p.iter().zip(want).enumerate() {
+                assert!((p - want).abs() <= 2e-6, "step {}, element {i}: {p} and not {want}", step + 1);
             }
         }
     }

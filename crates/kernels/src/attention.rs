@@ -60,7 +60,10 @@ impl AttentionShape {
 
     fn check(&self) {
         assert!(
-            self.kv_heads > 0 && self.heads > 0 && self.heads.is_multiple_of(self.kv_heads) && self.head_dim > 0,
+            self.kv_heads > 0
+                && self.heads > 0
+                && self.heads.is_multiple_of(self.kv_heads)
+                && self.head_dim > 0,
             "{} query heads over {} key/value heads of width {}",
             self.heads,
             self.kv_heads,
@@ -129,7 +132,11 @@ pub fn attention_backward(
     let t = check_segments(segments.iter().map(|s| (s.q_start, s.q_len)));
     check_packed(q, k, v, shape, t);
     let n = q.len();
-    assert_eq!((g.len(), out.len(), dq.len(), lse.len()), (n, n, n, t * shape.heads), "lengths of g, out, dq, lse");
+    assert_eq!(
+        (g.len(), out.len(), dq.len(), lse.len()),
+        (n, n, n, t * shape.heads),
+        "lengths of g, out, dq, lse"
+    );
     assert_eq!((dk.len(), dv.len()), (k.len(), k.len()), "lengths of dk and dv");
     let saved = backward::Saved { g, q, out, lse };
     let (dq, dk, dv) = (SharedMut::new(dq), SharedMut::new(dk), SharedMut::new(dv));
@@ -150,12 +157,22 @@ pub fn attention_backward(
 pub fn attention_cached(q: &[f32], queries: &[CachedSegment<'_>], shape: &AttentionShape, out: &mut [f32]) {
     shape.check();
     let t = check_segments(queries.iter().map(|s| (s.q_start, s.q_len)));
-    assert_eq!((q.len(), out.len()), (t * shape.query_width(), t * shape.query_width()), "lengths of q and out");
+    assert_eq!(
+        (q.len(), out.len()),
+        (t * shape.query_width(), t * shape.query_width()),
+        "lengths of q and out"
+    );
     let jobs: Vec<Job<'_>> = queries.iter().map(|s| Job::cached(s, shape)).collect();
     run_forward(q, &jobs, shape, out, None);
 }
 
-fn run_forward(q: &[f32], jobs: &[Job<'_>], shape: &AttentionShape, out: &mut [f32], lse: Option<&mut [f32]>) {
+fn run_forward(
+    q: &[f32],
+    jobs: &[Job<'_>],
+    shape: &AttentionShape,
+    out: &mut [f32],
+    lse: Option<&mut [f32]>,
+) {
     let per_tile = tile::queries_per_tile(shape);
     let tiles: Vec<(&Job<'_>, usize)> =
         jobs.iter().flat_map(|job| (0..job.q_len).step_by(per_tile).map(move |first| (job, first))).collect();

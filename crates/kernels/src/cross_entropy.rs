@@ -37,7 +37,13 @@ pub fn cross_entropy_forward_backward(logits: &mut [f32], targets: &[u32], losse
 ///
 /// # Panics
 /// When a length does not fit, or a target is not below `v`.
-pub fn cross_entropy_forward(logits: &[f32], targets: &[u32], losses: &mut [f32], argmax: Option<&mut [u32]>, v: usize) {
+pub fn cross_entropy_forward(
+    logits: &[f32],
+    targets: &[u32],
+    losses: &mut [f32],
+    argmax: Option<&mut [u32]>,
+    v: usize,
+) {
     check(logits.len(), targets, losses.len(), v);
     let row = |((logits, &target), loss): ((&[f32], &u32), &mut f32)| {
         let highest = max(logits);
@@ -55,7 +61,10 @@ pub fn cross_entropy_forward(logits: &[f32], targets: &[u32], losses: &mut [f32]
 
 fn check(logits: usize, targets: &[u32], losses: usize, v: usize) {
     let n = targets.len();
-    assert!(v > 0 && logits == n * v && losses == n, "{logits} logits and {losses} losses for {n} targets and V={v}");
+    assert!(
+        v > 0 && logits == n * v && losses == n,
+        "{logits} logits and {losses} losses for {n} targets and V={v}"
+    );
     if let Some(target) = targets.iter().find(|&&target| target as usize >= v) {
         panic!("target {target} with V={v}");
     }
@@ -103,5 +112,87 @@ multiversion! {
         for x in x {
             *x *= by;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::plain;
+    use crate::rng::CounterRng;
+    use crate::testing::{assert_close, assert_same_for_any_threads, poisoned, random};
+
+    fn case(n: usize, v: usize) -> (Vec<f32>, Vec<u32>) {
+        let rng = CounterRng::new(4, v as u64);
+        (
+            random(n * v, 1).iter().map(|x| 15.0 * x).collect(),
+            (0..n as u64).map(|i| rng.below(i, v as u64) as u32).collect(),
+        )
+    }
+
+    #[test]
+    fn losses_and_gradients_equal_the_plain_twin() {
+        for (n, v) in [(0, 3), (1, 1), (3, 2), (5, 17), (2, 31), (3, 10_007)] {
+            let (logits, targets) = case(n, v);
+            let wide = plain::widen(&logits);
+            let want = plain::cross_entropy(&wide, &targets, v);
+            let (mut losses, mut best) = (poisoned(n), vec![u32::MAX; n]);
+            cross_entropy_forward(&logits, &targets, &mut losses, Some(&mut best), v);
+            assert_close(&losses, &want, 2e-6, "losses");
+            let (mut g, mut again) = (logits.clone(), poisoned(n));
+            cross_entropy_forward_backward(&mut g, &targets, &mut again, v);
+            assert_close(&again, &want, 2e-6, "losses with gradients");
+            for (row, &best) in logits.chunks(v).zip(&best) {
+                assert!(row.iter().all(|&l| l <= row[best as usize]));
+            }
+            if v < 100 {
+                let want =
+                    plain::numeric_gradient(&wide, |l| plain::cross_entropy(l, &targets, v).iter().sum());
+                assert_close(&g, &want, 1e-6, "gradients");
+            } else {
+                assert!(g.chunks(v).all(|row| row.iter().map(|&g| f64::from(g)).sum::<f64>().abs() < 1e-5));
+            }
+        }
+    }
+
+    #[test]
+    fn large_and_masked_logits_are_stable() {
+        let mut logits = [1e30, 0.0, f32::NEG_INFINITY, 5000.0, 4999.0, f32::NEG_INFINITY];
+        let mut losses = [f32::NAN; 2];
+        cross_entropy_forward_backward(&mut logits, &[0, 1], &mut losses, 3);
+        assert_eq!(losses[0], 0.0);
+        assert!((losses[1] - 1.313_261_7).abs() < 1e-6);
+        assert!(logits.iter().all(|g| g.is_finite()) && logits[2] == 0.0);
+    }
+
+    #[test]
+    fn a_nan_logit_makes_the_loss_nan() {
+        let mut losses = [0.0; 2];
+        cross_entropy_forward(&[0.0, f32::NAN, 1.0, 0.0, 0.0, 0.0], &[0, 0], &mut losses, None, 3);
+        assert!(losses[0].is_nan() && losses[1].is_finite());
+    }
+
+    #[test]
+    fn argmax_takes_the_first_of_equals() {
+        let (mut losses, mut best) = ([0.0; 1], [9]);
+        cross_entropy_forward(&[0.0, 2.0, 2.0], &[0], &mut losses, Some(&mut best), 3);
+        assert_eq!(best, [1]);
+    }
+
+    #[test]
+    fn bits_do_not_depend_on_the_number_of_threads() {
+        let (logits, targets) = case(20, 5_000);
+        assert_same_for_any_threads("cross entropy", || {
+            let (mut g, mut losses) = (logits.clone(), poisoned(20));
+            cross_entropy_forward_backward(&mut g, &targets, &mut losses, 5_000);
+            g.extend(losses);
+            g
+        });
+    }
+
+    #[test]
+    #[should_panic(expected = "target 3 with V=3")]
+    fn a_target_outside_the_vocabulary_is_named() {
+        cross_entropy_forward(&[0.0; 3], &[3], &mut [0.0], None, 3);
     }
 }

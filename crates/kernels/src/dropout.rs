@@ -37,13 +37,16 @@ mod tests {
     #[test]
     fn each_element_follows_its_own_word() {
         let rng = CounterRng::new(11, 3);
-        for (n, start, p) in [(0usize, 0u64, 0.5f32), (1, 9, 0.1), (40_001, 77, 0.3), (100, 2, 0.0), (100, 2, 0.999)] {
+        for (n, start, p) in
+            [(0usize, 0u64, 0.5f32), (1, 9, 0.1), (40_001, 77, 0.3), (100, 2, 0.0), (100, 2, 0.999)]
+        {
             let x: Vec<f32> = (0..n).map(|i| i as f32 + 1.0).collect();
             let mut y = vec![f32::NAN; n];
             dropout(&x, &mut y, p, &rng, start);
             let scale = (1.0 / (1.0 - f64::from(p))) as f32;
             for i in 0..n {
-                let kept = f64::from(rng.u32_at(start + i as u64)) >= (f64::from(p) * 4_294_967_296.0).floor();
+                let kept =
+                    f64::from(rng.u32_at(start + i as u64)) >= (f64::from(p) * 4_294_967_296.0).floor();
                 assert_eq!(y[i], if kept { x[i] * scale } else { 0.0 }, "{i} of {n} at p = {p}");
             }
         }

@@ -15,6 +15,8 @@
 
 #[macro_use]
 mod simd;
+#[cfg(test)]
+mod testing;
 
 pub mod activation;
 pub mod adamw;

@@ -23,7 +23,8 @@ impl MappedFile {
     /// When it cannot be opened or mapped, is not a regular file (a folder, a device, a pipe), or is empty. The error names the path.
     pub fn open(path: impl AsRef<Path>) -> io::Result<Self> {
         let path = path.as_ref();
-        let refuse = |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("`{}` {why}", path.display()));
+        let refuse =
+            |why: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("`{}` {why}", path.display()));
         // Asked before opening: opening a pipe would wait for its writer.
         if !fs_err::metadata(path)?.is_file() {
             return Err(refuse("is not a regular file"));

@@ -45,7 +45,14 @@ pub fn rms_norm(x: &[f64], w: &[f64], offset: f64, eps: f64, h: usize) -> Vec<f6
 }
 
 /// Half-split rotary embedding of x `[T, heads * head_dim]`, with cos and sin `[T, rotary_dim / 2]`.
-pub fn rope(x: &[f64], cos: &[f64], sin: &[f64], heads: usize, head_dim: usize, rotary_dim: usize) -> Vec<f64> {
+pub fn rope(
+    x: &[f64],
+    cos: &[f64],
+    sin: &[f64],
+    heads: usize,
+    head_dim: usize,
+    rotary_dim: usize,
+) -> Vec<f64> {
     let half = rotary_dim / 2;
     let mut y = x.to_vec();
     for (row, head) in (0..x.len() / head_dim).map(|i| (i / heads, i * head_dim)) {
@@ -82,7 +89,13 @@ pub fn cross_entropy(logits: &[f64], targets: &[u32], v: usize) -> Vec<f64> {
 /// Causal attention: out `[T, N*D]` and the log of each softmax's denominator `[T,N]`.
 ///
 /// Query i of a segment sees key j of the same segment when j <= i and, with a window w, j > i - w.
-pub fn attention(q: &[f64], k: &[f64], v: &[f64], segments: &[Segment], shape: &AttentionShape) -> (Vec<f64>, Vec<f64>) {
+pub fn attention(
+    q: &[f64],
+    k: &[f64],
+    v: &[f64],
+    segments: &[Segment],
+    shape: &AttentionShape,
+) -> (Vec<f64>, Vec<f64>) {
     let (n, kv, d) = (shape.heads, shape.kv_heads, shape.head_dim);
     let t = q.len() / (n * d);
     let (mut out, mut lse) = (vec![0.0; t * n * d], vec![0.0; t * n]);

@@ -119,7 +119,9 @@ pub fn shuffle<T>(seed: u64, stream: u64, items: &mut [T]) {
 
 /// A stream number from a name: the 64-bit FNV-1a hash of its bytes.
 pub fn stream_of(name: &str) -> u64 {
-    name.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3))
+    name.bytes().fold(0xCBF2_9CE4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01B3)
+    })
 }
 
 /// Combines two keys to one, by the finaliser of SplitMix64 (Steele, Lea, Flood, OOPSLA 2014). The order matters.
@@ -167,12 +169,8 @@ fn philox<const W: usize>(mut counter: [[u32; W]; 4], mut key: [u32; 2]) -> [[u3
 
 multiversion! {
     fn philox_blocks(first: u64, stream: [u32; 2], key: [u32; 2], words: &mut [u32; 4 * BLOCKS]) {
-        let mut counter = [[0u32; BLOCKS], [0u32; BLOCKS], [stream[0]; BLOCKS], [stream[1]; BLOCKS]];
-        for l in 0..BLOCKS {
-            let [low, high] = halves(first.wrapping_add(l as u64));
-            counter[0][l] = low;
-            counter[1][l] = high;
-        }
+        let positions: [[u32; 2]; BLOCKS] = core::array::from_fn(|l| halves(first.wrapping_add(l as u64)));
+        let counter = [positions.map(|p| p[0]), positions.map(|p| p[1]), [stream[0]; BLOCKS], [stream[1]; BLOCKS]];
         let out = philox(counter, key);
         for l in 0..BLOCKS {
             for w in 0..4 {
@@ -188,7 +186,8 @@ mod tests {
 
     fn of(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
         let join = |low: u32, high: u32| u64::from(low) | u64::from(high) << 32;
-        CounterRng::new(join(key[0], key[1]), join(counter[2], counter[3])).block(join(counter[0], counter[1]))
+        CounterRng::new(join(key[0], key[1]), join(counter[2], counter[3]))
+            .block(join(counter[0], counter[1]))
     }
 
     /// The vectors that Random123 ships in `kat_vectors` for `philox4x32 10`.

@@ -29,7 +29,6 @@ impl<'a, T> SharedMut<'a, T> {
     ///
     /// # Safety
     /// No other part that overlaps this one may be in use while the result lives.
-    #[expect(clippy::mut_from_ref, reason = "the caller promises that the parts are disjoint")]
     pub(crate) unsafe fn part(&self, at: usize, len: usize) -> &'a mut [T] {
         assert!(at <= self.len && len <= self.len - at, "part {at}+{len} of {}", self.len);
         // SAFETY: in bounds by the assertion; unique by the caller's promise.

@@ -5,16 +5,25 @@
 
 /// Instruction sets that have a version of their own.
 #[cfg(target_arch = "x86_64")]
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
-    Avx512,
-    Avx2,
     Portable,
+    Avx2,
+    Avx512,
 }
 
 /// The best version that this processor can run. Detection is cached by the standard library.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn level() -> Level {
+    #[cfg(test)]
+    if let Some(level) = tests::LEVEL.get() {
+        return level;
+    }
+    detected()
+}
+
+#[cfg(target_arch = "x86_64")]
+fn detected() -> Level {
     if is_x86_feature_detected!("avx512f")
         && is_x86_feature_detected!("avx512bw")
         && is_x86_feature_detected!("avx512dq")
@@ -170,6 +179,62 @@ pub(crate) fn dot(a: &[f32], b: &[f32]) -> f32 {
 mod tests {
     use super::*;
 
+    thread_local! {
+        /// The version that this thread's tests ask for.
+        #[cfg(target_arch = "x86_64")]
+        pub(super) static LEVEL: core::cell::Cell<Option<Level>> = const { core::cell::Cell::new(None) };
+    }
+
+    /// Sizes are small enough to stay on this thread, which is the one that asked for a version.
+    #[cfg(target_arch = "x86_64")]
+    fn results_at(level: Level) -> Vec<u32> {
+        use crate::testing::{poisoned, random};
+        use crate::{activation, attention, cross_entropy, gemm, norm, rope};
+        LEVEL.set(Some(level));
+        let (x, up, w) = (random(9 * 70, 1), random(9 * 70, 2), random(70, 3));
+        let mut all = Vec::new();
+        let (mut y, mut inv, mut dx, mut dw) = (poisoned(630), poisoned(9), poisoned(630), poisoned(70));
+        norm::rms_norm_forward(&x, &w, 1.0, 1e-6, &mut y, 9, 70, &mut inv);
+        norm::rms_norm_backward(&up, &x, &w, 1.0, &inv, &mut dx, Some(&mut dw), 9, 70);
+        all.extend([y.clone(), inv, dx.clone(), dw].concat());
+        activation::gelu_tanh_mul_forward(&x, &up, &mut y);
+        let mut dup = poisoned(630);
+        activation::silu_mul_backward(&up, &x, &w.repeat(9), &mut dx, &mut dup);
+        all.extend([y.clone(), dx, dup].concat());
+        rope::rope(&mut y, &w[..63], &up[..63], 9, 5, 14, 14, false);
+        let mut losses = poisoned(9);
+        cross_entropy::cross_entropy_forward_backward(&mut y, &[3; 9], &mut losses, 70);
+        all.extend([y, losses].concat());
+        let narrow: Vec<half::bf16> = up.iter().map(|&x| half::bf16::from_f32(x)).collect();
+        let mut few = poisoned(27);
+        gemm::linear_forward(&x[..210], gemm::WeightView::BF16(&narrow), None, &mut few, 3, 70, 9);
+        all.extend(few);
+        let shape = attention::AttentionShape {
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 7,
+            scale: 1.0,
+            window: None,
+            soft_cap: Some(2.0),
+        };
+        let (mut out, mut lse) = (poisoned(63), poisoned(9));
+        let segments = [attention::Segment { q_start: 0, q_len: 9 }];
+        attention::attention_forward(&x[..63], &up[..63], &x[63..126], &segments, &shape, &mut out, &mut lse);
+        all.extend([out, lse].concat());
+        LEVEL.set(None);
+        all.iter().map(|x| x.to_bits()).collect()
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn every_version_gives_the_same_bits() {
+        let portable = results_at(Level::Portable);
+        assert!(portable.iter().all(|&bits| f32::from_bits(bits).is_finite()));
+        for level in [Level::Avx2, Level::Avx512].into_iter().filter(|&level| level <= detected()) {
+            assert!(results_at(level) == portable, "{level:?} against the portable version");
+        }
+    }
+
     fn sweep() -> impl Iterator<Item = f32> {
         (-9000..=9000).map(|i| i as f32 * 0.009_871).chain((0..60).map(|i| 2f32.powi(-i)))
     }
@@ -201,7 +266,11 @@ mod tests {
     fn tanh_and_sigmoid_follow_f64() {
         for x in sweep() {
             let want = f64::from(x).tanh();
-            assert!((f64::from(tanh(x)) - want).abs() <= 5e-7 * want.abs(), "tanh({x}) = {} and not {want}", tanh(x));
+            assert!(
+                (f64::from(tanh(x)) - want).abs() <= 5e-7 * want.abs(),
+                "tanh({x}) = {} and not {want}",
+                tanh(x)
+            );
             let want = 1.0 / (1.0 + (-f64::from(x)).exp());
             assert!((f64::from(sigmoid(x)) - want).abs() <= 4e-7 * want + 1e-38, "sigmoid({x})");
         }

@@ -40,7 +40,13 @@ thread_local! {
 }
 
 /// Writes dq for the heads of a group and dk, dv for their key/value head, over all rows of the job.
-pub(super) fn head(saved: &Saved<'_>, job: &Job<'_>, shape: &AttentionShape, kv_head: usize, to: &Gradients<'_>) {
+pub(super) fn head(
+    saved: &Saved<'_>,
+    job: &Job<'_>,
+    shape: &AttentionShape,
+    kv_head: usize,
+    to: &Gradients<'_>,
+) {
     for row in job.q_start..job.q_start + job.q_len {
         let at = row * shape.kv_width() + kv_head * shape.head_dim;
         // SAFETY: this task alone writes the columns of this head in the rows of this job.
@@ -90,7 +96,13 @@ fn tile(
     let (q_mat, g_mat) = (MatRef::new(q, rows, d, d), MatRef::new(g, rows, d, d));
     for keys in job.key_tiles(queries, shape.window) {
         scores(job, shape, kv_head, queries, keys, q, s);
-        multiply(&mut MatMut::new(dp, rows, keys.1, KEYS), g_mat, job.values(shape, kv_head, keys).transposed(), 1.0, false);
+        multiply(
+            &mut MatMut::new(dp, rows, keys.1, KEYS),
+            g_mat,
+            job.values(shape, kv_head, keys).transposed(),
+            1.0,
+            false,
+        );
         probabilities(s, dp, keys.1, lse, delta, shape.soft_cap);
         let (p, ds) = (MatRef::new(s, rows, keys.1, KEYS), MatRef::new(dp, rows, keys.1, KEYS));
         let at = (job.q_start + keys.0) * shape.kv_width() + kv_head * d;
@@ -111,7 +123,14 @@ fn tile(
 }
 
 /// Scores become probabilities, and d/d(probability) becomes d/d(score before the cap).
-fn probabilities(s: &mut [f32], dp: &mut [f32], keys: usize, lse: &[f32], delta: &[f32], soft_cap: Option<f32>) {
+fn probabilities(
+    s: &mut [f32],
+    dp: &mut [f32],
+    keys: usize,
+    lse: &[f32],
+    delta: &[f32],
+    soft_cap: Option<f32>,
+) {
     let rows = s.chunks_exact_mut(KEYS).zip(dp.chunks_exact_mut(KEYS));
     for ((s, dp), (&lse, &delta)) in rows.zip(lse.iter().zip(delta)) {
         match soft_cap {

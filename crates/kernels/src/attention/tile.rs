@@ -34,11 +34,21 @@ impl<'a> Job<'a> {
         assert!(s.q_len <= s.kv_len, "{} queries in a sequence of {}", s.q_len, s.kv_len);
         let used = s.kv_len * shape.kv_width();
         assert!(used <= s.k.len().min(s.v.len()), "a cache of {} keys and {} values", s.k.len(), s.v.len());
-        Self { q_start: s.q_start, q_len: s.q_len, offset: s.kv_len - s.q_len, k: &s.k[..used], v: &s.v[..used] }
+        Self {
+            q_start: s.q_start,
+            q_len: s.q_len,
+            offset: s.kv_len - s.q_len,
+            k: &s.k[..used],
+            v: &s.v[..used],
+        }
     }
 
     /// The key tiles (first position, count) that queries `first..first + count` can see.
-    pub(super) fn key_tiles(&self, queries: (usize, usize), window: Option<usize>) -> impl Iterator<Item = (usize, usize)> {
+    pub(super) fn key_tiles(
+        &self,
+        queries: (usize, usize),
+        window: Option<usize>,
+    ) -> impl Iterator<Item = (usize, usize)> {
         let end = self.offset + queries.0 + queries.1;
         let start = window.map_or(0, |w| (self.offset + queries.0 + 1).saturating_sub(w));
         (start..end).step_by(KEYS).map(move |first| (first, KEYS.min(end - first)))
@@ -55,7 +65,12 @@ impl<'a> Job<'a> {
     }
 }
 
-fn head_rows<'a>(data: &'a [f32], shape: &AttentionShape, kv_head: usize, (first, count): (usize, usize)) -> MatRef<'a> {
+fn head_rows<'a>(
+    data: &'a [f32],
+    shape: &AttentionShape,
+    kv_head: usize,
+    (first, count): (usize, usize),
+) -> MatRef<'a> {
     let width = shape.kv_width();
     MatRef::new(&data[first * width + kv_head * shape.head_dim..], count, shape.head_dim, width)
 }
@@ -66,7 +81,13 @@ pub(super) fn queries_per_tile(shape: &AttentionShape) -> usize {
 }
 
 /// Copies the rows of a group of heads to a tile `[count * G, D]`.
-pub(super) fn gather_group(x: &[f32], shape: &AttentionShape, kv_head: usize, rows: (usize, usize), tile: &mut [f32]) {
+pub(super) fn gather_group(
+    x: &[f32],
+    shape: &AttentionShape,
+    kv_head: usize,
+    rows: (usize, usize),
+    tile: &mut [f32],
+) {
     let width = shape.group() * shape.head_dim;
     for (row, out) in (rows.0..rows.0 + rows.1).zip(tile.chunks_exact_mut(width)) {
         out.copy_from_slice(&x[row * shape.query_width() + kv_head * width..][..width]);
@@ -86,7 +107,13 @@ pub(super) fn scores(
     let group = shape.group();
     let rows = count * group;
     let q = MatRef::new(scaled_q, rows, shape.head_dim, shape.head_dim);
-    multiply(&mut MatMut::new(s, rows, keys.1, KEYS), q, job.keys(shape, kv_head, keys).transposed(), 1.0, false);
+    multiply(
+        &mut MatMut::new(s, rows, keys.1, KEYS),
+        q,
+        job.keys(shape, kv_head, keys).transposed(),
+        1.0,
+        false,
+    );
     if let Some(cap) = shape.soft_cap {
         for row in s.chunks_exact_mut(KEYS).take(rows) {
             cap_scores(&mut row[..keys.1], cap);
@@ -96,7 +123,8 @@ pub(super) fn scores(
         // Visible are the positions low..high, counted from the tile's first key.
         let position = job.offset + first + i;
         let high = (position + 1).saturating_sub(keys.0).min(keys.1);
-        let low = shape.window.map_or(0, |w| (position + 1).saturating_sub(w).saturating_sub(keys.0)).min(high);
+        let low =
+            shape.window.map_or(0, |w| (position + 1).saturating_sub(w).saturating_sub(keys.0)).min(high);
         if low > 0 || high < keys.1 {
             for row in rows.chunks_exact_mut(KEYS) {
                 row[..low].fill(f32::NEG_INFINITY);
@@ -156,7 +184,8 @@ pub(super) fn forward_tile(
                 scale(acc, 1.0 / sum);
             }
             // SAFETY: this task alone writes the columns of this group in these rows.
-            unsafe { out.part(row * shape.query_width() + kv_head * group * d, group * d) }.copy_from_slice(acc);
+            unsafe { out.part(row * shape.query_width() + kv_head * group * d, group * d) }
+                .copy_from_slice(acc);
             if let Some(lse) = lse {
                 // SAFETY: as above.
                 let lse = unsafe { lse.part(row * shape.heads + kv_head * group, group) };
