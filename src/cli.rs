@@ -1,0 +1,243 @@
+//! The command line. Scripts and CI depend on it: verbs, flags and exit codes stay.
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+
+const AFTER_HELP: &str = "\
+Examples:
+  taper run recipes/quickstart.toml                      check, train, evaluate, gate, export, report
+  taper check my.toml                                    all that is wrong with recipe and data, without training
+  taper generate --model BASE --adapter runs/my/adapter --prompt 'Hello'
+
+Exit codes: 0 passed, 1 internal fault, 2 what was given is wrong, 4 nothing was evaluated, 5 not enough data to say,
+100 a gate failed, 130 interrupted (a checkpoint was written).";
+
+/// Fine-tune small language models from JSONL by a recipe, prove the adapter, export it, generate with it.
+#[derive(Debug, Parser)]
+#[command(name = "taper", version, after_help = AFTER_HELP, max_term_width = 110)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Check, train, evaluate base and adapter, gate, export, report
+    Run(RunArgs),
+    /// Tell all that is wrong with a recipe and its data, with places; loads no weights
+    Check(RecipeArgs),
+    /// Show an example as the model will see it: text, token, id, role, supervised or not
+    Explain(ExplainArgs),
+    /// The training part alone
+    Train(RunArgs),
+    /// The evaluation part alone, base against the adapter of a run
+    Eval(RecipeArgs),
+    /// Write artefacts from the adapter of a run, with proof
+    Export(ExportArgs),
+    /// Answer one prompt
+    Generate(GenerateArgs),
+    /// Chat in the terminal
+    Chat(ChatArgs),
+    /// The built-in recipes
+    Recipe {
+        #[command(subcommand)]
+        verb: RecipeVerb,
+    },
+    /// Throughput of training and decoding for a model shape
+    Bench {
+        #[command(subcommand)]
+        verb: BenchVerb,
+    },
+}
+
+/// A recipe and what overrides it.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RecipeArgs {
+    /// The recipe file
+    pub(crate) recipe: PathBuf,
+    /// Override a key of the recipe, for example `--set train.max_steps=20`; may be given more than once
+    #[arg(long = "set", value_name = "KEY=VALUE")]
+    pub(crate) sets: Vec<String>,
+    /// The run's folder [default: runs/<recipe name>]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// What every verb takes.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct CommonArgs {
+    /// Print one machine-readable object on stdout
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// Where to compute; this build has the CPU
+    #[arg(long, default_value = "auto", value_parser = ["auto", "cpu"])]
+    pub(crate) device: String,
+    /// Never use the network, even for a hub id: take what is in the cache
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+/// A recipe to run, from the start or from its newest checkpoint.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct RunArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// Go on from the newest whole checkpoint in the run's folder
+    #[arg(long)]
+    pub(crate) resume: bool,
+}
+
+/// Which example to explain.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ExplainArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// Which training example, from 0
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) sample: usize,
+}
+
+/// What to export.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ExportArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// Formats, comma-separated: peft, merged [default: those of the recipe]
+    #[arg(long, value_delimiter = ',', value_name = "FORMATS")]
+    pub(crate) format: Vec<String>,
+}
+
+/// A model, perhaps with an adapter.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ModelArgs {
+    /// The base: a folder, or a hub id `owner/name`
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) model: String,
+    /// A folder with a LoRA in PEFT's format
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// How to sample.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct SamplingArgs {
+    /// Most tokens of an answer
+    #[arg(long, default_value_t = 256, value_name = "N")]
+    pub(crate) max_new_tokens: usize,
+    /// 0 takes the likeliest token each time; 1 samples from the model's own distribution
+    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    pub(crate) temperature: f64,
+    /// Sample from the fewest tokens whose probabilities sum to this; 1 keeps all
+    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    pub(crate) top_p: f64,
+    /// Sample from the K likeliest tokens; 0 keeps all
+    #[arg(long, default_value_t = 0, value_name = "K")]
+    pub(crate) top_k: usize,
+    /// Drop tokens less likely than this share of the likeliest; 0 keeps all
+    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    pub(crate) min_p: f64,
+    /// The same seed gives the same answer
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+    /// End the answer before this text; may be given more than once
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+}
+
+/// One prompt.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct GenerateArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// The prompt; `-` reads it from stdin. With a chat template it is the user's message
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: String,
+    /// A system message before it
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    /// Take the prompt as it is, without the chat template
+    #[arg(long)]
+    pub(crate) raw: bool,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+/// A conversation.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct ChatArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// A system message
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) system: Option<String>,
+    #[command(flatten)]
+    pub(crate) sampling: SamplingArgs,
+}
+
+/// What to do with the built-in recipes.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum RecipeVerb {
+    /// List them
+    Ls,
+    /// Print one
+    Show {
+        /// Its name, as `ls` prints it
+        name: String,
+    },
+    /// Copy one to a file to change
+    Cp {
+        /// Its name, as `ls` prints it
+        name: String,
+        /// The file to write [default: the name's last part, here]
+        to: Option<PathBuf>,
+    },
+}
+
+/// What to measure.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum BenchVerb {
+    /// Optimiser steps of a rank-16 LoRA on all linear layers, random weights
+    Train {
+        /// 15M, smollm2-135m or qwen2.5-0.5b
+        #[arg(long, default_value = "15M")]
+        shape: String,
+        /// Sequences a step
+        #[arg(long, default_value_t = 4)]
+        batch: usize,
+        /// Tokens a sequence
+        #[arg(long, default_value_t = 256)]
+        seq: usize,
+        /// Measured steps, after one that is not
+        #[arg(long, default_value_t = 5)]
+        steps: usize,
+        /// Type the frozen weights are held in: f32, bf16 or f16
+        #[arg(long, default_value = "bf16", value_parser = ["f32", "bf16", "f16"])]
+        dtype: String,
+        /// Run each block again in the backward instead of keeping its graph
+        #[arg(long)]
+        checkpointing: bool,
+    },
+    /// Greedy decoding, random weights
+    Generate {
+        /// 15M, smollm2-135m or qwen2.5-0.5b
+        #[arg(long, default_value = "15M")]
+        shape: String,
+        /// Sequences at once
+        #[arg(long, default_value_t = 1)]
+        batch: usize,
+        /// Tokens of the prompt
+        #[arg(long, default_value_t = 64)]
+        prompt: usize,
+        /// New tokens of each sequence
+        #[arg(long, default_value_t = 64)]
+        tokens: usize,
+        /// Type the weights are held in: f32, bf16 or f16
+        #[arg(long, default_value = "bf16", value_parser = ["f32", "bf16", "f16"])]
+        dtype: String,
+    },
+}

@@ -1,0 +1,63 @@
+//! An error on its way out: what, where, what to do, and the exit code.
+
+use crate::output::say;
+use taper_diagnostics::{Diagnose, ExitCode, Problem};
+
+/// An error of one of our crates, with what it knows beyond its text.
+#[derive(Debug)]
+pub(crate) struct Fault {
+    problem: String,
+    code: ExitCode,
+}
+
+impl std::fmt::Display for Fault {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.problem)
+    }
+}
+
+impl std::error::Error for Fault {}
+
+/// Turn errors that can tell more than their text into ones that do.
+pub(crate) trait OrFault<T> {
+    /// The value, or the error with its place and its remedy.
+    fn or_fault(self) -> anyhow::Result<T>;
+}
+
+impl<T, E: Diagnose + Send + Sync + 'static> OrFault<T> for Result<T, E> {
+    fn or_fault(self) -> anyhow::Result<T> {
+        self.map_err(|error| {
+            let code = error.exit_code();
+            let text = error.to_string();
+            // A list of problems is already laid out; anything else is one problem.
+            let problem =
+                if text.starts_with("error[") || text.starts_with("warning[") { text } else { laid_out(&error) };
+            anyhow::Error::new(Fault { problem, code })
+        })
+    }
+}
+
+fn laid_out(error: &dyn Diagnose) -> String {
+    let text = Problem::from_error("", error).to_string();
+    text.replacen("error[]: ", "error: ", 1)
+}
+
+/// Tell a person what went wrong; the exit code that goes with it.
+pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
+    match error.downcast_ref::<Fault>() {
+        Some(fault) => {
+            say(&fault.problem);
+            fault.code
+        }
+        None => {
+            say(&format!("error: {error:#}"));
+            ExitCode::Fault
+        }
+    }
+}
+
+/// An error of the user's doing that has no crate of its own.
+pub(crate) fn user_error(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
+    let (message, hint) = (message.into(), hint.into());
+    anyhow::Error::new(Fault { problem: format!("error: {message}\n  help: {hint}"), code: ExitCode::UserError })
+}
