@@ -1,1 +1,21 @@
-//! hub
+//! Turn a model reference (a folder, a hub id) into verified local files.
+//!
+//! Nothing here looks inside a tensor; what is read is names, sizes and the headers that say where tensors lie. The network is used only
+//! for a hub id that the user named (invariant 10), and never when [`HubOptions::offline`] is set.
+
+mod error;
+mod fetch;
+mod files;
+mod fingerprint;
+mod index;
+pub mod safetensors;
+mod section;
+mod source;
+mod unique;
+
+pub use error::{Error, Result};
+pub use files::ModelFiles;
+pub use fingerprint::Fingerprint;
+pub use index::{IndexError, ShardIndex};
+pub use section::{DtypeChoice, ModelSection};
+pub use source::{HubOptions, ModelSource};

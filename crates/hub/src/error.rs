@@ -1,0 +1,211 @@
+//! What can be wrong with a model reference or its files.
+
+use crate::IndexError;
+use std::io;
+use std::path::PathBuf;
+use taper_diagnostics::{Diagnose, ExitCode, Location, list_names};
+
+/// The result of this crate's functions.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// What can be wrong with a model reference or its files.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The reference is neither a folder nor a hub id.
+    #[error("`{given}` is neither a folder nor a hub id `owner/name`")]
+    NotASource {
+        /// What the user gave.
+        given: String,
+    },
+    /// A GGUF file was given as the base.
+    #[error("`{given}` is a GGUF file, and a base model must be a folder of safetensors")]
+    Gguf {
+        /// What the user gave.
+        given: String,
+    },
+    /// A file was given where a folder is wanted.
+    #[error("`{}` is a file, and a base model is a folder", path.display())]
+    FileNotFolder {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A revision was given for a folder.
+    #[error("`revision` is `{revision}`, but `{}` is a folder, and a folder has no revisions", root.display())]
+    RevisionOfFolder {
+        /// The folder.
+        root: PathBuf,
+        /// The revision given.
+        revision: String,
+    },
+    /// Two revisions were given.
+    #[error("`{id}` names the revision `{in_id}`, and `revision` names `{beside}`")]
+    TwoRevisions {
+        /// The hub id.
+        id: String,
+        /// The revision behind the `@`.
+        in_id: String,
+        /// The revision given beside it.
+        beside: String,
+    },
+    /// The folder does not exist.
+    #[error("no folder `{}`", root.display())]
+    NoFolder {
+        /// The path.
+        root: PathBuf,
+    },
+    /// The folder is not a model.
+    #[error("`{}` is not a model folder: it has no `config.json`; it holds {}", root.display(), shown(found))]
+    NotAModel {
+        /// The folder.
+        root: PathBuf,
+        /// Names of what lies in it.
+        found: Vec<String>,
+    },
+    /// The weights are in a format that is not read.
+    #[error("the weights of `{}` are {kind} only: {}", root.display(), list_names(found, 6))]
+    ForeignWeights {
+        /// The folder or hub id.
+        root: PathBuf,
+        /// What they are.
+        kind: ForeignKind,
+        /// Names of the files.
+        found: Vec<String>,
+    },
+    /// A `config.json` without any weights where weights are needed.
+    #[error("`{}` has a `config.json` but no weights", root.display())]
+    NoWeights {
+        /// The folder.
+        root: PathBuf,
+    },
+    /// Several safetensors files and no index that says what they are.
+    #[error("`{}` holds {} safetensors files and no `model.safetensors.index.json`: {}", root.display(), found.len(), list_names(found, 6))]
+    NoIndex {
+        /// The folder.
+        root: PathBuf,
+        /// Names of the files.
+        found: Vec<String>,
+    },
+    /// Shards that the index names are absent.
+    #[error("`{}` lacks {} that its index names: {}", root.display(), if missing.len() == 1 { "a shard" } else { "shards" }, list_names(missing, 6))]
+    MissingShards {
+        /// The folder.
+        root: PathBuf,
+        /// Names of the files.
+        missing: Vec<String>,
+    },
+    /// The index is broken.
+    #[error("cannot read `{}`", path.display())]
+    Index {
+        /// The index file.
+        path: PathBuf,
+        /// What is wrong.
+        source: IndexError,
+    },
+    /// The model is not in the cache, and the network must not be used.
+    #[error("`{id}` at revision `{revision}` is not in the cache `{}`, and the hub must not be asked: offline mode is on", cache.display())]
+    Offline {
+        /// The hub id.
+        id: String,
+        /// The revision.
+        revision: String,
+        /// The cache folder.
+        cache: PathBuf,
+    },
+    /// The hub refused or could not be reached.
+    #[error("cannot fetch {what} of `{id}` at revision `{revision}`")]
+    Fetch {
+        /// The hub id.
+        id: String,
+        /// The revision.
+        revision: String,
+        /// What was fetched: a file, or the list of files.
+        what: String,
+        /// What the client said.
+        source: Box<hf_hub::api::sync::ApiError>,
+    },
+    /// The disk.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+/// A format of weights that is not read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ForeignKind {
+    /// Python pickles, which run code when they are read.
+    Pickle,
+    /// GGUF.
+    Gguf,
+}
+
+impl std::fmt::Display for ForeignKind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Pickle => "Python pickles",
+            Self::Gguf => "GGUF files",
+        })
+    }
+}
+
+impl Diagnose for Error {
+    fn hint(&self) -> Option<String> {
+        Some(match self {
+            Self::NotASource { .. } => {
+                "write `./name` for a folder, or a hub id such as `HuggingFaceTB/SmolLM2-135M`".into()
+            }
+            Self::Gguf { .. } | Self::ForeignWeights { kind: ForeignKind::Gguf, .. } => {
+                "take the folder or hub id that the GGUF file was made from: it has a `config.json` and `.safetensors` files".into()
+            }
+            Self::ForeignWeights { kind: ForeignKind::Pickle, .. } => {
+                "pickles can run code when they are read, so they are not; take a revision with `.safetensors` files, or load the model once in \
+                 Python and call `save_pretrained(folder, safe_serialization=True)`"
+                    .into()
+            }
+            Self::FileNotFolder { path } => match path.parent() {
+                Some(folder) if !folder.as_os_str().is_empty() => format!("give its folder, `{}`", folder.display()),
+                _ => "give its folder, `.`".into(),
+            },
+            Self::RevisionOfFolder { .. } => "leave `revision` out".into(),
+            Self::TwoRevisions { .. } => "name the revision once".into(),
+            Self::NoFolder { .. } => "paths in a recipe are relative to the recipe file".into(),
+            Self::NotAModel { .. } => {
+                "a model folder has `config.json`, `tokenizer.json` and `.safetensors` files; an adapter is not a base".into()
+            }
+            Self::NoWeights { .. } => "copy `model.safetensors` beside it, or train all weights from the start".into(),
+            Self::NoIndex { .. } | Self::MissingShards { .. } | Self::Index { .. } => {
+                "copy or download the folder again, all files of it".into()
+            }
+            Self::Offline { .. } => {
+                "unset HF_HUB_OFFLINE, fill the cache on a machine with a network, or name a folder".into()
+            }
+            Self::Fetch { source, .. } => fetch_hint(&source.to_string()),
+            Self::Io(_) => return None,
+        })
+    }
+
+    fn location(&self) -> Option<Location> {
+        match self {
+            Self::Index { path, .. } => Some(Location::file(path)),
+            _ => None,
+        }
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        ExitCode::UserError
+    }
+}
+
+/// The client gives the status in its text only.
+fn fetch_hint(said: &str) -> String {
+    if said.contains("401") || said.contains("403") {
+        "the model may be private or want its licence accepted: accept it on its page and set HF_TOKEN"
+    } else if said.contains("404") {
+        "check the spelling of the id and the revision; a private model also looks absent without HF_TOKEN"
+    } else {
+        "check the network, or name a folder"
+    }
+    .into()
+}
+
+fn shown(found: &[String]) -> String {
+    if found.is_empty() { "nothing".into() } else { list_names(found, 8) }
+}
