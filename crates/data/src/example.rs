@@ -1,0 +1,136 @@
+//! One example, before it becomes tokens.
+
+use serde_json::Value;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use taper_diagnostics::Location;
+use taper_text::Message;
+
+/// Where a row stands.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct RowPlace {
+    /// The file.
+    pub file: Arc<Path>,
+    /// The line where the row begins, from 1.
+    pub line: usize,
+    /// Its index (from 0) when the file is one JSON array.
+    pub element: Option<usize>,
+}
+
+impl RowPlace {
+    /// The place as problems show it.
+    pub fn location(&self) -> Location {
+        let location = Location::line(&*self.file, self.line);
+        match self.element {
+            Some(index) => location.with_key(format!("[{index}]")),
+            None => location,
+        }
+    }
+}
+
+impl fmt::Display for RowPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.location().fmt(f)
+    }
+}
+
+/// One example and the row it came from.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Example {
+    /// The row.
+    pub place: RowPlace,
+    /// What it says.
+    pub kind: ExampleKind,
+}
+
+/// What an example says.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ExampleKind {
+    /// A conversation that ends with the assistant, rendered by the checkpoint's chat template.
+    Chat {
+        /// The turns.
+        messages: Vec<Message>,
+        /// Tools offered to the model, in the OpenAI shape; empty when there are none.
+        tools: Vec<Value>,
+        /// The row itself says that only its last turn is to be learned.
+        last_turn_only: bool,
+    },
+    /// A prompt that is read and a completion that is learned, as plain text.
+    Completion {
+        /// Read.
+        prompt: String,
+        /// Learned; follows the prompt with nothing between.
+        completion: String,
+    },
+    /// Text that is learned as a whole.
+    Text(String),
+}
+
+/// What a model is given to answer an example.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Prompt<'a> {
+    /// Turns up to the answer, to be rendered with the generation prompt.
+    Chat {
+        /// The turns.
+        messages: &'a [Message],
+        /// Tools offered.
+        tools: &'a [Value],
+    },
+    /// Plain text to continue.
+    Text(&'a str),
+}
+
+impl Example {
+    /// The example without its answer. `None` for plain text, which has none.
+    pub fn prompt(&self) -> Option<Prompt<'_>> {
+        match &self.kind {
+            ExampleKind::Chat { messages, tools, .. } => {
+                let (_, before) = messages.split_last()?;
+                Some(Prompt::Chat { messages: before, tools })
+            }
+            ExampleKind::Completion { prompt, .. } => Some(Prompt::Text(prompt)),
+            ExampleKind::Text(_) => None,
+        }
+    }
+
+    /// The answer that is to be learned last: the text of the last turn, or the completion. `None` for plain text, and
+    /// empty for a turn that only calls tools.
+    pub fn answer(&self) -> Option<String> {
+        match &self.kind {
+            ExampleKind::Chat { messages, .. } => {
+                Some(messages.last()?.text().unwrap_or_default().into_owned())
+            }
+            ExampleKind::Completion { completion, .. } => Some(completion.clone()),
+            ExampleKind::Text(_) => None,
+        }
+    }
+
+    /// The input as one string, by which examples are compared: every turn but the answer, or the whole of a plain text.
+    pub(crate) fn input_key(&self) -> String {
+        match &self.kind {
+            ExampleKind::Chat { messages, tools, .. } => {
+                let before = messages.split_last().map_or(messages.as_slice(), |(_, before)| before);
+                let mut key: String = before.iter().map(message_key).collect();
+                key.extend(tools.iter().map(Value::to_string));
+                key
+            }
+            ExampleKind::Completion { prompt, .. } => prompt.clone(),
+            ExampleKind::Text(text) => text.clone(),
+        }
+    }
+
+    /// The answer as one string, by which examples are compared.
+    pub(crate) fn answer_key(&self) -> String {
+        match &self.kind {
+            ExampleKind::Chat { messages, .. } => messages.last().map(message_key).unwrap_or_default(),
+            ExampleKind::Completion { completion, .. } => completion.clone(),
+            ExampleKind::Text(_) => String::new(),
+        }
+    }
+}
+
+fn message_key(message: &Message) -> String {
+    let calls = message.extra.get("tool_calls").map(Value::to_string).unwrap_or_default();
+    format!("{}: {}{calls}\n", message.role, message.text().unwrap_or_default())
+}

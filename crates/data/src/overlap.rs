@@ -1,0 +1,212 @@
+//! Rows that say the same: within a file, and between files that must not share any.
+
+use crate::example::{Example, ExampleKind, RowPlace};
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use taper_diagnostics::Problem;
+
+/// Pairs that a message names.
+const PAIRS_NAMED: usize = 3;
+
+/// A 128-bit hash of a text; two texts with the same one are taken for the same.
+type Key = u128;
+
+/// An example by what is compared.
+struct Keys {
+    input: Key,
+    input_normalised: Key,
+    answer: Key,
+    answer_normalised: Key,
+}
+
+/// Inputs that occur in two sets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Overlap {
+    /// For each held-out example whose input occurs in the other set: its index and the index of the first one there.
+    pub pairs: Vec<(usize, usize)>,
+    /// How many of them are equal to the byte; the others only after lower-casing and joining white space.
+    pub exact: usize,
+}
+
+/// Which examples of `held_out` have an input that occurs in `train`.
+pub fn overlap(train: &[Example], held_out: &[Example]) -> Overlap {
+    let mut inputs: HashMap<Key, usize> = HashMap::with_capacity(train.len());
+    let mut exact_inputs: HashMap<Key, usize> = HashMap::with_capacity(train.len());
+    for (index, keys) in train.iter().map(keys).enumerate() {
+        inputs.entry(keys.input_normalised).or_insert(index);
+        exact_inputs.entry(keys.input).or_insert(index);
+    }
+    let mut found = Overlap::default();
+    for (index, keys) in held_out.iter().map(keys).enumerate() {
+        if let Some(&twin) = exact_inputs.get(&keys.input) {
+            found.exact += 1;
+            found.pairs.push((index, twin));
+        } else if let Some(&twin) = inputs.get(&keys.input_normalised) {
+            found.pairs.push((index, twin));
+        }
+    }
+    found
+}
+
+/// Indices of the examples of `train` whose input occurs in `held_out`, each with the index of the first one there.
+pub(crate) fn leaking(train: &[Example], held_out: &[Example]) -> Vec<(usize, usize)> {
+    overlap(held_out, train).pairs
+}
+
+impl Overlap {
+    /// The overlap as a problem, or `None` when there is none. Severity and remedy are the caller's.
+    pub(crate) fn problem(&self, of: (&str, &[Example]), with: (&str, &[Example])) -> Option<Problem> {
+        let ((name, held_out), (other, train)) = (of, with);
+        let (first, _) = self.pairs.first()?;
+        let pair = |&(index, twin): &(usize, usize)| {
+            format!("{} = {}", short(&held_out[index].place), short(&train[twin].place))
+        };
+        let named: Vec<String> = self.pairs.iter().take(PAIRS_NAMED).map(pair).collect();
+        let message = format!(
+            "{} of {} inputs of `{name}` occur in `{other}` ({} to the byte, {} but for case and white space): {}",
+            self.pairs.len(),
+            held_out.len(),
+            self.exact,
+            self.pairs.len() - self.exact,
+            named.join(", ")
+        );
+        Some(Problem::error("split-overlap", message).at(held_out[*first].place.location()))
+    }
+}
+
+/// Duplicates within one set, as warnings: rows that are the same, and rows whose input is the same but not the answer.
+pub(crate) fn duplicates(name: &str, examples: &[Example]) -> Vec<Problem> {
+    let mut first_with: HashMap<Key, (usize, Keys)> = HashMap::with_capacity(examples.len());
+    let (mut same, mut contrary) = (Vec::new(), Vec::new());
+    for (index, keys) in examples.iter().map(keys).enumerate() {
+        match first_with.get(&keys.input_normalised) {
+            Some((first, other)) if other.input == keys.input && other.answer == keys.answer => {
+                same.push((index, *first));
+            }
+            Some((first, other)) if other.answer_normalised != keys.answer_normalised => {
+                contrary.push((index, *first));
+            }
+            Some(_) => {}
+            None => {
+                first_with.insert(keys.input_normalised, (index, keys));
+            }
+        }
+    }
+    let warn = |code, pairs: &[(usize, usize)], what: &str, hint: &str| {
+        let (index, _) = pairs.first()?;
+        let pair = |&(index, first): &(usize, usize)| {
+            format!("{} = {}", short(&examples[index].place), short(&examples[first].place))
+        };
+        let named: Vec<String> = pairs.iter().take(PAIRS_NAMED).map(pair).collect();
+        let message = format!("{} rows of `{name}` {what}: {}", pairs.len(), named.join(", "));
+        Some(Problem::warning(code, message).at(examples[*index].place.location()).hint(hint))
+    };
+    let same = warn(
+        "duplicate-rows",
+        &same,
+        "repeat an earlier row",
+        "a repeated row counts as often as it stands there; take the copies out unless that is meant",
+    );
+    let contrary = warn(
+        "contradictory-rows",
+        &contrary,
+        "have the input of an earlier row and another answer",
+        "the model can only learn to answer both ways; keep one, or put what tells them apart into the input",
+    );
+    same.into_iter().chain(contrary).collect()
+}
+
+/// A number for each example, equal for equal inputs (case and white space aside): what a split must not tear apart.
+pub(crate) fn groups(examples: &[Example]) -> Vec<usize> {
+    let mut numbers: HashMap<Key, usize> = HashMap::new();
+    let number = |example: &Example| {
+        let next = numbers.len();
+        *numbers.entry(keys(example).input_normalised).or_insert(next)
+    };
+    examples.iter().map(number).collect()
+}
+
+fn keys(example: &Example) -> Keys {
+    let (input, answer) = (example.input_key(), example.answer_key());
+    // Rows of plain text have no answer: the text is all there is.
+    let kind = match example.kind {
+        ExampleKind::Text(_) => "text",
+        _ => "pair",
+    };
+    let key = |text: &str| hash(kind, text);
+    Keys {
+        input: key(&input),
+        input_normalised: key(&normalise(&input)),
+        answer: key(&answer),
+        answer_normalised: key(&normalise(&answer)),
+    }
+}
+
+/// Lower case, with every run of white space as one blank.
+fn normalise(text: &str) -> String {
+    let mut normalised = String::with_capacity(text.len());
+    for word in text.split_whitespace() {
+        if !normalised.is_empty() {
+            normalised.push(' ');
+        }
+        normalised.extend(word.chars().flat_map(char::to_lowercase));
+    }
+    normalised
+}
+
+fn hash(kind: &str, text: &str) -> Key {
+    let half = |salt: u8| {
+        let mut hasher = DefaultHasher::new();
+        (salt, kind, text).hash(&mut hasher);
+        hasher.finish()
+    };
+    u128::from(half(0)) << 64 | u128::from(half(1))
+}
+
+fn short(place: &RowPlace) -> String {
+    let name = place.file.file_name().unwrap_or(place.file.as_os_str()).to_string_lossy();
+    match place.element {
+        Some(element) => format!("{name}:{} `[{element}]`", place.line),
+        None => format!("{name}:{}", place.line),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn examples(file: &str, pairs: &[(&str, &str)]) -> Vec<Example> {
+        let example = |(at, (prompt, completion)): (usize, &(&str, &str))| Example {
+            place: RowPlace { file: Path::new(file).into(), line: at + 1, element: None },
+            kind: ExampleKind::Completion { prompt: (*prompt).into(), completion: (*completion).into() },
+        };
+        pairs.iter().enumerate().map(example).collect()
+    }
+
+    #[test]
+    fn an_input_in_both_sets_is_found_to_the_byte_and_but_for_case_and_white_space() {
+        let train = examples("data/train.jsonl", &[("a b", "1"), ("c", "1"), ("d", "1")]);
+        let test = examples("data/test.jsonl", &[("x", "1"), (" A\n B", "2"), ("d", "3")]);
+        let found = overlap(&train, &test);
+        assert_eq!(found, Overlap { pairs: vec![(1, 0), (2, 2)], exact: 1 });
+        let problem = found.problem(("test", &test), ("train", &train)).unwrap();
+        assert_eq!(
+            problem.message,
+            "2 of 3 inputs of `test` occur in `train` (1 to the byte, 1 but for case and white space): test.jsonl:2 = train.jsonl:1, test.jsonl:3 = train.jsonl:3"
+        );
+        assert_eq!(overlap(&train, &test[..1]).problem(("test", &test), ("train", &train)), None);
+        assert_eq!(leaking(&train, &test), [(0, 1), (2, 2)]);
+    }
+
+    #[test]
+    fn repeated_rows_and_contradictory_rows_are_told_apart() {
+        let train = examples("t.jsonl", &[("a", "1"), ("a", "1"), ("a", "2"), ("b", "x"), ("B", "X")]);
+        let problems = duplicates("train", &train);
+        let found: Vec<(&str, bool)> =
+            problems.iter().map(|p| (p.code, p.message.starts_with("1 rows"))).collect();
+        assert_eq!(found, [("duplicate-rows", true), ("contradictory-rows", true)]);
+        assert!(problems[1].message.ends_with("t.jsonl:3 = t.jsonl:1"), "{}", problems[1].message);
+        assert!(duplicates("train", &train[3..]).is_empty());
+    }
+}
