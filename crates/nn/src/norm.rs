@@ -29,6 +29,19 @@ impl RmsNorm {
         self.trainable.as_ref().map_or_else(|| self.weight.clone(), Var::as_detached_tensor)
     }
 
+    /// Put another gain of the same width in place, frozen.
+    ///
+    /// # Errors
+    /// When the widths differ.
+    pub fn set_weight(&mut self, weight: Tensor) -> Result<()> {
+        if weight.dims() != self.weight.dims() {
+            candle_core::bail!("`{}` has a gain of {:?}, not {:?}", self.path, self.weight.dims(), weight.dims())
+        }
+        self.weight = weight;
+        self.trainable = None;
+        Ok(())
+    }
+
     /// Train the gain.
     ///
     /// # Errors

@@ -1,1 +1,28 @@
-//! peft
+//! Attach, count, save, load and merge low-rank adapters in PEFT's own format.
+//!
+//! LoRA (Hu et al. 2021): a frozen weight W gets a low-rank delta, `y = x W^T + s (drop(x) A^T) B^T`, with A `[r, in]`,
+//! B `[out, r]` and `s = lora_alpha / r` (or `lora_alpha / sqrt(r)`, Kalajdzievski 2023). Adapters are f32 over any base.
+//!
+//! A model is seen through [`taper_nn::VisitModules`] alone: paths and slots. Names of modules, keys and files are PEFT's,
+//! so that what is written here loads there and the reverse.
+
+mod attach;
+mod config;
+mod error;
+mod files;
+mod keys;
+mod lora;
+mod plan;
+mod section;
+mod targets;
+
+pub use attach::{AdaptedLayer, Adapter, attach, merged_weight};
+pub use config::{Bias, InitLoraWeights, LoraConfig};
+pub use error::{Error, Result};
+pub use files::{AdapterWeights, CONFIG_FILE, LoadMode, WEIGHTS_FILE, load};
+pub use lora::LoraLayer;
+pub use section::AdapterSection;
+pub use targets::{ModuleNames, TargetModules};
+
+/// What PEFT puts before the path of every module in a saved adapter.
+pub const PREFIX: &str = "base_model.model.";

@@ -1,0 +1,403 @@
+//! `adapter_model.safetensors` and `adapter_config.json`, as PEFT writes and reads them.
+
+use crate::attach::apply;
+use crate::error::doing;
+use crate::plan::{Author, Plan, Slot, inventory, plan};
+use crate::{Adapter, Error, LoraConfig, Result};
+use candle_core::{DType, Device, Tensor};
+use safetensors::tensor::{Dtype, TensorView};
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+use taper_diagnostics::write_bytes_atomically;
+use taper_hub::safetensors::{Dtype as FileDtype, Header, TensorInfo};
+use taper_nn::{ParameterKind, VisitModules, to_vec_f32};
+
+/// The configuration's file name.
+pub const CONFIG_FILE: &str = "adapter_config.json";
+/// The weights' file name.
+pub const WEIGHTS_FILE: &str = "adapter_model.safetensors";
+
+/// What a loaded adapter is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LoadMode {
+    /// Plain tensors: no graph is kept.
+    Inference,
+    /// Variables: training goes on.
+    Training,
+}
+
+/// The tensors of an adapter's file, f32, by name.
+#[derive(Debug, Clone, Default)]
+pub struct AdapterWeights {
+    pub(crate) tensors: BTreeMap<String, Tensor>,
+}
+
+impl AdapterWeights {
+    /// Read `adapter_model.safetensors` of an adapter's folder; f16 and bf16 are widened.
+    ///
+    /// # Errors
+    /// When the file is missing, is something else (a git-lfs pointer, a pickle, an mlx adapter), is broken, or holds NaN.
+    pub fn read(folder: &Path) -> Result<Self> {
+        let path = folder.join(WEIGHTS_FILE);
+        let bytes = fs_err::read(&path).map_err(|source| match source.kind() {
+            std::io::ErrorKind::NotFound => absent(folder),
+            _ => Error::Read { path: path.clone(), source },
+        })?;
+        if bytes.is_empty() {
+            return Err(not_an_adapter(&path, "the file is empty", "copy the adapter again"));
+        }
+        let header = Header::parse(&bytes).map_err(|source| Error::Header { path: path.clone(), source })?;
+        if header.tensors.is_empty() {
+            return Err(not_an_adapter(&path, "the file holds no tensor", "train or copy the adapter again"));
+        }
+        let mut tensors = BTreeMap::new();
+        for (name, info) in &header.tensors {
+            let tensor = read_tensor(&path, name, info, &bytes)?;
+            check_finite(Some(&path), name, &tensor)?;
+            tensors.insert(name.clone(), tensor);
+        }
+        Ok(Self { tensors })
+    }
+
+    /// The tensor of that name.
+    pub fn get(&self, name: &str) -> Option<&Tensor> {
+        self.tensors.get(name)
+    }
+
+    /// Names and tensors, sorted by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, &Tensor)> {
+        self.tensors.iter().map(|(name, tensor)| (name.as_str(), tensor))
+    }
+
+    /// The file's bytes: f32, sorted by name, with the metadata that PEFT writes. The same tensors give the same bytes.
+    ///
+    /// # Errors
+    /// When a tensor holds NaN or infinity: such a file would be refused by its reader.
+    pub fn to_bytes(&self) -> Result<Vec<u8>> {
+        let mut data: Vec<(&str, Vec<usize>, Vec<u8>)> = Vec::with_capacity(self.tensors.len());
+        for (name, tensor) in &self.tensors {
+            check_finite(None, name, tensor)?;
+            let values = to_vec_f32(tensor).map_err(doing("read the adapter's values"))?;
+            let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+            data.push((name, tensor.dims().to_vec(), bytes));
+        }
+        let invalid = |source: safetensors::SafeTensorError| Error::Arithmetic {
+            doing: "lay out the adapter's file",
+            source: source.into(),
+        };
+        let views: Vec<(&str, TensorView<'_>)> = data
+            .iter()
+            .map(|(name, shape, bytes)| Ok((*name, TensorView::new(Dtype::F32, shape.clone(), bytes)?)))
+            .collect::<Result<_, safetensors::SafeTensorError>>()
+            .map_err(invalid)?;
+        let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+        safetensors::serialize(views, Some(metadata)).map_err(invalid)
+    }
+}
+
+impl Adapter {
+    /// Write the adapter to `folder` as PEFT would: both files whole, or as they were (invariant 9).
+    ///
+    /// # Errors
+    /// When the disk fails, a value is not finite, or the patterns mean something else once they are sorted.
+    pub fn save(&self, folder: &Path) -> Result<()> {
+        let config = LoraConfig { inference_mode: true, ..self.config.clone() };
+        self.patterns_survive_sorting(&config)?;
+        let bytes = self.weights().to_bytes()?;
+        let named = |source| Error::Write { folder: folder.to_owned(), source };
+        write_bytes_atomically(&folder.join(WEIGHTS_FILE), &bytes).map_err(named)?;
+        write_bytes_atomically(&folder.join(CONFIG_FILE), config.to_json().as_bytes()).map_err(named)
+    }
+
+    /// The first matching pattern counts and files have their keys sorted, so an order that matters cannot be saved.
+    fn patterns_survive_sorting(&self, config: &LoraConfig) -> Result<()> {
+        let mut sorted = config.clone();
+        sorted.rank_pattern.sort_by(|a, b| a.0.cmp(&b.0));
+        sorted.alpha_pattern.sort_by(|a, b| a.0.cmp(&b.0));
+        if sorted == *config {
+            return Ok(());
+        }
+        for layer in &self.layers {
+            if sorted.rank_of(&layer.path)? != layer.rank || sorted.scale_of(&layer.path)? != layer.scale {
+                return Err(Error::Ambiguous { path: layer.path.clone() });
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Put the adapter in `folder` on `model`. Every tensor of the file is used, and none is missing.
+///
+/// # Errors
+/// When the files are not a sound LoRA adapter, or it does not fit the model; the model is then as it was.
+pub fn load(folder: &Path, model: &mut dyn VisitModules, mode: LoadMode) -> Result<Adapter> {
+    let config = match LoraConfig::read(folder) {
+        // What the weights' file is says more than a missing configuration.
+        Err(Error::NotAnAdapter { path, what, remedy }) => {
+            return Err(match AdapterWeights::read(folder) {
+                Err(error @ Error::NotAnAdapter { .. }) => error,
+                _ => Error::NotAnAdapter { path, what, remedy },
+            });
+        }
+        other => other?,
+    };
+    let weights = AdapterWeights::read(folder)?;
+    let modules = inventory(model)?;
+    let plan = plan(&config, &modules, None, Author::File)?;
+    fits(&plan, &weights, &folder.join(WEIGHTS_FILE))?;
+    apply(model, &plan, weights.tensors, mode)
+}
+
+/// Every tensor is expected, every expected tensor is there, and the shapes agree.
+fn fits(plan: &Plan, weights: &AdapterWeights, path: &Path) -> Result<()> {
+    let slots: BTreeMap<&str, &Slot> = plan.slots().map(|s| (s.name.as_str(), s)).collect();
+    let names: Vec<String> =
+        weights.tensors.keys().filter(|n| !slots.contains_key(n.as_str())).cloned().collect();
+    if !names.is_empty() {
+        return Err(Error::UnexpectedTensors { path: path.to_owned(), names });
+    }
+    let names: Vec<String> =
+        plan.slots().map(|s| s.name.clone()).filter(|n| weights.get(n).is_none()).collect();
+    if !names.is_empty() {
+        return Err(Error::MissingTensors { path: path.to_owned(), names });
+    }
+    for (name, tensor) in weights.iter() {
+        let slot = slots[name];
+        if tensor.dims() != slot.shape {
+            return Err(Error::Shape {
+                path: path.to_owned(),
+                name: name.to_owned(),
+                given: tensor.dims().to_vec(),
+                expected: slot.shape.clone(),
+                remedy: explain_shape(slot, tensor.dims()),
+            });
+        }
+    }
+    Ok(())
+}
+
+fn explain_shape(slot: &Slot, given: &[usize]) -> String {
+    let rank_axis = match slot.kind {
+        ParameterKind::LoraA => 0,
+        ParameterKind::LoraB => 1,
+        _ => return "the adapter belongs to another base: its widths differ".into(),
+    };
+    let transposed = given.iter().rev().eq(slot.shape.iter());
+    match (given.get(rank_axis), slot.shape.get(1 - rank_axis) == given.get(1 - rank_axis)) {
+        (Some(rank), true) => {
+            let expected = slot.shape[rank_axis];
+            format!("its rank is {rank}, and `r` with `rank_pattern` in {CONFIG_FILE} says {expected}")
+        }
+        _ if transposed => "it is transposed, as adapters of mlx are".into(),
+        _ => "the adapter belongs to another base: its widths differ".into(),
+    }
+}
+
+fn read_tensor(path: &Path, name: &str, info: &TensorInfo, bytes: &[u8]) -> Result<Tensor> {
+    let dtype = match info.dtype {
+        FileDtype::F32 => DType::F32,
+        FileDtype::F16 => DType::F16,
+        FileDtype::BF16 => DType::BF16,
+        other => {
+            let (path, name) = (path.to_owned(), name.to_owned());
+            return Err(Error::Type { path, name, given: other.to_string() });
+        }
+    };
+    Tensor::from_raw_buffer(&bytes[info.range.clone()], dtype, &info.shape, &Device::Cpu)
+        .and_then(|t| t.to_dtype(DType::F32))
+        .map_err(doing("read a tensor of the adapter"))
+}
+
+fn check_finite(path: Option<&Path>, name: &str, tensor: &Tensor) -> Result<()> {
+    let values = to_vec_f32(tensor).map_err(doing("read the adapter's values"))?;
+    match values.iter().filter(|v| !v.is_finite()).count() {
+        0 => Ok(()),
+        count => Err(Error::NotFinite {
+            path: path.map(Path::to_owned),
+            name: name.into(),
+            count,
+            total: values.len(),
+        }),
+    }
+}
+
+/// The weights' file is not there: what is there instead?
+fn absent(folder: &Path) -> Error {
+    if folder.join("adapters.safetensors").is_file() {
+        return not_an_adapter(
+            folder,
+            "this is an adapter of mlx-lm (`adapters.safetensors`), not of PEFT",
+            "fuse it with mlx_lm (`mlx_lm.fuse`) and use the fused model as the base",
+        );
+    }
+    if folder.join("adapter_model.bin").is_file() {
+        return not_an_adapter(
+            folder,
+            "the weights are a pickle (`adapter_model.bin`), which can run any code when it is read",
+            "convert it where you trust it: load it with PEFT and save it again, which writes safetensors",
+        );
+    }
+    let what = format!("there is no `{WEIGHTS_FILE}` in the folder");
+    not_an_adapter(
+        folder,
+        &what,
+        "name the folder that holds adapter_config.json and adapter_model.safetensors",
+    )
+}
+
+fn not_an_adapter(path: &Path, what: &str, remedy: &'static str) -> Error {
+    Error::NotAnAdapter { path: path.to_owned(), what: what.to_owned(), remedy }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+    use taper_diagnostics::Diagnose;
+    use taper_nn::{FrozenWeight, Linear, ModuleMut, Weight};
+
+    struct One(Linear);
+
+    impl VisitModules for One {
+        fn visit_modules(
+            &mut self,
+            visit: &mut dyn FnMut(ModuleMut<'_>) -> taper_nn::Result<()>,
+        ) -> taper_nn::Result<()> {
+            visit(ModuleMut::Linear(&mut self.0))
+        }
+    }
+
+    /// A model of one layer, 3 in, 5 out.
+    fn one() -> One {
+        let weight = Tensor::zeros((5, 3), DType::F32, &Device::Cpu).unwrap();
+        One(Linear::new("model.q_proj", Weight::Frozen(FrozenWeight::dense(&weight).unwrap()), None))
+    }
+
+    const A: &str = "base_model.model.model.q_proj.lora_A.weight";
+    const B: &str = "base_model.model.model.q_proj.lora_B.weight";
+    const CONFIG: &str = r#"{"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"]}"#;
+
+    fn weights(tensors: &[(&str, &[usize])]) -> Vec<u8> {
+        let ones = |shape: &[usize]| Tensor::ones(shape, DType::F32, &Device::Cpu).unwrap();
+        let tensors = tensors.iter().map(|(name, shape)| ((*name).to_owned(), ones(shape))).collect();
+        AdapterWeights { tensors }.to_bytes().unwrap()
+    }
+
+    fn load_files(config: &str, weights: &[u8]) -> Result<Adapter> {
+        let folder = tempfile::tempdir().unwrap();
+        fs_err::write(folder.path().join(CONFIG_FILE), config).unwrap();
+        fs_err::write(folder.path().join(WEIGHTS_FILE), weights).unwrap();
+        load(folder.path(), &mut one(), LoadMode::Inference)
+    }
+
+    fn told(outcome: Result<Adapter>) -> String {
+        let error = outcome.unwrap_err();
+        assert!(error.location().is_some(), "{error} has no place");
+        let problem = taper_diagnostics::Problem::from_error("x", &error);
+        format!("{}; {}", problem.message, problem.hint.unwrap_or_default())
+    }
+
+    #[test]
+    fn every_tensor_is_used_and_none_is_missing() {
+        load_files(CONFIG, &weights(&[(A, &[2, 3]), (B, &[5, 2])])).unwrap();
+        let surplus = "base_model.model.model.q_proj.lora_magnitude_vector";
+        let told_of = |tensors: &[(&str, &[usize])]| told(load_files(CONFIG, &weights(tensors)));
+        let text = told_of(&[(A, &[2, 3]), (B, &[5, 2]), (surplus, &[5])]);
+        assert!(text.contains(surplus) && text.contains("DoRA"), "{text}");
+        let text = told_of(&[(A, &[2, 3])]);
+        assert!(text.contains("missing") && text.contains(B), "{text}");
+        let text = told_of(&[("model.q_proj.lora_a", &[2, 3]), (B, &[5, 2])]);
+        assert!(
+            text.contains("begin with `base_model.model.`") || text.contains("belong to no module"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_shape_that_does_not_fit_says_what_the_difference_means() {
+        let told_of = |tensors: &[(&str, &[usize])]| told(load_files(CONFIG, &weights(tensors)));
+        let text = told_of(&[(A, &[4, 3]), (B, &[5, 4])]);
+        assert!(text.contains("[4, 3], expected [2, 3]") && text.contains("its rank is 4"), "{text}");
+        let text = told_of(&[(A, &[3, 2]), (B, &[2, 5])]);
+        assert!(text.contains("transposed"), "{text}");
+        let text = told_of(&[(A, &[2, 7]), (B, &[5, 2])]);
+        assert!(text.contains("another base"), "{text}");
+    }
+
+    #[test]
+    fn what_is_no_adapter_is_named() {
+        let sound = weights(&[(A, &[2, 3]), (B, &[5, 2])]);
+        assert!(told(load_files(CONFIG, b"")).contains("empty"));
+        assert!(told(load_files(CONFIG, &weights(&[]))).contains("no tensor"));
+        let pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n";
+        let text = told(load_files(CONFIG, pointer));
+        assert!(text.contains("git-lfs pointer") && text.contains("git lfs pull"), "{text}");
+        assert!(told(load_files(CONFIG, &sound[..sound.len() - 4])).contains("cannot be read"));
+        assert!(
+            told(load_files("{\"peft_type\": \"LORA\", \"use_dora\": true}", &sound)).contains("use_dora")
+        );
+    }
+
+    #[test]
+    fn folders_of_other_tools_are_named() {
+        let told_with = |files: &[&str]| {
+            let folder = tempfile::tempdir().unwrap();
+            for file in files {
+                fs_err::write(folder.path().join(file), CONFIG).unwrap();
+            }
+            told(load(folder.path(), &mut one(), LoadMode::Inference))
+        };
+        assert!(told_with(&[]).contains("adapter_model.safetensors"));
+        assert!(told_with(&["adapters.safetensors"]).contains("mlx-lm"));
+        assert!(told_with(&[CONFIG_FILE, "adapter_model.bin"]).contains("pickle"));
+        assert!(told_with(&[CONFIG_FILE]).contains("there is no `adapter_model.safetensors`"));
+    }
+
+    #[test]
+    fn nan_is_refused_on_reading_and_on_writing() {
+        let mut bytes = weights(&[(A, &[2, 3]), (B, &[5, 2])]);
+        let last = bytes.len() - 4;
+        bytes[last..].copy_from_slice(&f32::NAN.to_le_bytes());
+        let text = told(load_files(CONFIG, &bytes));
+        assert!(text.contains("1 of the 10 values") && text.contains(B), "{text}");
+        let nan = Tensor::new(&[f32::INFINITY], &Device::Cpu).unwrap();
+        let weights = AdapterWeights { tensors: BTreeMap::from([("x".to_owned(), nan)]) };
+        assert!(matches!(weights.to_bytes(), Err(Error::NotFinite { .. })));
+    }
+
+    #[test]
+    fn halves_are_widened_and_other_types_refused() {
+        let file = |dtype: Dtype, bytes: &[u8]| {
+            let views = [(A, TensorView::new(dtype, vec![2, 3], bytes).unwrap())];
+            let folder = tempfile::tempdir().unwrap();
+            fs_err::write(folder.path().join(WEIGHTS_FILE), safetensors::serialize(views, None).unwrap())
+                .unwrap();
+            AdapterWeights::read(folder.path())
+        };
+        // 1.0 is 0x3f80 in bf16 and 0x3c00 in f16.
+        for (dtype, one) in [(Dtype::BF16, [0x80, 0x3f]), (Dtype::F16, [0x00, 0x3c])] {
+            let read = file(dtype, &one.repeat(6)).unwrap();
+            assert_eq!(to_vec_f32(read.get(A).unwrap()).unwrap(), [1.0; 6]);
+        }
+        assert!(matches!(file(Dtype::I32, &[0; 24]), Err(Error::Type { .. })));
+    }
+
+    #[test]
+    fn an_order_of_patterns_that_sorting_would_change_is_not_saved() {
+        let config = r#"{"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "rank_pattern": {"q_proj": 2, "model.q_proj": 4}}"#;
+        let adapter = load_files(config, &weights(&[(A, &[2, 3]), (B, &[5, 2])])).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        assert!(matches!(adapter.save(folder.path()), Err(Error::Ambiguous { .. })));
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_the_reader_panic(cut in 0usize..400, at in 0usize..400, byte: u8) {
+            let mut bytes = weights(&[(A, &[2, 3]), (B, &[5, 2])]);
+            let at = at % bytes.len();
+            bytes[at] = byte;
+            bytes.truncate(bytes.len().saturating_sub(cut));
+            let _ = load_files(CONFIG, &bytes);
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! `tests/golden/peft`: logits, loss, gradients, merged weights and files of Python PEFT.
+
+use crate::support::{batch, bits, furthest, golden, json, largest, model, state, tensors};
+use taper_peft::{
+    AdapterSection, AdapterWeights, Bias, CONFIG_FILE, Error, LoadMode, LoraConfig, ModuleNames,
+    TargetModules, WEIGHTS_FILE, attach, load,
+};
+
+const CASES: [&str; 12] = [
+    "lora_all",
+    "lora_default",
+    "lora_all_linear",
+    "rslora",
+    "lora_patterns",
+    "lora_modules_to_save",
+    "lora_modules_to_save_norm",
+    "lora_layers",
+    "lora_exclude",
+    "lora_train_bias_all",
+    "lora_train_bias_lora_only",
+    "lora_tied",
+];
+
+const LOGITS: f32 = 1e-4;
+/// Large deltas, and merged weights, whose rounding is another.
+const LOGITS_WIDE: f32 = 2e-4;
+const LOSS: f64 = 1e-5;
+const GRADIENT: f32 = 5e-5;
+const MERGED: f32 = 2e-6;
+
+fn logit_tolerance(case: &str) -> f32 {
+    if ["rslora", "lora_patterns"].contains(&case) { LOGITS_WIDE } else { LOGITS }
+}
+
+#[test]
+fn logits_loss_and_gradients_are_pefts() {
+    let batch = batch();
+    let mut furthest_of_all = (0f32, 0f64, 0f32);
+    for case in CASES {
+        let (expected, info) = (tensors(&golden(&format!("peft/{case}/golden.safetensors"))), info(case));
+        let mut model = model(info["base"].as_str().unwrap());
+        let base = batch.logits(&*model);
+        let adapter = load(&golden(&format!("peft/{case}")), &mut *model, LoadMode::Training).unwrap();
+        assert_eq!(adapter.trainable_count() as u64, info["trainable"].as_u64().unwrap(), "{case}");
+
+        let logits = batch.logits(&*model);
+        let off = furthest(&logits.detach(), &batch.unpadded(&expected["logits"]));
+        assert!(off <= logit_tolerance(case), "{case}: logits off by {off}");
+        assert!(furthest(&logits.detach(), &base) > 1.0, "{case}: the adapter does nothing");
+
+        let (loss, gradients) = batch.loss_and_gradients(&*model, None);
+        let loss_off = (loss - info["loss"].as_f64().unwrap()).abs();
+        assert!(loss_off <= LOSS, "{case}: loss off by {loss_off}");
+        let mut worst = 0f32;
+        for parameter in &adapter.parameters {
+            let expected = &expected[&format!("grad.{}", parameter.name)];
+            let gradient = gradients.get(parameter.var.as_tensor()).unwrap();
+            let off = furthest(gradient, expected) / largest(expected);
+            assert!(off <= GRADIENT, "{case}: gradient of {} off by {off}", parameter.name);
+            worst = worst.max(off);
+        }
+        let with_gradient = expected.keys().filter(|k| k.starts_with("grad.")).count();
+        assert_eq!(with_gradient, adapter.parameters.len(), "{case}");
+        println!("{case}: logits {off:.1e} loss {loss_off:.1e} gradients {worst:.1e}");
+        let (a, b, c) = furthest_of_all;
+        furthest_of_all = (a.max(off), b.max(loss_off), c.max(worst));
+    }
+    println!("furthest: {furthest_of_all:?}");
+}
+
+#[test]
+fn merged_weights_and_merged_logits_are_pefts() {
+    let batch = batch();
+    for case in CASES {
+        let (expected, info) = (tensors(&golden(&format!("peft/{case}/golden.safetensors"))), info(case));
+        let mut model = model(info["base"].as_str().unwrap());
+        let before = state(&mut *model);
+        let adapter = load(&golden(&format!("peft/{case}")), &mut *model, LoadMode::Inference).unwrap();
+        let unmerged = batch.logits(&*model);
+        adapter.merge_into(&mut *model).unwrap();
+
+        let after = state(&mut *model);
+        let mut changed: Vec<&str> =
+            after.keys().filter(|k| bits(&before[*k]) != bits(&after[*k])).map(String::as_str).collect();
+        let mut expected_changed: Vec<&str> =
+            info["changed_by_merge"].as_array().unwrap().iter().map(|k| k.as_str().unwrap()).collect();
+        changed.sort_unstable();
+        expected_changed.sort_unstable();
+        assert_eq!(changed, expected_changed, "{case}");
+        let mut worst = 0f32;
+        for (name, expected) in expected.iter().filter_map(|(k, v)| Some((k.strip_prefix("merged.")?, v))) {
+            let off = furthest(&after[name], expected);
+            assert!(off <= MERGED, "{case}: merged {name} off by {off}");
+            worst = worst.max(off);
+        }
+        let logits = batch.logits(&*model);
+        let to_unmerged = furthest(&logits, &unmerged);
+        assert!(to_unmerged <= LOGITS_WIDE, "{case}: merging moves the logits by {to_unmerged}");
+        if let Some(merged) = expected.get("merged_logits") {
+            let off = furthest(&logits, &batch.unpadded(merged));
+            assert!(off <= LOGITS_WIDE, "{case}: merged logits off by {off}");
+        }
+        println!("{case}: merged weights {worst:.1e}, merged against unmerged {to_unmerged:.1e}");
+
+        adapter.detach(&mut *model).unwrap();
+        let restored = state(&mut *model);
+        assert!(
+            before.iter().all(|(k, v)| bits(v) == bits(&restored[k])),
+            "{case}: the base is not restored"
+        );
+    }
+}
+
+#[test]
+fn what_is_read_is_saved_again_byte_for_byte() {
+    for case in CASES {
+        let folder = golden(&format!("peft/{case}"));
+        let mut model = model(info(case)["base"].as_str().unwrap());
+        let out = tempfile::tempdir().unwrap();
+        load(&folder, &mut *model, LoadMode::Training).unwrap().save(out.path()).unwrap();
+        for file in [CONFIG_FILE, WEIGHTS_FILE] {
+            let (ours, pefts) = (out.path().join(file), folder.join(file));
+            assert!(fs_err::read(ours).unwrap() == fs_err::read(pefts).unwrap(), "{case}/{file}");
+        }
+    }
+}
+
+/// The configurations of make_golden.py, as a user of taper would write them.
+fn configuration(case: &str) -> LoraConfig {
+    let names = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
+    let list = |all: &[&str]| TargetModules::List(names(all));
+    let seven = list(&["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
+    let section =
+        AdapterSection { r: 8, lora_alpha: 16.0, target_modules: seven, ..AdapterSection::default() };
+    let base = info(case)["base"].as_str().unwrap().to_owned();
+    let section = match case {
+        "lora_all_linear" => {
+            AdapterSection { target_modules: TargetModules::AllLinear, r: 2, lora_alpha: 3.0, ..section }
+        }
+        "rslora" => AdapterSection { use_rslora: true, ..section },
+        "lora_patterns" => AdapterSection {
+            rank_pattern: [
+                ("q_proj", 4),
+                ("model.layers.1.mlp.*", 2),
+                ("^model.layers.0.self_attn.v_proj", 16),
+            ]
+            .map(|(k, v)| (k.to_owned(), v))
+            .into(),
+            alpha_pattern: [("k_proj", 64.0), ("layers.1.mlp.down_proj", 5.0)]
+                .map(|(k, v)| (k.to_owned(), v))
+                .into(),
+            ..section
+        },
+        "lora_modules_to_save" => AdapterSection {
+            target_modules: list(&["q_proj", "v_proj"]),
+            modules_to_save: names(&["lm_head"]),
+            ..section
+        },
+        "lora_modules_to_save_norm" => AdapterSection {
+            target_modules: list(&["q_proj"]),
+            modules_to_save: names(&["embed_tokens", "norm"]),
+            ..section
+        },
+        "lora_layers" => AdapterSection { layers_to_transform: Some(vec![1]), ..section },
+        "lora_exclude" => AdapterSection {
+            target_modules: TargetModules::Regex(r".*\.(q_proj|v_proj|down_proj)".into()),
+            exclude_modules: Some(ModuleNames::List(names(&["layers.0.self_attn.q_proj"]))),
+            ..section
+        },
+        "lora_train_bias_all" => {
+            AdapterSection { target_modules: list(&["q_proj", "v_proj"]), bias: Bias::All, ..section }
+        }
+        "lora_train_bias_lora_only" => {
+            AdapterSection { target_modules: list(&["q_proj", "v_proj"]), bias: Bias::LoraOnly, ..section }
+        }
+        "lora_tied" => AdapterSection { target_modules: list(&["q_proj", "down_proj"]), ..section },
+        _ => section,
+    };
+    assert!(section.check().is_empty(), "{case}");
+    let config = section.to_config(&base);
+    match case {
+        "lora_default" => LoraConfig { r: 4, lora_alpha: 32.0, target_modules: None, ..config },
+        "lora_layers" => LoraConfig { layers_pattern: names(&["layers"]), ..config },
+        _ => config,
+    }
+}
+
+#[test]
+fn a_new_adapter_has_the_names_shapes_and_configuration_that_peft_writes() {
+    for case in CASES {
+        let mut model = model(info(case)["base"].as_str().unwrap());
+        let adapter = attach(&mut *model, &configuration(case), "llama", 5).unwrap();
+        let out = tempfile::tempdir().unwrap();
+        adapter.save(out.path()).unwrap();
+        let ours = AdapterWeights::read(out.path()).unwrap();
+        let pefts = AdapterWeights::read(&golden(&format!("peft/{case}"))).unwrap();
+        let shapes = |weights: &AdapterWeights| {
+            weights.iter().map(|(name, t)| (name.to_owned(), t.dims().to_vec())).collect::<Vec<_>>()
+        };
+        assert_eq!(shapes(&ours), shapes(&pefts), "{case}");
+        let mut expected = LoraConfig::read(&golden(&format!("peft/{case}"))).unwrap();
+        expected.peft_version = None;
+        assert_eq!(
+            fs_err::read_to_string(out.path().join(CONFIG_FILE)).unwrap(),
+            expected.to_json(),
+            "{case}"
+        );
+    }
+}
+
+#[test]
+fn biases_on_lora_b_are_refused_by_name() {
+    let mut model = model("models/llama_bias");
+    let error = load(&golden("peft/lora_bias"), &mut *model, LoadMode::Inference).unwrap_err();
+    let Error::Problems(problems) = &error else { panic!("{error}") };
+    let keys: Vec<_> = problems.iter().filter_map(|p| p.location.clone()?.key).collect();
+    assert_eq!(keys, ["lora_bias"]);
+}
+
+fn info(case: &str) -> serde_json::Value {
+    json(&golden(&format!("peft/{case}/golden.json")))
+}
