@@ -10,6 +10,9 @@
 
 #![expect(unsafe_code, reason = "passes strided views to the gemm crate")]
 
+#[cfg(test)]
+mod tests;
+
 use crate::shared::SharedMut;
 use crate::simd::{LANES, sum_lanes};
 use crate::threads::for_each_block;
@@ -26,8 +29,10 @@ pub const PANEL_BYTES: usize = 1024 * 1024;
 const TILE: usize = 384;
 /// Output features that a task of a linear layer makes: four register blocks of the AVX-512 kernel.
 const FEATURES: usize = 192;
-/// Rows of x that a task of a linear layer reads.
+/// Rows of x that a task of a linear layer reads, at most: the more, the less often the weights are packed.
 const ROWS: usize = 1024;
+/// The least of them, where the layer is too narrow to be shared by its features alone (adapters).
+const FEW_FEATURES_ROWS: usize = 64;
 /// Depth of a panel of widened weights.
 const DEPTH: usize = 1024;
 /// Weights that one task of the dot-product kernel reads.
@@ -100,7 +105,7 @@ pub fn linear_forward(
         return few_rows(x, w, bias, y, t, n_in, n_out);
     }
     let y = SharedMut::new(y);
-    for_each_tile(t, n_out, ROWS, FEATURES, t * n_in * n_out, |rows, features| {
+    for_each_tile(t, n_out, rows_per_tile(t, n_out), FEATURES, t * n_in * n_out, |rows, features| {
         let (first, count) = features;
         let tile = |row: usize| row * n_out + first;
         if let Some(bias) = bias {
@@ -135,7 +140,7 @@ pub fn linear_backward_input(
 ) {
     check_linear(dx.len(), w.len(), g.len(), t, n_in, n_out);
     let dx = SharedMut::new(dx);
-    for_each_tile(t, n_in, ROWS, FEATURES, t * n_in * n_out, |rows, columns| {
+    for_each_tile(t, n_in, rows_per_tile(t, n_in), FEATURES, t * n_in * n_out, |rows, columns| {
         // SAFETY: this task alone writes these rows of these columns.
         let mut c = unsafe { MatMut::of(&dx, rows.0 * n_in + columns.0, rows.1, columns.1, n_in) };
         let g = MatRef::new(&g[rows.0 * n_out..], rows.1, n_out, n_out);
@@ -313,6 +318,16 @@ fn check_linear(x: usize, w: usize, y: usize, t: usize, n_in: usize, n_out: usiz
     assert_eq!((x, w, y), want, "lengths of [T,in], [out,in], [T,out] for T={t} in={n_in} out={n_out}");
 }
 
+/// Rows of a tile of a linear layer: a function of the shape alone.
+fn rows_per_tile(t: usize, width: usize) -> usize {
+    let across = width.div_ceil(FEATURES);
+    if across >= 8 {
+        ROWS
+    } else {
+        t.div_ceil(8).next_multiple_of(FEW_FEATURES_ROWS).clamp(FEW_FEATURES_ROWS, ROWS)
+    }
+}
+
 /// A first index and a count.
 type Range = (usize, usize);
 
@@ -403,15 +418,16 @@ fn few_rows(
     });
 }
 
-/// The dot products of one row of the weights with each row of x.
+/// The dot products of one row of the weights with each row of x. After the first, the weights come from the nearest cache.
 fn dot_rows(x: &[f32], w: WeightView<'_>, at: usize, n_in: usize, dots: &mut [f32]) {
+    let rows = dots.iter_mut().enumerate().map(|(row, dot)| (dot, &x[row * n_in..(row + 1) * n_in]));
     match w {
-        WeightView::F32(w) => dot_rows_f32(x, &w[at..at + n_in], dots),
-        WeightView::BF16(w) => dot_rows_bf16(x, &w[at..at + n_in], dots),
+        WeightView::F32(w) => rows.for_each(|(dot, x)| *dot = dot_f32(x, &w[at..at + n_in])),
+        WeightView::BF16(w) => rows.for_each(|(dot, x)| *dot = dot_bf16(x, &w[at..at + n_in])),
         WeightView::F16(_) => PANEL.with_borrow_mut(|scratch| {
-            let row = grown(scratch, n_in);
-            w.widen(at, row);
-            dot_rows_f32(x, row, dots);
+            let wide = grown(scratch, n_in);
+            w.widen(at, wide);
+            rows.for_each(|(dot, x)| *dot = dot_f32(x, wide));
         }),
     }
 }
@@ -425,24 +441,28 @@ multiversion! {
 }
 
 multiversion! {
-    fn dot_rows_f32(x: &[f32], w: &[f32], dots: &mut [f32]) {
-        match dots {
-            [_] => dot_rows_of::<1, _>(x, w, |w| w, dots),
-            [_, _] => dot_rows_of::<2, _>(x, w, |w| w, dots),
-            [_, _, _] => dot_rows_of::<3, _>(x, w, |w| w, dots),
-            _ => dot_rows_of::<FEW_ROWS, _>(x, w, |w| w, dots),
-        }
+    /// The dot product.
+    pub(crate) fn dot_f32(x: &[f32], w: &[f32]) -> f32 {
+        crate::simd::dot(x, w)
     }
 }
 
 multiversion! {
-    fn dot_rows_bf16(x: &[f32], w: &[bf16], dots: &mut [f32]) {
-        match dots {
-            [_] => dot_rows_of::<1, _>(x, w, widened, dots),
-            [_, _] => dot_rows_of::<2, _>(x, w, widened, dots),
-            [_, _, _] => dot_rows_of::<3, _>(x, w, widened, dots),
-            _ => dot_rows_of::<FEW_ROWS, _>(x, w, widened, dots),
+    fn dot_bf16(x: &[f32], w: &[bf16]) -> f32 {
+        const STEP: usize = 2 * LANES;
+        let mut lanes = [0.0f32; STEP];
+        let (x_head, x_tail) = x.as_chunks::<STEP>();
+        let (w_head, w_tail) = w.as_chunks::<STEP>();
+        for (x, w) in x_head.iter().zip(w_head) {
+            for l in 0..STEP {
+                lanes[l] += x[l] * widened(w[l]);
+            }
         }
+        let mut sum = sum_lanes(lanes);
+        for (x, w) in x_tail.iter().zip(w_tail) {
+            sum += x * widened(*w);
+        }
+        sum
     }
 }
 
@@ -450,194 +470,4 @@ multiversion! {
 #[inline(always)]
 fn widened(w: bf16) -> f32 {
     f32::from_bits(u32::from(w.to_bits()) << 16)
-}
-
-#[inline(always)]
-fn dot_rows_of<const T: usize, W: Copy>(x: &[f32], w: &[W], widen: impl Fn(W) -> f32, dots: &mut [f32]) {
-    const STEP: usize = 2 * LANES;
-    let n = w.len();
-    let whole = n / STEP * STEP;
-    let rows: [&[f32]; T] = core::array::from_fn(|row| &x[row * n..(row + 1) * n]);
-    let mut lanes = [[0.0f32; STEP]; T];
-    for at in (0..whole).step_by(STEP) {
-        let w: [f32; STEP] = core::array::from_fn(|l| widen(w[at + l]));
-        for (lanes, row) in lanes.iter_mut().zip(&rows) {
-            let x = &row[at..at + STEP];
-            for l in 0..STEP {
-                lanes[l] += x[l] * w[l];
-            }
-        }
-    }
-    for ((dot, lanes), row) in dots.iter_mut().zip(lanes).zip(&rows) {
-        *dot = sum_lanes(lanes);
-        for at in whole..n {
-            *dot += row[at] * widen(w[at]);
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::plain;
-    use crate::testing::{Dice, assert_close, assert_same_for_any_threads, poisoned, random};
-
-    /// Weights in all three types, with the exact values of each as `f64`.
-    struct Weights {
-        f32s: Vec<f32>,
-        bf16s: Vec<bf16>,
-        f16s: Vec<f16>,
-    }
-
-    impl Weights {
-        fn new(n: usize, stream: u64) -> Self {
-            let f32s = random(n, stream);
-            let bf16s = f32s.iter().map(|&w| bf16::from_f32(w)).collect();
-            let f16s = f32s.iter().map(|&w| f16::from_f32(w)).collect();
-            Self { f32s, bf16s, f16s }
-        }
-
-        fn views(&self) -> [(WeightView<'_>, Vec<f64>); 3] {
-            [
-                (WeightView::F32(&self.f32s), plain::widen(&self.f32s)),
-                (WeightView::BF16(&self.bf16s), self.bf16s.iter().map(|w| w.to_f64()).collect()),
-                (WeightView::F16(&self.f16s), self.f16s.iter().map(|w| w.to_f64()).collect()),
-            ]
-        }
-    }
-
-    /// (T, in, out): every small T, odd sizes, and sizes past each tile and panel.
-    fn shapes() -> Vec<(usize, usize, usize)> {
-        let mut shapes =
-            vec![(0, 3, 2), (3, 0, 2), (6, 0, 5), (1, 1, 1), (2, 33, 1), (5, 1, 7), (17, 2, 300)];
-        shapes.extend([
-            (9, 1100, 200),
-            (5, 2050, 193),
-            (1030, 31, 17),
-            (1, 3000, 130),
-            (4, 64, 5000),
-            (300, 8, 260),
-        ]);
-        let mut dice = Dice::new(3);
-        shapes.extend((0..30).map(|_| (dice.between(1, 70), dice.between(1, 260), dice.between(1, 260))));
-        shapes
-    }
-
-    #[test]
-    fn linear_layers_equal_the_plain_twin() {
-        for (i, (t, n_in, n_out)) in shapes().into_iter().enumerate() {
-            let x = random(t * n_in, 1);
-            let bias = random(n_out, 2);
-            let weights = Weights::new(n_in * n_out, 100 + i as u64);
-            for (view, w) in weights.views() {
-                for bias in [None, Some(&bias[..])] {
-                    let mut y = poisoned(t * n_out);
-                    linear_forward(&x, view, bias, &mut y, t, n_in, n_out);
-                    let wide = bias.map(plain::widen);
-                    let want = plain::linear(&plain::widen(&x), &w, wide.as_deref(), t, n_in, n_out);
-                    assert_close(&y, &want, 2e-5, &format!("y for T={t} in={n_in} out={n_out}"));
-                }
-            }
-        }
-    }
-
-    #[test]
-    fn gradients_equal_the_plain_twin() {
-        for (i, (t, n_in, n_out)) in shapes().into_iter().enumerate() {
-            let (x, g) = (random(t * n_in, 1), random(t * n_out, 2));
-            let weights = Weights::new(n_in * n_out, 100 + i as u64);
-            let what = format!("T={t} in={n_in} out={n_out}");
-            for (view, w) in weights.views() {
-                let want = plain::matmul(&plain::widen(&g), &w, t, n_out, n_in, false, false);
-                let mut dx = poisoned(t * n_in);
-                linear_backward_input(&g, view, &mut dx, t, n_in, n_out, false);
-                assert_close(&dx, &want, 2e-5, &format!("dx for {what}"));
-                let mut dx = x.clone();
-                linear_backward_input(&g, view, &mut dx, t, n_in, n_out, true);
-                let sum: Vec<f64> = want.iter().zip(&x).map(|(d, &x)| d + f64::from(x)).collect();
-                assert_close(&dx, &sum, 2e-5, &format!("dx added to for {what}"));
-            }
-            let want = plain::matmul(&plain::widen(&g), &plain::widen(&x), n_out, t, n_in, true, false);
-            let mut dw = poisoned(n_in * n_out);
-            linear_backward_weight(&g, &x, &mut dw, t, n_in, n_out, false);
-            assert_close(&dw, &want, 2e-5, &format!("dw for {what}"));
-            let mut dw = weights.f32s.clone();
-            linear_backward_weight(&g, &x, &mut dw, t, n_in, n_out, true);
-            let sum: Vec<f64> = want.iter().zip(&weights.f32s).map(|(d, &w)| d + f64::from(w)).collect();
-            assert_close(&dw, &sum, 2e-5, &format!("dw added to for {what}"));
-        }
-    }
-
-    #[test]
-    fn products_of_either_orientation_equal_the_plain_twin() {
-        let mut dice = Dice::new(4);
-        for round in 0..60 {
-            let big = if round % 10 == 0 { 500 } else { 40 };
-            let (m, k, n) = (dice.between(1, big), dice.between(0, 40), dice.between(1, big));
-            let (a, b, c) = (random(m * k, 1), random(k * n, 2), random(m * n, 3));
-            for (trans_a, trans_b) in [(false, false), (true, false), (false, true), (true, true)] {
-                let product = plain::matmul(&plain::widen(&a), &plain::widen(&b), m, k, n, trans_a, trans_b);
-                let mut got = poisoned(m * n);
-                matmul(&mut got, &a, &b, m, k, n, trans_a, trans_b, 0.5, false);
-                let want: Vec<f64> = product.iter().map(|p| 0.5 * p).collect();
-                assert_close(&got, &want, 1e-5, &format!("m={m} k={k} n={n} {trans_a} {trans_b}"));
-                let mut got = c.clone();
-                matmul(&mut got, &a, &b, m, k, n, trans_a, trans_b, -2.0, true);
-                let want: Vec<f64> = product.iter().zip(&c).map(|(p, &c)| f64::from(c) - 2.0 * p).collect();
-                assert_close(&got, &want, 1e-5, &format!("added for m={m} k={k} n={n} {trans_a} {trans_b}"));
-            }
-        }
-    }
-
-    #[test]
-    fn bits_do_not_depend_on_the_number_of_threads() {
-        for (t, n_in, n_out) in [(1, 1500, 700), (4, 1024, 801), (65, 1300, 500), (1100, 40, 90)] {
-            let (x, g) = (random(t * n_in, 1), random(t * n_out, 2));
-            let weights = Weights::new(n_in * n_out, 3);
-            for (view, _) in weights.views() {
-                assert_same_for_any_threads(&format!("T={t} in={n_in} out={n_out}"), || {
-                    let mut results = [poisoned(t * n_out), poisoned(t * n_in), poisoned(n_in * n_out)];
-                    let [y, dx, dw] = &mut results;
-                    linear_forward(&x, view, None, y, t, n_in, n_out);
-                    linear_backward_input(&g, view, dx, t, n_in, n_out, false);
-                    linear_backward_weight(&g, &x, dw, t, n_in, n_out, false);
-                    results.concat()
-                });
-            }
-        }
-    }
-
-    #[test]
-    fn widening_is_exact_for_every_bf16_and_f16() {
-        let all: Vec<u16> = (0..=u16::MAX).collect();
-        let bf16s: Vec<bf16> = all.iter().map(|&bits| bf16::from_bits(bits)).collect();
-        let f16s: Vec<f16> = all.iter().map(|&bits| f16::from_bits(bits)).collect();
-        let mut out = poisoned(all.len() - 1);
-        WeightView::BF16(&bf16s).widen(1, &mut out);
-        assert!(out.iter().zip(&bf16s[1..]).all(|(o, w)| o.to_bits() == u32::from(w.to_bits()) << 16));
-        WeightView::F16(&f16s).widen(1, &mut out);
-        assert!(
-            out.iter()
-                .zip(&f16s[1..])
-                .all(|(&o, w)| f64::from(o) == w.to_f64() || (o.is_nan() && w.is_nan()))
-        );
-    }
-
-    #[test]
-    fn a_nan_in_a_weight_reaches_its_feature_alone() {
-        for t in [2, 9] {
-            let x = random(t * 50, 1);
-            let mut w = random(50 * 20, 2);
-            w[7 * 50 + 3] = f32::NAN;
-            let mut y = poisoned(t * 20);
-            linear_forward(&x, WeightView::F32(&w), None, &mut y, t, 50, 20);
-            assert!(y.iter().enumerate().all(|(i, y)| y.is_nan() == (i % 20 == 7)));
-        }
-    }
-
-    #[test]
-    #[should_panic(expected = "lengths of [T,in], [out,in], [T,out] for T=2 in=3 out=4")]
-    fn lengths_that_do_not_fit_are_named() {
-        linear_forward(&[0.0; 6], WeightView::F32(&[0.0; 11]), None, &mut [0.0; 8], 2, 3, 4);
-    }
 }

@@ -36,8 +36,14 @@ multiversion! {
         for (sum, &x) in lanes.iter_mut().zip(tail) {
             *sum += f64::from(x) * f64::from(x);
         }
-        lanes.iter().sum()
+        sum_lanes(lanes)
     }
+}
+
+/// Out of line, so that the loop before it is vectorised to its own width.
+#[inline(never)]
+fn sum_lanes(lanes: [f64; 16]) -> f64 {
+    lanes.iter().sum()
 }
 
 multiversion! {

@@ -137,15 +137,21 @@ pub(crate) fn max_of(x: &[f32]) -> f32 {
             *m = if v > *m { v } else { *m };
         }
     }
-    let mut best = f32::NEG_INFINITY;
-    for &v in lanes.iter().chain(tail) {
-        best = if v > best { v } else { best };
-    }
-    best
+    let best = max_plain(&lanes);
+    let rest = max_plain(tail);
+    if rest > best { rest } else { best }
+}
+
+/// Out of line for the same reason as [`sum_lanes`].
+#[inline(never)]
+fn max_plain(x: &[f32]) -> f32 {
+    x.iter().fold(f32::NEG_INFINITY, |best, &v| if v > best { v } else { best })
 }
 
 /// Adds the lanes in a fixed tree.
-#[inline(always)]
+///
+/// Out of line on purpose: next to a loop, the tree makes the compiler vectorise the loop in pairs, to suit the tree.
+#[inline(never)]
 pub(crate) fn sum_lanes<const W: usize>(mut lanes: [f32; W]) -> f32 {
     let mut width = W;
     while width > 1 {

@@ -4,9 +4,9 @@
 
 use super::AttentionShape;
 use super::tile::{Job, KEYS, gather_group, queries_per_tile, scale, scores};
-use crate::gemm::{MatMut, MatRef, grown, multiply};
+use crate::gemm::{MatMut, MatRef, dot_f32, grown, multiply};
 use crate::shared::SharedMut;
-use crate::simd::{dot, exp};
+use crate::simd::exp;
 use core::cell::RefCell;
 
 /// The incoming gradient and what the forward pass left.
@@ -83,7 +83,7 @@ fn tile(
     // `dq` holds the outputs until delta = g . out is formed.
     gather_group(saved.out, shape, kv_head, at, dq);
     for ((delta, g), out) in delta.iter_mut().zip(g.chunks_exact(d)).zip(dq.chunks_exact(d)) {
-        *delta = dot(g, out);
+        *delta = dot_f32(g, out);
     }
     gather_group(saved.q, shape, kv_head, at, q);
     scale(q, shape.scale);
