@@ -1,0 +1,89 @@
+//! What can go wrong in an evaluation.
+
+use taper_diagnostics::{Diagnose, ExitCode, Location, Problems};
+
+/// The errors of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// There is nothing to evaluate.
+    #[error("evaluation `{eval}` has no example")]
+    NoExamples {
+        /// Its name.
+        eval: String,
+    },
+    /// Examples that cannot be evaluated.
+    #[error("{0}")]
+    Problems(Problems),
+    /// A conversation, but nothing to render it with.
+    #[error("evaluation `{eval}` has conversations, but the model has no chat template")]
+    NoTemplate {
+        /// Its name.
+        eval: String,
+    },
+    /// Two results that are not of the same items.
+    #[error("`{first}` and `{second}` were not evaluated on the same items: {difference}")]
+    NotPaired {
+        /// One candidate.
+        first: String,
+        /// The other one.
+        second: String,
+        /// Where they part.
+        difference: String,
+    },
+    /// Generating or scoring failed.
+    #[error("failed to evaluate `{candidate}` on `{eval}`")]
+    Infer {
+        /// The candidate.
+        candidate: String,
+        /// The evaluation.
+        eval: String,
+        /// The example, when it is about one.
+        place: Option<Box<Location>>,
+        /// Why.
+        source: Box<taper_infer::Error>,
+    },
+    /// A report could not be written.
+    #[error("failed to write the report")]
+    Write(#[source] std::io::Error),
+    /// A report could not be put into JSON.
+    #[error("failed to write `{file}` as JSON")]
+    Json {
+        /// The file.
+        file: &'static str,
+        /// Why.
+        source: serde_json::Error,
+    },
+}
+
+/// The result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl Diagnose for Error {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoExamples { .. } => {
+                Some("name a file with examples in `data` of the `[[eval]]`, or in `data.test`".into())
+            }
+            Self::NoTemplate { .. } => Some("set `model.chat_template` to a Jinja file".into()),
+            Self::Infer { source, .. } => source.hint(),
+            _ => None,
+        }
+    }
+
+    fn location(&self) -> Option<Location> {
+        match self {
+            Self::Infer { place, .. } => place.as_deref().cloned(),
+            _ => None,
+        }
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::NoExamples { .. } => ExitCode::NothingEvaluated,
+            Self::NotPaired { .. } | Self::Json { .. } => ExitCode::Fault,
+            Self::Infer { source, .. } => source.exit_code(),
+            _ => ExitCode::UserError,
+        }
+    }
+}

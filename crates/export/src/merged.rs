@@ -1,0 +1,291 @@
+//! A whole model in the Hub's layout.
+
+use crate::error::doing;
+use crate::folder::NewFolder;
+use crate::shards::{Entry, ShardWriter};
+use crate::{Error, MergedDtype, Result};
+use candle_core::{DType, Tensor};
+use serde_json::{Map, Value};
+use std::path::{Path, PathBuf};
+use taper_hub::ModelFiles;
+use taper_models::CausalLm;
+use taper_nn::{Linear, ModuleMut, Weight};
+
+/// Bytes of tensors in a file, at most: what transformers takes.
+pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+
+/// What goes along unchanged from the base, where it is there.
+const COMPANIONS: [&str; 14] = [
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "merges.txt",
+    "chat_template.jinja",
+    "LICENSE",
+    "LICENSE.txt",
+    "LICENSE.md",
+    "NOTICE",
+    "NOTICE.txt",
+];
+
+/// How a model is written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MergeOptions {
+    /// The type of the weights.
+    pub dtype: MergedDtype,
+    /// A chat template that takes the place of the base's.
+    pub chat_template: Option<PathBuf>,
+    /// Bytes of tensors in a file, at most; a larger model is sharded.
+    pub max_shard_bytes: u64,
+}
+
+impl Default for MergeOptions {
+    fn default() -> Self {
+        Self { dtype: MergedDtype::Auto, chat_template: None, max_shard_bytes: MAX_SHARD_BYTES }
+    }
+}
+
+/// A model that was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WrittenModel {
+    /// The folder.
+    pub folder: PathBuf,
+    /// The files in it, sorted by name.
+    pub files: Vec<String>,
+    /// The type of the weights.
+    pub dtype: DType,
+    /// Bytes of the weights.
+    pub weight_bytes: u64,
+}
+
+/// Write the model with what is attached to it into `folder`: each adapter merged into its weight (`W + s B A`, summed in f32 and
+/// then rounded once), trained biases, norms and embeddings in place of the base's. After full training this is the model itself.
+///
+/// `base` gives `config.json` (written in the layout it has, with the new type), the tokenizer's files and the licence. The folder
+/// appears as a whole, and takes the place of one that was there. A head that shares the embedding's table is left out, as in the base;
+/// if it has an adapter of its own it is written, and `tie_word_embeddings` becomes false.
+///
+/// # Errors
+/// When a weight is not finite in the asked type, `config.json` cannot be read, or the disk fails.
+pub fn write_merged(
+    model: &mut dyn CausalLm,
+    base: &ModelFiles,
+    folder: &Path,
+    options: &MergeOptions,
+) -> Result<WrittenModel> {
+    let mut config = read_config(&base.config)?;
+    let dtype = match options.dtype.dtype() {
+        Some(dtype) => dtype,
+        None => declared_dtype(&config, &base.config)?,
+    };
+    let new = NewFolder::new(folder)?;
+    let (entries, tied) = plan(model)?;
+    let mut writer = ShardWriter::new(new.path(), entries, dtype, options.max_shard_bytes);
+    each_tensor(model, |name, tensor| writer.push(&name, &tensor()?))?;
+    let (_, weight_bytes) = writer.finish()?;
+
+    set_dtype(&mut config, dtype);
+    if config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(tied) != tied {
+        config.insert("tie_word_embeddings".into(), Value::Bool(tied));
+    }
+    let text = format!("{:#}\n", Value::Object(config));
+    write(&new.path().join("config.json"), text.as_bytes())?;
+    copy_companions(base, options, new.path())?;
+    let files = names(new.path())?;
+    let folder = new.place()?;
+    Ok(WrittenModel { folder, files, dtype, weight_bytes })
+}
+
+/// The tensors to write, in the order of the visit, and whether a tied head was left out.
+fn plan(model: &mut dyn CausalLm) -> Result<(Vec<Entry>, bool)> {
+    let mut entries = Vec::new();
+    let mut tied = false;
+    let mut add = |path: &str, suffix: &str, shape: &[usize]| {
+        entries.push(Entry { name: format!("{path}.{suffix}"), shape: shape.to_vec() });
+    };
+    model
+        .visit_modules(&mut |module| {
+            match module {
+                ModuleMut::Linear(m) if shares_its_weight(m) => tied = true,
+                ModuleMut::Linear(m) => {
+                    add(m.path(), "weight", &[m.out_features(), m.in_features()]);
+                    if let Some(bias) = m.bias() {
+                        add(m.path(), "bias", bias.dims());
+                    }
+                }
+                ModuleMut::Embedding(m) => {
+                    let (rows, columns) = m.weight().dims();
+                    add(m.path(), "weight", &[rows, columns]);
+                }
+                ModuleMut::RmsNorm(m) => add(m.path(), "weight", m.weight().dims()),
+            }
+            Ok(())
+        })
+        .map_err(doing("list the model's tensors"))?;
+    Ok((entries, tied))
+}
+
+/// A head over the embedding's table that nothing was added to.
+fn shares_its_weight(linear: &Linear) -> bool {
+    linear.is_tied() && linear.adapter().is_none()
+}
+
+/// Show each tensor of the plan, made when it is asked for.
+fn each_tensor(
+    model: &mut dyn CausalLm,
+    mut take: impl FnMut(String, &dyn Fn() -> Result<Tensor>) -> Result<()>,
+) -> Result<()> {
+    // The visit speaks candle's errors; ours waits outside.
+    let mut failed = None;
+    let visited = model.visit_modules(&mut |module| {
+        let outcome = match module {
+            ModuleMut::Linear(m) if shares_its_weight(m) => Ok(()),
+            ModuleMut::Linear(m) => {
+                take(format!("{}.weight", m.path()), &|| linear_weight(m)).and_then(|()| match m.bias() {
+                    Some(bias) => take(format!("{}.bias", m.path()), &|| Ok(bias.clone())),
+                    None => Ok(()),
+                })
+            }
+            ModuleMut::Embedding(m) => take(format!("{}.weight", m.path()), &|| {
+                stored(m.weight()).map_err(doing("read an embedding"))
+            }),
+            ModuleMut::RmsNorm(m) => take(format!("{}.weight", m.path()), &|| Ok(m.weight())),
+        };
+        outcome.or_else(|error| {
+            failed = Some(error);
+            candle_core::bail!("stopped")
+        })
+    });
+    match (failed, visited) {
+        (Some(error), _) => Err(error),
+        (None, visited) => visited.map_err(doing("read the model's tensors")),
+    }
+}
+
+fn linear_weight(linear: &Linear) -> Result<Tensor> {
+    match linear.adapter() {
+        Some(adapter) => adapter.merged_weight(linear).map_err(doing("merge an adapter into its weight")),
+        None => stored(linear.weight()).map_err(doing("read a weight")),
+    }
+}
+
+/// The weight in the type it is held in: what nothing was done to keeps its bits.
+fn stored(weight: &Weight) -> taper_nn::Result<Tensor> {
+    match weight {
+        Weight::Frozen(weight) => Ok(weight.tensor().clone()),
+        Weight::Trainable(_) => weight.to_f32(),
+    }
+}
+
+fn read_config(path: &Path) -> Result<Map<String, Value>> {
+    let text = fs_err::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
+    let bad = |reason: String| Error::Config { path: path.into(), reason };
+    match serde_json::from_str(&text).map_err(|e| bad(e.to_string()))? {
+        Value::Object(config) => Ok(config),
+        _ => Err(bad("it is not an object".into())),
+    }
+}
+
+/// transformers 5 writes `dtype`, earlier ones `torch_dtype`; without either, f32.
+fn declared_dtype(config: &Map<String, Value>, path: &Path) -> Result<DType> {
+    let declared =
+        ["dtype", "torch_dtype"].into_iter().filter_map(|key| config.get(key)).find(|v| !v.is_null());
+    let Some(declared) = declared else { return Ok(DType::F32) };
+    let Some(name) = declared.as_str() else {
+        return Err(Error::Config { path: path.into(), reason: format!("`dtype` is `{declared}`") });
+    };
+    match name.trim_start_matches("torch.") {
+        "float32" => Ok(DType::F32),
+        "bfloat16" => Ok(DType::BF16),
+        "float16" => Ok(DType::F16),
+        other => Err(Error::Dtype { given: other.into() }),
+    }
+}
+
+/// Under the key that the file has.
+fn set_dtype(config: &mut Map<String, Value>, dtype: DType) {
+    let name = match dtype {
+        DType::BF16 => "bfloat16",
+        DType::F16 => "float16",
+        _ => "float32",
+    };
+    let key = if config.contains_key("torch_dtype") && !config.contains_key("dtype") {
+        "torch_dtype"
+    } else {
+        "dtype"
+    };
+    config.insert(key.into(), name.into());
+    if config.contains_key("torch_dtype") {
+        config.insert("torch_dtype".into(), name.into());
+    }
+}
+
+fn copy_companions(base: &ModelFiles, options: &MergeOptions, folder: &Path) -> Result<()> {
+    for name in COMPANIONS {
+        let from = base.root.join(name);
+        let replaced = name == "chat_template.jinja" && options.chat_template.is_some();
+        if from.is_file() && !replaced {
+            copy(&from, &folder.join(name))?;
+        }
+    }
+    match &options.chat_template {
+        Some(template) => copy(template, &folder.join("chat_template.jinja")),
+        None => Ok(()),
+    }
+}
+
+/// The content, not the permissions: a cache's files may be read-only.
+pub(crate) fn copy(from: &Path, to: &Path) -> Result<()> {
+    let mut source = fs_err::File::open(from).map_err(|source| Error::Read { path: from.into(), source })?;
+    let named = |source| Error::Write { path: to.into(), source };
+    let mut target = fs_err::File::create(to).map_err(named)?;
+    std::io::copy(&mut source, &mut target).map_err(named)?;
+    Ok(())
+}
+
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+    fs_err::write(path, bytes).map_err(|source| Error::Write { path: path.into(), source })
+}
+
+pub(crate) fn names(folder: &Path) -> Result<Vec<String>> {
+    let read = |source| Error::Read { path: folder.into(), source };
+    let mut names = Vec::new();
+    for entry in fs_err::read_dir(folder).map_err(read)? {
+        names.push(entry.map_err(read)?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    fn object(value: Value) -> Map<String, Value> {
+        value.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn the_type_is_read_and_written_under_the_key_that_the_file_has() {
+        let path = Path::new("config.json");
+        for (key, other) in [("dtype", "torch_dtype"), ("torch_dtype", "dtype")] {
+            let mut config = object(json!({ "a": 1, key: "bfloat16", "z": 2 }));
+            assert_eq!(declared_dtype(&config, path).unwrap(), DType::BF16);
+            set_dtype(&mut config, DType::F16);
+            assert_eq!(config[key], "float16");
+            assert!(!config.contains_key(other));
+            assert_eq!(config.keys().collect::<Vec<_>>(), ["a", key, "z"]);
+        }
+        let mut none = object(json!({ "a": 1 }));
+        assert_eq!(declared_dtype(&none, path).unwrap(), DType::F32);
+        set_dtype(&mut none, DType::F32);
+        assert_eq!(none["dtype"], "float32");
+        let odd = object(json!({ "dtype": "float8_e4m3fn" }));
+        assert!(declared_dtype(&odd, path).unwrap_err().to_string().contains("float8_e4m3fn"));
+    }
+}

@@ -1,0 +1,99 @@
+//! A request on its way: tokens, cache, text.
+
+use crate::stop::StopScanner;
+use crate::{Completion, FinishReason, GenerationConfig, Request, Result, Sampler};
+use taper_nn::KvCache;
+use taper_text::{DetokenizerStream, Tokenizer};
+
+/// What one request has come to.
+pub(crate) struct Sequence<'a> {
+    /// Its place in the call.
+    pub(crate) place: usize,
+    /// Prompt and what was written.
+    pub(crate) tokens: Vec<u32>,
+    /// How many of them the cache has seen.
+    pub(crate) cached: usize,
+    pub(crate) cache: KvCache,
+    prompt_tokens: usize,
+    sampler: Sampler<'a>,
+    decoder: DetokenizerStream<'a>,
+    scanner: StopScanner<'a>,
+    stop_token: Option<u32>,
+}
+
+impl<'a> Sequence<'a> {
+    pub(crate) fn new(
+        place: usize,
+        request: &Request,
+        blocks: usize,
+        tokenizer: &'a Tokenizer,
+        config: &'a GenerationConfig,
+    ) -> Self {
+        Self {
+            place,
+            tokens: request.prompt_ids.clone(),
+            cached: 0,
+            cache: KvCache::new(blocks),
+            prompt_tokens: request.prompt_ids.len(),
+            sampler: Sampler::new(config, request.number),
+            decoder: tokenizer.detokenizer(true),
+            scanner: StopScanner::new(&config.stop),
+            stop_token: None,
+        }
+    }
+
+    /// Tokens that were written so far.
+    pub(crate) fn written(&self) -> usize {
+        self.tokens.len() - self.prompt_tokens
+    }
+
+    /// Tokens that the cache has not seen.
+    pub(crate) fn pending(&self) -> usize {
+        self.tokens.len() - self.cached
+    }
+
+    /// The next token from logits `[V]`.
+    pub(crate) fn choose(&self, logits: &[f32]) -> Option<u32> {
+        self.sampler.sample(logits, &self.tokens, self.written())
+    }
+
+    /// Note that `id` ended the text.
+    pub(crate) fn end_with(&mut self, id: u32) {
+        self.stop_token = Some(id);
+    }
+
+    /// Take a token in; gives the text that can be shown now.
+    pub(crate) fn push(&mut self, id: u32) -> Result<&str> {
+        self.tokens.push(id);
+        let piece = self.decoder.push(id)?;
+        Ok(self.scanner.push(&piece))
+    }
+
+    /// Whether a stop string came up.
+    pub(crate) fn is_stopped(&self) -> bool {
+        self.scanner.is_stopped()
+    }
+
+    /// The completion, with the last of the text that was held back.
+    pub(crate) fn finish(mut self, reason: FinishReason) -> Result<(Completion, String)> {
+        let mut tail = String::new();
+        let mut reason = reason;
+        if !self.scanner.is_stopped() {
+            let piece = self.decoder.finish()?;
+            tail.push_str(self.scanner.push(&piece));
+            if self.scanner.is_stopped() {
+                reason = FinishReason::Stop;
+            } else {
+                tail.push_str(self.scanner.finish());
+            }
+        }
+        let completion = Completion {
+            text: self.scanner.text().to_owned(),
+            token_ids: self.tokens.split_off(self.prompt_tokens),
+            stop_token: self.stop_token,
+            finish_reason: reason,
+            prompt_tokens: self.prompt_tokens,
+        };
+        Ok((completion, tail))
+    }
+}
