@@ -1,1 +1,26 @@
-//! models
+//! Decoder architectures by `model_type`, built from `nn`.
+//!
+//! Letters: T tokens of a packed batch, H hidden size, N query heads, K key/value heads, D head dimension, I width of the MLP, V vocabulary.
+//!
+//! There is one decoder ([`Decoder`]), with switches for what architectures differ in. An architecture is a file that reads its own
+//! `config.json` keys into these switches ([`ModelConfig`]); here: Llama (Llama 2 and 3, SmolLM, TinyLlama, and the like). The names of
+//! modules and tensors are the checkpoint's own.
+//!
+//! Models do not know adapters: they show their modules through [`taper_nn::VisitModules`], and whoever visits may fill the slots.
+
+mod causal_lm;
+mod config;
+mod decoder;
+mod error;
+mod fields;
+mod llama;
+mod load;
+mod rotary;
+mod weights;
+
+pub use causal_lm::{CausalLm, forward_hidden, forward_logits, state_tensors};
+pub use config::{ModelConfig, ModelType};
+pub use decoder::Decoder;
+pub use error::{ConfigError, Error, Result};
+pub use load::{LoadOptions, init, load};
+pub use rotary::{RopeConfig, RopeScaling, RotaryEmbedding};

@@ -279,6 +279,24 @@ impl Checkpoint {
         }
     }
 
+    /// A weight in the type it is stored in, or in `dtype` when one is given; f64 becomes f32.
+    ///
+    /// # Errors
+    /// When it is not there or no floating-point tensor, and as [`Self::tensor_as`].
+    pub fn weight(&self, name: &str, dtype: Option<DType>) -> Result<Tensor, CheckpointError> {
+        let (shard, info) = self.find(name)?;
+        let stored = match info.dtype {
+            Dtype::F32 | Dtype::F64 => DType::F32,
+            Dtype::BF16 => DType::BF16,
+            Dtype::F16 => DType::F16,
+            other => {
+                let (tensor, path) = (name.into(), shard.path.clone());
+                return Err(CheckpointError::Dtype { tensor, path, dtype: other });
+            }
+        };
+        self.tensor_as(name, dtype.unwrap_or(stored))
+    }
+
     fn find(&self, name: &str) -> Result<(&Shard, &TensorInfo), CheckpointError> {
         let shard = self.places.get(name).map(|&at| &self.shards[at]);
         match shard.and_then(|shard| shard.header.tensors.get(name).map(|info| (shard, info))) {
@@ -388,6 +406,19 @@ mod tests {
         assert!(matches!(checkpoint.tensor_as("big", DType::F16), Err(CheckpointError::Overflow { .. })));
         assert!(checkpoint.tensor_as("edge", DType::F16).is_ok());
         assert!(checkpoint.tensor_as("big", DType::BF16).is_ok());
+    }
+
+    #[test]
+    fn weights_are_floating_point() {
+        let here = tempfile::tempdir().unwrap();
+        let packed = Tensor::new(&[1u8, 2], &Device::Cpu).unwrap();
+        let double = tensor(&[0.5]).to_dtype(DType::F64).unwrap();
+        let a = write(here.path(), "a.safetensors", &[("packed", packed), ("double", double)]);
+        let checkpoint = Checkpoint::open(&[a], None).unwrap();
+        let error = checkpoint.weight("packed", None).unwrap_err();
+        assert_eq!(error.to_string(), "tensor `packed` is stored as U8, which is not read");
+        assert_eq!(checkpoint.weight("double", None).unwrap().dtype(), DType::F32);
+        assert_eq!(checkpoint.weight("double", Some(DType::BF16)).unwrap().dtype(), DType::BF16);
     }
 
     #[test]

@@ -1,0 +1,101 @@
+//! Where a model's weights come from: a checkpoint, or a random generator keyed by the tensors' names.
+
+use crate::{Error, ModelConfig, Result};
+use candle_core::{DType, Device, Tensor};
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use taper_kernels::rng::{CounterRng, stream_of};
+use taper_nn::{Checkpoint, CheckpointError, Embedding, FrozenWeight, Linear, RmsNorm, Weight};
+
+/// Gives weights by name and remembers which were asked for.
+pub(crate) struct Weights<'a> {
+    source: Source<'a>,
+    /// The type that matrices are held in; `None` for the one they are stored in.
+    dtype: Option<DType>,
+}
+
+enum Source<'a> {
+    Stored { checkpoint: &'a Checkpoint, root: PathBuf, asked: BTreeSet<String> },
+    Random { seed: u64, std: f32 },
+}
+
+impl<'a> Weights<'a> {
+    pub(crate) fn stored(checkpoint: &'a Checkpoint, root: &Path, dtype: Option<DType>) -> Self {
+        Self { source: Source::Stored { checkpoint, root: root.into(), asked: BTreeSet::new() }, dtype }
+    }
+
+    pub(crate) fn random(config: &ModelConfig, seed: u64, dtype: DType) -> Self {
+        Self { source: Source::Random { seed, std: config.initializer_range as f32 }, dtype: Some(dtype) }
+    }
+
+    /// A layer `inputs -> outputs`, with a bias or without.
+    pub(crate) fn linear(&mut self, path: &str, inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
+        let weight = self.matrix(path, outputs, inputs)?;
+        let bias = if bias { Some(self.vector(&format!("{path}.bias"), outputs, 0.0)?) } else { None };
+        Ok(Linear::new(path, weight, bias))
+    }
+
+    pub(crate) fn embedding(&mut self, path: &str, vocab: usize, width: usize) -> Result<Embedding> {
+        Ok(Embedding::new(path, self.matrix(path, vocab, width)?))
+    }
+
+    /// A norm whose file holds the gain itself.
+    pub(crate) fn norm(&mut self, path: &str, width: usize, eps: f64) -> Result<RmsNorm> {
+        Ok(RmsNorm::new(path, self.vector(&format!("{path}.weight"), width, 1.0)?, eps, 0.0))
+    }
+
+    /// Whether a tied head that the file holds all the same is the embedding.
+    pub(crate) fn check_tied(&mut self, head: &str, embedding: &str) -> Result<()> {
+        let Source::Stored { checkpoint, root, asked } = &mut self.source else { return Ok(()) };
+        if !checkpoint.contains(head) {
+            return Ok(());
+        }
+        asked.insert(head.into());
+        let bytes = |name: &str| checkpoint.bytes(name).map_err(|e| fault(root, e));
+        if bytes(head)? == bytes(embedding)? { Ok(()) } else { Err(Error::HeadNotTied { root: root.clone() }) }
+    }
+
+    /// That nothing in the checkpoint was left unread.
+    pub(crate) fn finish(self) -> Result<()> {
+        let Source::Stored { checkpoint, root, asked } = self.source else { return Ok(()) };
+        // Older checkpoints store the rotary frequencies, which follow from the configuration.
+        let computed = |name: &str| name.ends_with(".rotary_emb.inv_freq");
+        let names: Vec<String> =
+            checkpoint.names().filter(|name| !asked.contains(*name) && !computed(name)).map(str::to_owned).collect();
+        if names.is_empty() { Ok(()) } else { Err(Error::Unexpected { root, names }) }
+    }
+
+    fn matrix(&mut self, path: &str, rows: usize, columns: usize) -> Result<Weight> {
+        let tensor = self.tensor(&format!("{path}.weight"), &[rows, columns], self.dtype, None)?;
+        Ok(Weight::Frozen(FrozenWeight::dense(&tensor)?))
+    }
+
+    /// In f32, whatever the matrices are held in: vectors are small and their precision counts. Random ones are all `initial`.
+    fn vector(&mut self, name: &str, len: usize, initial: f32) -> Result<Tensor> {
+        self.tensor(name, &[len], Some(DType::F32), Some(initial))
+    }
+
+    fn tensor(&mut self, name: &str, shape: &[usize], dtype: Option<DType>, initial: Option<f32>) -> Result<Tensor> {
+        match &mut self.source {
+            Source::Stored { checkpoint, root, asked } => {
+                asked.insert(name.into());
+                checkpoint
+                    .expect_shape(name, shape)
+                    .and_then(|()| checkpoint.weight(name, dtype))
+                    .map_err(|e| fault(root, e))
+            }
+            Source::Random { seed, std } => {
+                let mut values = vec![initial.unwrap_or(0.0); shape.iter().product()];
+                if initial.is_none() {
+                    CounterRng::new(*seed, stream_of(name)).fill_normal(0, *std, &mut values);
+                }
+                let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
+                Ok(tensor.to_dtype(dtype.unwrap_or(DType::F32))?)
+            }
+        }
+    }
+}
+
+fn fault(root: &Path, source: CheckpointError) -> Error {
+    Error::Checkpoint { root: root.into(), source }
+}
