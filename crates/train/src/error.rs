@@ -1,0 +1,186 @@
+//! What can stop a run.
+
+use std::io;
+use std::path::PathBuf;
+use taper_diagnostics::{Diagnose, ExitCode, Location, list_names};
+
+/// The errors of this crate.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// The arithmetic failed.
+    #[error("failed to {doing}")]
+    Arithmetic {
+        /// What was being done.
+        doing: String,
+        /// What candle says.
+        source: candle_core::Error,
+    },
+    /// Nothing would be trained.
+    #[error("there is no parameter to train")]
+    NoParameters,
+    /// Two parameters have one name.
+    #[error("two trained parameters are named `{name}`")]
+    DuplicateParameter {
+        /// The name.
+        name: String,
+    },
+    /// The run would make no step.
+    #[error("the run has no step: {rows} rows of training data, {epochs} epochs")]
+    NoSteps {
+        /// Rows that there are.
+        rows: usize,
+        /// Epochs asked for.
+        epochs: f64,
+    },
+    /// The data of a step teaches nothing.
+    #[error("step {step} has no supervised token")]
+    NoTargets {
+        /// The step, from 1.
+        step: u64,
+    },
+    /// The loss is NaN or infinite.
+    #[error("the loss of step {step} is {loss}")]
+    LossNotFinite {
+        /// The step, from 1.
+        step: u64,
+        /// What it is.
+        loss: f64,
+        /// Where the last good state is.
+        checkpoint: Option<PathBuf>,
+    },
+    /// A gradient is NaN or infinite.
+    #[error("the gradient of step {step} is not finite in {}", list_names(parameters, 4))]
+    GradientNotFinite {
+        /// The step, from 1.
+        step: u64,
+        /// The parameters.
+        parameters: Vec<String>,
+        /// Where the last good state is.
+        checkpoint: Option<PathBuf>,
+    },
+    /// A part of the model lets no gradient through.
+    #[error("no gradient comes out of {place}")]
+    GradientCut {
+        /// Which part.
+        place: String,
+    },
+    /// The self-test found that the run would not train what it is asked to train.
+    #[error("the self-test failed: {what}")]
+    SelfTest {
+        /// What was found, naming the tensors.
+        what: String,
+    },
+    /// The disk failed.
+    #[error("failed to {doing} `{}`", path.display())]
+    Disk {
+        /// What was being done: `read`, `write`.
+        doing: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A checkpoint cannot be used.
+    #[error("{what}")]
+    Checkpoint {
+        /// The file or folder.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The checkpoint is one of another run.
+    #[error("the checkpoint belongs to another run: {}", differences.join("; "))]
+    OtherRun {
+        /// The checkpoint.
+        path: PathBuf,
+        /// What differs, each with then and now.
+        differences: Vec<String>,
+    },
+    /// A new run would write over the checkpoints of an old one.
+    #[error("there are checkpoints of an earlier run, the newest `{}`", newest.display())]
+    CheckpointsExist {
+        /// The newest.
+        newest: PathBuf,
+    },
+    /// There is nothing to go on from.
+    #[error("there is no complete checkpoint to resume from")]
+    NothingToResume {
+        /// Where one was looked for.
+        folder: PathBuf,
+    },
+    /// The data loader failed.
+    #[error(transparent)]
+    Data(#[from] taper_data::Error),
+    /// The adapter could not be written or read.
+    #[error(transparent)]
+    Adapter(#[from] taper_peft::Error),
+}
+
+/// The result of this crate.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Names what was being done when candle failed.
+pub(crate) trait Doing<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T>;
+}
+
+impl<T> Doing<T> for candle_core::Result<T> {
+    fn doing(self, what: impl FnOnce() -> String) -> Result<T> {
+        self.map_err(|source| Error::Arithmetic { doing: what(), source })
+    }
+}
+
+impl Diagnose for Error {
+    fn hint(&self) -> Option<String> {
+        match self {
+            Self::LossNotFinite { checkpoint, .. } | Self::GradientNotFinite { checkpoint, .. } => {
+                let advice =
+                    "lower `optimizer.learning_rate`, lengthen the warm-up, or set `train.max_grad_norm`";
+                Some(match checkpoint {
+                    Some(path) => format!("{advice}; the last good state is `{}`", path.display()),
+                    None => format!("{advice}; no step was completed before"),
+                })
+            }
+            Self::NoTargets { .. } => Some("look at the examples with `taper explain`".into()),
+            Self::SelfTest { .. } => Some(
+                "this is a fault of taper, not of the recipe; `train.self_test = false` skips the check"
+                    .into(),
+            ),
+            Self::NoSteps { .. } => Some("raise `train.num_train_epochs`, or set `train.max_steps`".into()),
+            Self::OtherRun { .. } => {
+                Some("give the run what it began with, or start anew in another folder with `--out`".into())
+            }
+            Self::CheckpointsExist { .. } => {
+                Some("go on from there with `--resume`, or choose another folder with `--out`".into())
+            }
+            Self::NothingToResume { .. } => Some("start the run without `--resume`".into()),
+            Self::Checkpoint { .. } => Some("remove the folder to go on from an older checkpoint".into()),
+            Self::Data(error) => error.hint(),
+            Self::Adapter(error) => error.hint(),
+            _ => None,
+        }
+    }
+
+    fn location(&self) -> Option<Location> {
+        match self {
+            Self::Checkpoint { path, .. } | Self::OtherRun { path, .. } => Some(Location::file(path)),
+            Self::NothingToResume { folder } => Some(Location::file(folder)),
+            Self::Data(error) => error.location(),
+            Self::Adapter(error) => error.location(),
+            _ => None,
+        }
+    }
+
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Arithmetic { .. }
+            | Self::GradientCut { .. }
+            | Self::SelfTest { .. }
+            | Self::DuplicateParameter { .. } => ExitCode::Fault,
+            Self::Data(error) => error.exit_code(),
+            Self::Adapter(error) => error.exit_code(),
+            _ => ExitCode::UserError,
+        }
+    }
+}

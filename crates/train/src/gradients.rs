@@ -1,0 +1,154 @@
+//! Gradients of all trained parameters, summed over the micro-batches of a step.
+
+use crate::error::{Doing, Error, Result};
+use candle_core::backprop::GradStore;
+use std::collections::BTreeSet;
+use taper_kernels::reduce;
+use taper_nn::{Parameter, with_f32};
+
+/// One f32 buffer a parameter, in the order of the parameters' names, so that nothing depends on the order in which
+/// modules were visited.
+#[derive(Debug)]
+pub struct Gradients {
+    parameters: Vec<Parameter>,
+    sums: Vec<Vec<f32>>,
+    received: Vec<bool>,
+}
+
+impl Gradients {
+    /// Empty buffers, 4 bytes an element.
+    ///
+    /// # Errors
+    /// When there is no parameter, or two have one name.
+    pub fn new(parameters: &[Parameter]) -> Result<Self> {
+        let parameters = ordered(parameters)?;
+        let sums = parameters.iter().map(|p| vec![0f32; p.var.elem_count()]).collect();
+        Ok(Self { received: vec![false; parameters.len()], sums, parameters })
+    }
+
+    /// The parameters, ordered by name.
+    pub fn parameters(&self) -> &[Parameter] {
+        &self.parameters
+    }
+
+    /// The sums, in the order of [`Self::parameters`].
+    pub fn sums(&self) -> &[Vec<f32>] {
+        &self.sums
+    }
+
+    /// Which parameters have received a gradient since [`Self::clear`], in the order of [`Self::parameters`].
+    pub fn received(&self) -> &[bool] {
+        &self.received
+    }
+
+    /// Back to zero.
+    pub fn clear(&mut self) {
+        self.sums.iter_mut().for_each(|sum| sum.fill(0.0));
+        self.received.fill(false);
+    }
+
+    /// Take the gradients of our parameters out of `store` and add them. What stays in `store` belongs to no parameter.
+    ///
+    /// # Errors
+    /// What candle says.
+    pub fn take_from(&mut self, store: &mut GradStore) -> Result<()> {
+        for ((parameter, sum), received) in self.parameters.iter().zip(&mut self.sums).zip(&mut self.received)
+        {
+            let Some(gradient) = store.remove(parameter.var.as_tensor()) else { continue };
+            let gradient = gradient.contiguous().doing(|| reading(parameter))?;
+            with_f32(&gradient, |g| reduce::axpy(1.0, g, sum)).doing(|| reading(parameter))?;
+            *received = true;
+        }
+        Ok(())
+    }
+
+    /// The Euclidean norm over all elements, in f64, summed in the order of the names.
+    pub fn norm(&self) -> f64 {
+        self.sums.iter().map(|sum| reduce::sum_of_squares(sum)).sum::<f64>().sqrt()
+    }
+
+    /// The names of the parameters with a NaN or an infinity.
+    pub fn not_finite(&self) -> Vec<String> {
+        let bad = self.parameters.iter().zip(&self.sums).filter(|(_, sum)| !reduce::all_finite(sum));
+        bad.map(|(parameter, _)| parameter.name.clone()).collect()
+    }
+}
+
+/// Factor that brings a gradient of norm `norm` to at most `max_norm`, as `torch.nn.utils.clip_grad_norm_` computes it;
+/// `max_norm` 0 never clips.
+pub fn clip_factor(norm: f64, max_norm: f64) -> f64 {
+    if max_norm > 0.0 { (max_norm / (norm + 1e-6)).min(1.0) } else { 1.0 }
+}
+
+/// The parameters ordered by name.
+pub(crate) fn ordered(parameters: &[Parameter]) -> Result<Vec<Parameter>> {
+    if parameters.is_empty() {
+        return Err(Error::NoParameters);
+    }
+    let mut seen = BTreeSet::new();
+    if let Some(twice) = parameters.iter().find(|p| !seen.insert(&p.name)) {
+        return Err(Error::DuplicateParameter { name: twice.name.clone() });
+    }
+    let mut parameters = parameters.to_vec();
+    parameters.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(parameters)
+}
+
+fn reading(parameter: &Parameter) -> String {
+    format!("read the gradient of `{}`", parameter.name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor, Var};
+    use taper_nn::ParameterKind;
+
+    fn parameter(name: &str, values: &[f32]) -> Parameter {
+        let var = Var::from_tensor(&Tensor::new(values, &Device::Cpu).unwrap()).unwrap();
+        Parameter { name: name.into(), kind: ParameterKind::Weight, var }
+    }
+
+    #[test]
+    fn gradients_add_up_by_name_and_leave_strangers_behind() {
+        let (b, a) = (parameter("b", &[3.0, 4.0]), parameter("a", &[1.0, 1.0]));
+        let stranger = parameter("c", &[1.0, 1.0]);
+        let mut gradients = Gradients::new(&[b.clone(), a.clone()]).unwrap();
+        assert_eq!(gradients.parameters()[0].name, "a");
+        for _ in 0..2 {
+            let y = ((b.var.as_tensor() * b.var.as_tensor()).unwrap() + stranger.var.as_tensor()).unwrap();
+            let mut store = y.sum_all().unwrap().backward().unwrap();
+            gradients.take_from(&mut store).unwrap();
+            assert_eq!(store.get_ids().count(), 1);
+        }
+        assert_eq!(gradients.sums(), [vec![0.0, 0.0], vec![12.0, 16.0]]);
+        assert_eq!(gradients.received(), [false, true]);
+        assert_eq!(gradients.norm(), 20.0);
+        gradients.clear();
+        assert_eq!((gradients.norm(), gradients.received()), (0.0, &[false, false][..]));
+    }
+
+    #[test]
+    fn a_gradient_that_is_not_finite_is_named() {
+        let p = parameter("p", &[1.0, 2.0]);
+        let mut gradients = Gradients::new(std::slice::from_ref(&p)).unwrap();
+        let mut store = (p.var.as_tensor() * f64::NAN).unwrap().backward().unwrap();
+        gradients.take_from(&mut store).unwrap();
+        assert_eq!(gradients.not_finite(), ["p"]);
+    }
+
+    #[test]
+    fn clipping_never_lengthens() {
+        assert_eq!(clip_factor(0.5, 1.0), 1.0);
+        assert!((clip_factor(4.0, 1.0) - 0.25).abs() < 1e-6);
+        assert_eq!(clip_factor(4.0, 0.0), 1.0);
+        assert_eq!(clip_factor(0.0, 1.0), 1.0);
+    }
+
+    #[test]
+    fn no_parameter_and_one_name_for_two_are_errors() {
+        assert!(matches!(Gradients::new(&[]), Err(Error::NoParameters)));
+        let twice = [parameter("p", &[1.0]), parameter("p", &[1.0])];
+        assert!(matches!(Gradients::new(&twice), Err(Error::DuplicateParameter { .. })));
+    }
+}

@@ -1,0 +1,221 @@
+//! AdamW over named parameters, with a state that can be saved.
+//!
+//! Decoupled weight decay (Loshchilov and Hutter 2019) in the order of operations of `torch.optim.AdamW`; groups as the
+//! Trainer of transformers forms them (no decay on biases and norms), and those of LoRA+ (Hayou et al. 2024) as
+//! `peft.optimizers.create_loraplus_optimizer` does: B, biases and norms learn at `loraplus_lr_ratio` times A's rate.
+
+use crate::OptimizerSection;
+use crate::error::{Doing, Error, Result};
+use crate::gradients::{Gradients, ordered};
+use crate::tensor_file::{NamedTensor, TensorFile};
+use taper_kernels::adamw::{AdamW as Settings, adamw_step};
+use taper_nn::{Parameter, ParameterKind, update_f32};
+
+/// The optimiser's parameters, moments and step count.
+#[derive(Debug)]
+pub struct AdamW {
+    section: OptimizerSection,
+    slots: Vec<Slot>,
+    step: u64,
+}
+
+/// One parameter with its group's settings and its moments.
+#[derive(Debug)]
+struct Slot {
+    parameter: Parameter,
+    lr_ratio: f64,
+    weight_decay: f64,
+    exp_avg: Vec<f32>,
+    exp_avg_sq: Vec<f32>,
+}
+
+impl AdamW {
+    /// An optimiser that has made no step; the moments take 8 bytes an element.
+    ///
+    /// # Errors
+    /// When there is no parameter, or two have one name.
+    pub fn new(parameters: &[Parameter], section: &OptimizerSection) -> Result<Self> {
+        let slots = ordered(parameters)?.into_iter().map(|p| Slot::new(p, section)).collect();
+        Ok(Self { section: section.clone(), slots, step: 0 })
+    }
+
+    /// Steps made.
+    pub fn steps(&self) -> u64 {
+        self.step
+    }
+
+    /// Move every parameter by its gradient, which is first multiplied by `grad_scale`, at the learning rate `lr` (of A,
+    /// under LoRA+).
+    ///
+    /// # Errors
+    /// When a parameter's storage is not a plain f32 buffer.
+    ///
+    /// # Panics
+    /// When `gradients` are not those of the optimiser's parameters: a fault of the caller.
+    pub fn step(&mut self, gradients: &Gradients, lr: f64, grad_scale: f64) -> Result<()> {
+        assert_eq!(gradients.sums().len(), self.slots.len(), "gradients of other parameters");
+        self.step += 1;
+        for (slot, gradient) in self.slots.iter_mut().zip(gradients.sums()) {
+            let settings = Settings {
+                lr: lr * slot.lr_ratio,
+                beta1: self.section.adam_beta1,
+                beta2: self.section.adam_beta2,
+                eps: self.section.adam_epsilon,
+                weight_decay: slot.weight_decay,
+                step: self.step,
+                grad_scale: grad_scale as f32,
+            };
+            let (m, v) = (&mut slot.exp_avg, &mut slot.exp_avg_sq);
+            update_f32(&slot.parameter.var, |values| adamw_step(values, gradient, m, v, &settings))
+                .doing(|| format!("update `{}`", slot.parameter.name))?;
+        }
+        Ok(())
+    }
+
+    /// The moments as tensors `<name>.exp_avg` and `<name>.exp_avg_sq`, with the step count beside them.
+    pub fn state(&self) -> (Vec<NamedTensor<'_>>, u64) {
+        let tensors = self.slots.iter().flat_map(|slot| {
+            let tensor = |kind: &str, values| NamedTensor {
+                name: format!("{}.{kind}", slot.parameter.name),
+                shape: slot.parameter.var.dims().to_vec(),
+                values,
+            };
+            [tensor("exp_avg", &slot.exp_avg[..]), tensor("exp_avg_sq", &slot.exp_avg_sq[..])]
+        });
+        (tensors.collect(), self.step)
+    }
+
+    /// Go on from a saved state.
+    ///
+    /// # Errors
+    /// When a moment is missing from `file` or has another shape.
+    pub fn restore(&mut self, file: &TensorFile, step: u64) -> Result<()> {
+        if file.names().count() != 2 * self.slots.len() {
+            return Err(Error::Checkpoint {
+                path: file.path().to_owned(),
+                what: format!("{} moments for {} parameters", file.names().count(), self.slots.len()),
+            });
+        }
+        for slot in &mut self.slots {
+            let (name, dims) = (&slot.parameter.name, slot.parameter.var.dims());
+            slot.exp_avg = file.values(&format!("{name}.exp_avg"), dims)?;
+            slot.exp_avg_sq = file.values(&format!("{name}.exp_avg_sq"), dims)?;
+        }
+        self.step = step;
+        Ok(())
+    }
+}
+
+impl Slot {
+    fn new(parameter: Parameter, section: &OptimizerSection) -> Self {
+        let vector = matches!(parameter.kind, ParameterKind::Bias | ParameterKind::Norm);
+        let fast = vector || parameter.kind == ParameterKind::LoraB;
+        let elements = parameter.var.elem_count();
+        Self {
+            lr_ratio: if fast { section.loraplus_lr_ratio.unwrap_or(1.0) } else { 1.0 },
+            weight_decay: if vector { 0.0 } else { section.weight_decay },
+            exp_avg: vec![0.0; elements],
+            exp_avg_sq: vec![0.0; elements],
+            parameter,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use candle_core::{Device, Tensor, Var};
+    use std::path::Path;
+    use taper_nn::to_vec_f32;
+
+    fn parameter(name: &str, kind: ParameterKind, values: Vec<f32>, dims: &[usize]) -> Parameter {
+        let var = Var::from_tensor(&Tensor::from_vec(values, dims, &Device::Cpu).unwrap()).unwrap();
+        Parameter { name: name.into(), kind, var }
+    }
+
+    /// Gradients that are the given values.
+    fn gradients_of(parameters: &[Parameter], values: &[f32]) -> Gradients {
+        let mut gradients = Gradients::new(parameters).unwrap();
+        for p in parameters {
+            let given = Tensor::from_vec(values.to_vec(), p.var.dims(), &Device::Cpu).unwrap();
+            let mut store = taper_nn::ops::backward_from(&p.var.affine(1.0, 0.0).unwrap(), &given).unwrap();
+            gradients.take_from(&mut store).unwrap();
+        }
+        gradients
+    }
+
+    #[test]
+    fn ten_steps_on_given_gradients_are_those_of_torch() {
+        let path = Path::new(concat!(
+            env!("CARGO_MANIFEST_DIR"),
+            "/../../tests/golden/train/optimizers.safetensors"
+        ));
+        let file = TensorFile::open(path).unwrap();
+        let section =
+            OptimizerSection { learning_rate: 0.01, weight_decay: 0.1, ..OptimizerSection::default() };
+        let start = file.values("p0", &[4, 6]).unwrap();
+        let p = parameter("p", ParameterKind::Weight, start, &[4, 6]);
+        let all_gradients = file.values("grads", &[10, 4, 6]).unwrap();
+        let want = file.values("adamw", &[10, 4, 6]).unwrap();
+        let mut optimizer = AdamW::new(std::slice::from_ref(&p), &section).unwrap();
+        let mut worst = 0f32;
+        for (gradient, want) in all_gradients.chunks(24).zip(want.chunks(24)) {
+            let gradients = gradients_of(std::slice::from_ref(&p), gradient);
+            optimizer.step(&gradients, section.learning_rate, 1.0).unwrap();
+            let got = to_vec_f32(p.var.as_tensor()).unwrap();
+            worst = got.iter().zip(want).map(|(a, b)| (a - b).abs()).fold(worst, f32::max);
+        }
+        assert!(worst < 2e-6, "{worst}");
+    }
+
+    #[test]
+    fn biases_and_norms_are_not_decayed_and_b_learns_at_its_ratio() {
+        let section = OptimizerSection {
+            weight_decay: 0.5,
+            loraplus_lr_ratio: Some(4.0),
+            ..OptimizerSection::default()
+        };
+        let kinds = [
+            ("a", ParameterKind::LoraA),
+            ("b", ParameterKind::LoraB),
+            ("bias", ParameterKind::Bias),
+            ("norm", ParameterKind::Norm),
+        ];
+        let parameters: Vec<_> = kinds.iter().map(|(n, k)| parameter(n, *k, vec![1.0], &[1])).collect();
+        let mut optimizer = AdamW::new(&parameters, &section).unwrap();
+        // Without a gradient only the decay moves a parameter.
+        optimizer.step(&gradients_of(&parameters, &[0.0]), 0.1, 1.0).unwrap();
+        let value = |p: &Parameter| to_vec_f32(p.var.as_tensor()).unwrap()[0];
+        let values: Vec<f32> = parameters.iter().map(value).collect();
+        assert_eq!(values, [1.0 - 0.1 * 0.5, 1.0 - 0.4 * 0.5, 1.0, 1.0]);
+    }
+
+    #[test]
+    fn a_restored_optimiser_steps_to_the_same_bits() {
+        let make = || [parameter("p", ParameterKind::Weight, vec![0.3, -0.7], &[2])];
+        let (one, two) = (make(), make());
+        let section = OptimizerSection::default();
+        let mut first = AdamW::new(&one, &section).unwrap();
+        let step = |optimizer: &mut AdamW, parameters: &[Parameter], i: usize| {
+            let gradients = gradients_of(parameters, &[0.1 * i as f32, -0.3]);
+            optimizer.step(&gradients, 0.01, 0.5).unwrap();
+        };
+        (0..5).for_each(|i| step(&mut first, &one, i));
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("optimizer.safetensors");
+        let (tensors, steps) = first.state();
+        crate::tensor_file::write(&path, &tensors).unwrap();
+        let mut second = AdamW::new(&two, &section).unwrap();
+        second.restore(&TensorFile::open(&path).unwrap(), steps).unwrap();
+        let values = to_vec_f32(one[0].var.as_tensor()).unwrap();
+        update_f32(&two[0].var, |v| v.copy_from_slice(&values)).unwrap();
+        for i in 5..8 {
+            step(&mut first, &one, i);
+            step(&mut second, &two, i);
+        }
+        let bits = |p: &Parameter| {
+            to_vec_f32(p.var.as_tensor()).unwrap().iter().map(|v| v.to_bits()).collect::<Vec<_>>()
+        };
+        assert_eq!(bits(&one[0]), bits(&two[0]));
+    }
+}

@@ -1,0 +1,248 @@
+//! What a person sees of a run while it runs.
+
+use crate::checkpoint::BestValidation;
+use crate::metrics::Metrics;
+use crate::self_test::SelfTestReport;
+use crate::step::StepReport;
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use std::io::{IsTerminal, Write};
+use std::path::Path;
+use std::time::Instant;
+
+/// Something that happened in a run.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// The run begins, or goes on.
+    Started {
+        /// Steps already made.
+        step: u64,
+        /// Steps of the whole run.
+        total_steps: u64,
+        /// Numbers that are trained.
+        parameters: usize,
+    },
+    /// The self-test passed.
+    SelfTested(&'a SelfTestReport),
+    /// A step was made.
+    Stepped(&'a StepReport),
+    /// A line of training was logged.
+    Logged(&'a Metrics),
+    /// A validation was made.
+    Validated {
+        /// Its line.
+        metrics: &'a Metrics,
+        /// The best one so far, this one included.
+        best: &'a BestValidation,
+    },
+    /// A checkpoint was written.
+    Saved {
+        /// Its folder.
+        path: &'a Path,
+    },
+    /// No more steps will be made.
+    Ended {
+        /// Steps made.
+        step: u64,
+    },
+}
+
+/// Who is told.
+pub trait ProgressSink {
+    /// Called for every event, on the training thread: return soon.
+    fn event(&mut self, event: &Event<'_>);
+}
+
+/// Standard error: a bar on a terminal, lines elsewhere or with `CI=true`.
+pub fn stderr_progress() -> Box<dyn ProgressSink> {
+    let ci = std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
+    if std::io::stderr().is_terminal() && !ci {
+        Box::new(Bar::stderr())
+    } else {
+        Box::new(Lines::new(std::io::stderr()))
+    }
+}
+
+/// Nobody is told.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl ProgressSink for Silent {
+    fn event(&mut self, _: &Event<'_>) {}
+}
+
+/// A bar on a terminal: step, loss, tokens a second, memory, time left.
+#[derive(Debug)]
+pub struct Bar {
+    target: fn() -> ProgressDrawTarget,
+    bar: ProgressBar,
+    loss: f64,
+    eval_loss: Option<f64>,
+}
+
+impl Bar {
+    /// A bar on standard error.
+    pub fn stderr() -> Self {
+        Self {
+            target: ProgressDrawTarget::stderr,
+            bar: ProgressBar::hidden(),
+            loss: f64::NAN,
+            eval_loss: None,
+        }
+    }
+
+    /// Steps differ much in their loss: the bar shows a running mean, a tenth of it new at each step.
+    fn smooth(&mut self, loss: f64) {
+        self.loss = if self.loss.is_nan() { loss } else { 0.9 * self.loss + 0.1 * loss };
+    }
+}
+
+impl ProgressSink for Bar {
+    fn event(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Started { step, total_steps, .. } => {
+                self.bar =
+                    ProgressBar::with_draw_target(Some(*total_steps), (self.target)()).with_position(*step);
+                let template = "{bar:30} {pos}/{len} {msg} {elapsed_precise} left {eta_precise}";
+                if let Ok(style) = ProgressStyle::with_template(template) {
+                    self.bar.set_style(style);
+                }
+                self.bar.reset_eta();
+            }
+            Event::Stepped(report) => {
+                self.smooth(report.loss());
+                let rate = report.tokens as f64 / report.seconds.max(1e-9);
+                let mut message = format!("loss {:.4} {rate:.0} tokens/s", self.loss);
+                if let Some(loss) = self.eval_loss {
+                    message.push_str(&format!(" eval {loss:.4}"));
+                }
+                if let Some(bytes) = resident_bytes() {
+                    message.push_str(&format!(" {} MB", bytes >> 20));
+                }
+                self.bar.set_message(message);
+                self.bar.set_position(report.step);
+            }
+            Event::Validated { metrics, .. } => self.eval_loss = metrics.eval_loss,
+            Event::Ended { .. } => self.bar.abandon(),
+            Event::SelfTested(_) | Event::Logged(_) | Event::Saved { .. } => {}
+        }
+    }
+}
+
+/// Lines of `key=value`, for logs and CI.
+#[derive(Debug)]
+pub struct Lines<W> {
+    out: W,
+    started: Instant,
+    first_step: u64,
+    total_steps: u64,
+}
+
+impl<W: Write> Lines<W> {
+    /// Lines to `out`; what it cannot take is lost, a run does not stop for that.
+    pub fn new(out: W) -> Self {
+        Self { out, started: Instant::now(), first_step: 0, total_steps: 0 }
+    }
+
+    fn line(&mut self, line: &str) {
+        if writeln!(self.out, "{line}").is_ok() {
+            self.out.flush().unwrap_or_default();
+        }
+    }
+
+    fn seconds_left(&self, step: u64) -> f64 {
+        let made = step.saturating_sub(self.first_step).max(1);
+        self.started.elapsed().as_secs_f64() / made as f64 * self.total_steps.saturating_sub(step) as f64
+    }
+
+    fn logged(&mut self, m: &Metrics) {
+        let mut line = format!("event=train step={}/{} epoch={:.2}", m.step, self.total_steps, m.epoch);
+        let values = [
+            ("loss", m.loss.map(|v| format!("{v:.4}"))),
+            ("learning_rate", m.learning_rate.map(|v| format!("{v:.3e}"))),
+            ("grad_norm", m.grad_norm.map(|v| format!("{v:.3}"))),
+            ("tokens_per_second", m.tokens_per_second.map(|v| format!("{v:.0}"))),
+            ("memory_mb", resident_bytes().map(|bytes| (bytes >> 20).to_string())),
+            ("seconds_left", Some(format!("{:.0}", self.seconds_left(m.step)))),
+        ];
+        for (key, value) in values {
+            if let Some(value) = value {
+                line.push_str(&format!(" {key}={value}"));
+            }
+        }
+        self.line(&line);
+    }
+}
+
+impl<W: Write> ProgressSink for Lines<W> {
+    fn event(&mut self, event: &Event<'_>) {
+        match event {
+            Event::Started { step, total_steps, parameters } => {
+                (self.started, self.first_step, self.total_steps) = (Instant::now(), *step, *total_steps);
+                self.line(&format!("event=start step={step}/{total_steps} trained_parameters={parameters}"));
+            }
+            Event::SelfTested(report) => self.line(&format!(
+                "event=self_test parameters={} tokens={} difference={:.1e}",
+                report.parameters, report.tokens, report.difference
+            )),
+            Event::Logged(metrics) => self.logged(metrics),
+            Event::Validated { metrics, best } => self.line(&format!(
+                "event=eval step={}/{} eval_loss={:.4} best_step={} best_loss={:.4}",
+                metrics.step,
+                self.total_steps,
+                metrics.eval_loss.unwrap_or(f64::NAN),
+                best.step,
+                best.loss
+            )),
+            Event::Saved { path } => self.line(&format!("event=checkpoint path={}", path.display())),
+            Event::Ended { step } => self.line(&format!("event=end step={step}/{}", self.total_steps)),
+            Event::Stepped(_) => {}
+        }
+    }
+}
+
+/// Memory of this process that lies in RAM, where the system tells (Linux).
+pub fn resident_bytes() -> Option<u64> {
+    let status = fs_err::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()? * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_say_what_a_log_needs() {
+        let mut out = Vec::new();
+        let mut lines = Lines::new(&mut out);
+        lines.event(&Event::Started { step: 2, total_steps: 4, parameters: 10 });
+        let metrics = Metrics {
+            step: 3,
+            epoch: 0.5,
+            loss: Some(1.25),
+            learning_rate: Some(2e-4),
+            ..Metrics::default()
+        };
+        lines.event(&Event::Logged(&metrics));
+        let validated = Metrics { step: 4, eval_loss: Some(1.0), ..Metrics::default() };
+        lines.event(&Event::Validated { metrics: &validated, best: &BestValidation { step: 4, loss: 1.0 } });
+        lines.event(&Event::Ended { step: 4 });
+        let text = String::from_utf8(out).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines[0], "event=start step=2/4 trained_parameters=10");
+        assert!(
+            lines[1].starts_with("event=train step=3/4 epoch=0.50 loss=1.2500 learning_rate=2.000e-4"),
+            "{text}"
+        );
+        assert!(lines[1].contains(" seconds_left="));
+        assert_eq!(lines[2], "event=eval step=4/4 eval_loss=1.0000 best_step=4 best_loss=1.0000");
+        assert_eq!(lines[3], "event=end step=4/4");
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn linux_tells_the_memory() {
+        assert!(resident_bytes().unwrap() > 1 << 20);
+    }
+}

@@ -1,0 +1,206 @@
+//! Before step 1: does the real model, on a real example, train what it is asked to train?
+//!
+//! candle has operations that cut the gradient in silence; a wrong backward is as silent. The test makes B of every adapter
+//! non-zero for its duration (with B = 0 the gradient of A is zero by nature), and afterwards restores every value bit for bit.
+//!
+//! The last check compares the gradient g with a finite difference of the loss L along a direction d that mixes all
+//! parameters: (L(p + d) - L(p - d)) / 2 against <g, d>. Each tensor's part of d is its own gradient, normalised, times a random
+//! weight in [0.5, 1), so that the difference stands above the rounding of f32 and a wrong length or sign of any tensor counts.
+
+use crate::driver::{LOGITS_BYTES, PassOptions, evaluate_loss, forward_backward};
+use crate::error::{Error, Result};
+use crate::gradients::Gradients;
+use crate::trained::Trained;
+use taper_data::{Batch, IGNORE};
+use taper_diagnostics::list_names;
+use taper_kernels::reduce::sum_of_squares;
+use taper_kernels::rng::{CounterRng, stream_of};
+use taper_models::CausalLm;
+use taper_nn::{Parameter, ParameterKind};
+
+/// Relative difference allowed between the gradient and the finite difference, at the best of [`CHANGES`].
+pub const TOLERANCE: f64 = 0.02;
+/// Changes of the mean loss, in nats, that the finite differences aim at: large ones are bent, small ones are rounded.
+const CHANGES: [f64; 3] = [0.01, 0.03, 0.003];
+/// Standard deviation of B during the test.
+const B_STD: f32 = 0.02;
+
+/// What the test measured.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SelfTestReport {
+    /// Parameters that were looked at.
+    pub parameters: usize,
+    /// Tokens of the example.
+    pub tokens: usize,
+    /// Relative difference between the gradient and the finite difference.
+    pub difference: f64,
+}
+
+/// Run the test on `batch`, and leave every parameter as it was.
+///
+/// # Errors
+/// [`Error::SelfTest`] naming the tensors, or what the arithmetic says.
+pub fn self_test(
+    model: &dyn CausalLm,
+    trained: &Trained,
+    batch: &Batch,
+    seed: u64,
+) -> Result<SelfTestReport> {
+    let before = trained.values()?;
+    let found = examine(model, trained, &before, batch, seed);
+    trained.set_values(&before)?;
+    found
+}
+
+/// The shortest example of `batches` that shows the gradients of attention: one with a target behind its first token.
+pub fn shortest_example(batches: &[Batch]) -> Option<Batch> {
+    let segments =
+        batches.iter().flat_map(|batch| batch.segments.iter().map(move |segment| (batch, segment)));
+    let useful = segments.filter(|(batch, segment)| {
+        batch.targets[segment.start..segment.end].iter().skip(1).any(|target| *target != IGNORE)
+    });
+    useful.min_by_key(|(_, segment)| segment.len()).map(|(batch, segment)| {
+        let targets = batch.targets[segment.start..segment.end].to_vec();
+        Batch {
+            input_ids: batch.input_ids[segment.start..segment.end].to_vec(),
+            position_ids: batch.position_ids[segment.start..segment.end].to_vec(),
+            target_tokens: targets.iter().filter(|target| **target != IGNORE).count(),
+            targets,
+            segments: std::iter::once(0..segment.len()).collect(),
+            sources: Vec::new(),
+        }
+    })
+}
+
+fn examine(
+    model: &dyn CausalLm,
+    trained: &Trained,
+    before: &[Vec<f32>],
+    batch: &Batch,
+    seed: u64,
+) -> Result<SelfTestReport> {
+    let at_start = gradients_at(model, trained, batch)?;
+    check_received(&at_start)?;
+    let mut values = before.to_vec();
+    for (parameter, values) in trained.parameters().iter().zip(&mut values) {
+        if parameter.kind == ParameterKind::LoraB {
+            CounterRng::new(seed, stream_of(&parameter.name)).fill_normal(0, B_STD, values);
+        }
+    }
+    trained.set_values(&values)?;
+    let gradients = gradients_at(model, trained, batch)?;
+    check_received(&gradients)?;
+    let zero = names_where(&gradients, |sum| sum.iter().all(|g| *g == 0.0));
+    if !zero.is_empty() {
+        return Err(failed("gets a gradient of zero", &zero));
+    }
+    let difference = compare_with_difference(model, trained, &values, &gradients, batch, seed)?;
+    Ok(SelfTestReport { parameters: trained.parameters().len(), tokens: batch.tokens(), difference })
+}
+
+fn gradients_at(model: &dyn CausalLm, trained: &Trained, batch: &Batch) -> Result<Gradients> {
+    let mut gradients = Gradients::new(trained.parameters())?;
+    let pass = forward_backward(model, batch, None, &PassOptions::default(), &mut gradients)?;
+    if !pass.stray.is_empty() {
+        return Err(failed("is frozen, yet differentiated", &pass.stray));
+    }
+    if !pass.loss_sum.is_finite() {
+        return Err(Error::SelfTest { what: format!("the loss of the first example is {}", pass.loss_sum) });
+    }
+    Ok(gradients)
+}
+
+fn check_received(gradients: &Gradients) -> Result<()> {
+    let received = gradients.parameters().iter().zip(gradients.received());
+    let missing: Vec<String> = received.filter(|(_, got)| !**got).map(|(p, _)| p.name.clone()).collect();
+    if !missing.is_empty() {
+        return Err(failed("gets no gradient", &missing));
+    }
+    let bad = gradients.not_finite();
+    if bad.is_empty() { Ok(()) } else { Err(failed("gets a gradient that is not finite", &bad)) }
+}
+
+fn names_where(gradients: &Gradients, holds: impl Fn(&[f32]) -> bool) -> Vec<String> {
+    let all = gradients.parameters().iter().zip(gradients.sums());
+    all.filter(|(_, sum)| holds(sum)).map(|(p, _)| p.name.clone()).collect()
+}
+
+fn failed(what: &str, names: &[String]) -> Error {
+    Error::SelfTest { what: format!("{what}: {}", list_names(names, 6)) }
+}
+
+/// The smallest relative difference over [`CHANGES`]; an error when it is over [`TOLERANCE`].
+fn compare_with_difference(
+    model: &dyn CausalLm,
+    trained: &Trained,
+    values: &[Vec<f32>],
+    gradients: &Gradients,
+    batch: &Batch,
+    seed: u64,
+) -> Result<f64> {
+    let parts = parts_in_order(trained.parameters(), gradients, seed);
+    let slope: f64 = parts.iter().map(|part| part.weight * part.norm).sum();
+    let mut best = f64::INFINITY;
+    for change in CHANGES {
+        let scale = change * batch.target_tokens as f64 / slope;
+        let (up, down) = (moved(values, &parts, scale), moved(values, &parts, -scale));
+        // What rounding left of the direction is the direction that was walked.
+        let expected: f64 =
+            parts.iter().zip(up.iter().zip(&down)).map(|(part, (up, down))| part.dot(up, down)).sum();
+        let loss_at = |values: &[Vec<f32>]| -> Result<f64> {
+            trained.set_values(values)?;
+            Ok(evaluate_loss(model, batch, LOGITS_BYTES)?.0)
+        };
+        let measured = loss_at(&up)? - loss_at(&down)?;
+        best = best.min((measured - expected).abs() / expected.abs());
+        if best <= TOLERANCE {
+            return Ok(best);
+        }
+    }
+    let what = format!(
+        "the gradient is off by {:.1} % from a finite difference over all {} parameters, allowed are {:.0} %",
+        100.0 * best,
+        parts.len(),
+        100.0 * TOLERANCE
+    );
+    Err(Error::SelfTest { what })
+}
+
+/// One tensor's part of the direction.
+struct Part<'a> {
+    gradient: &'a [f32],
+    norm: f64,
+    weight: f64,
+}
+
+impl Part<'_> {
+    fn dot(&self, up: &[f32], down: &[f32]) -> f64 {
+        let walked = up.iter().zip(down).map(|(up, down)| f64::from(*up) - f64::from(*down));
+        self.gradient.iter().zip(walked).map(|(g, d)| f64::from(*g) * d).sum()
+    }
+}
+
+/// The parts in the order of the trained parameters; the gradients are in the order of their names.
+fn parts_in_order<'a>(parameters: &[Parameter], gradients: &'a Gradients, seed: u64) -> Vec<Part<'a>> {
+    let rng = CounterRng::new(seed, stream_of("self-test"));
+    let sum_of = |name: &str| {
+        let at = gradients.parameters().iter().position(|p| p.name == name);
+        at.map_or(&[][..], |at| &gradients.sums()[at])
+    };
+    let part = |(i, p): (usize, &Parameter)| {
+        let gradient = sum_of(&p.name);
+        let weight = 0.5 + 0.5 * f64::from(rng.uniform_at(i as u64));
+        Part { gradient, norm: sum_of_squares(gradient).sqrt(), weight }
+    };
+    parameters.iter().enumerate().map(part).collect()
+}
+
+fn moved(values: &[Vec<f32>], parts: &[Part<'_>], scale: f64) -> Vec<Vec<f32>> {
+    let one = |(values, part): (&Vec<f32>, &Part<'_>)| {
+        let factor = scale * part.weight / part.norm;
+        let moved =
+            values.iter().zip(part.gradient).map(|(v, g)| (f64::from(*v) + factor * f64::from(*g)) as f32);
+        moved.collect()
+    };
+    values.iter().zip(parts).map(one).collect()
+}

@@ -1,0 +1,370 @@
+//! The loop: batch, forward, loss, backward, clip, step, log, validate, checkpoint.
+
+use crate::checkpoint::{BestValidation, CheckpointStore, LogWindow, OPTIMIZER_FILE, TrainerState};
+use crate::driver::{LOGITS_BYTES, evaluate_loss};
+use crate::error::{Error, Result};
+use crate::metrics::{Metrics, MetricsFile};
+use crate::progress::{Event, ProgressSink};
+use crate::self_test::{self_test, shortest_example};
+use crate::step::{StepReport, Stepper};
+use crate::tensor_file::{self, TensorFile};
+use crate::trained::Trained;
+use crate::{LrSchedule, OptimizerSection, ScheduleSection, TrainSection};
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use taper_data::{Batch, DataLoader};
+use taper_models::CausalLm;
+
+/// How to train.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Sections {
+    /// `[train]`.
+    pub train: TrainSection,
+    /// `[optimizer]`.
+    pub optimizer: OptimizerSection,
+    /// `[schedule]`.
+    pub schedule: ScheduleSection,
+}
+
+impl Sections {
+    /// Steps of a run over data with `steps_per_epoch` steps.
+    pub fn total_steps(&self, steps_per_epoch: u64) -> u64 {
+        let by_epochs = (self.train.num_train_epochs * steps_per_epoch as f64).ceil() as u64;
+        self.train.max_steps.unwrap_or(by_epochs)
+    }
+}
+
+/// What to learn from.
+#[derive(Debug, Clone)]
+pub struct TrainingData {
+    /// Training data, at its beginning. It must not end by itself (`num_epochs` is `None`): the trainer counts.
+    pub train: DataLoader,
+    /// Validation data; empty when there is none.
+    pub valid: Vec<Batch>,
+}
+
+/// Where the run lies and what it belongs to.
+#[derive(Debug, Clone)]
+pub struct RunPlace {
+    /// The run's folder: `checkpoints/` and `metrics.jsonl` are made in it.
+    pub folder: PathBuf,
+    /// Hashes of what the run is made from, by name; a checkpoint with others is not resumed from.
+    pub fingerprints: BTreeMap<String, String>,
+    /// Whether to begin, or to go on.
+    pub start: Start,
+    /// Set by whoever wants the run to end at the next step boundary, for example on Ctrl-C.
+    pub interrupt: Arc<AtomicBool>,
+}
+
+/// Whether a run begins.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Start {
+    /// From step 1. Checkpoints of an earlier run are an error.
+    Fresh,
+    /// From the newest complete checkpoint. That there is none is an error.
+    Resume,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Outcome {
+    /// All steps were made, or early stopping ended it. The model has the weights that the run is for.
+    Finished {
+        /// Steps made.
+        steps: u64,
+        /// Whether early stopping ended it.
+        stopped_early: bool,
+        /// The validation with the lowest loss.
+        best: Option<BestValidation>,
+        /// The step whose weights the model has: the last one, or the best one.
+        weights_of_step: u64,
+        /// The newest checkpoint.
+        checkpoint: PathBuf,
+    },
+    /// The interrupt flag was set; nothing of the completed steps is lost.
+    Interrupted {
+        /// Steps made.
+        steps: u64,
+        /// Where to resume from.
+        checkpoint: PathBuf,
+    },
+}
+
+/// A run of training.
+pub struct Trainer<'m> {
+    model: &'m dyn CausalLm,
+    trained: &'m Trained,
+    data: TrainingData,
+    train: TrainSection,
+    stepper: Stepper,
+    store: CheckpointStore,
+    place: RunPlace,
+    state: TrainerState,
+}
+
+impl<'m> Trainer<'m> {
+    /// A run that has made no step. The model's parameters must be those of `trained`.
+    ///
+    /// # Errors
+    /// When nothing would be trained, or no step made.
+    pub fn new(
+        model: &'m dyn CausalLm,
+        trained: &'m Trained,
+        data: TrainingData,
+        sections: &Sections,
+        place: RunPlace,
+    ) -> Result<Self> {
+        let total_steps = sections.total_steps(data.train.steps_per_epoch());
+        if total_steps == 0 {
+            let (rows, epochs) = (data.train.rows_per_epoch(), sections.train.num_train_epochs);
+            return Err(Error::NoSteps { rows, epochs });
+        }
+        let schedule = LrSchedule::new(&sections.schedule, total_steps);
+        let stepper = Stepper::new(trained.parameters(), &sections.train, &sections.optimizer, schedule)?;
+        let state = TrainerState {
+            schema: 1,
+            step: 0,
+            total_steps,
+            seed: sections.train.seed,
+            data: data.train.state(),
+            fingerprints: place.fingerprints.clone(),
+            tokens: 0,
+            window: LogWindow::default(),
+            best: None,
+            validations_since_best: 0,
+            files: BTreeMap::new(),
+        };
+        let store = CheckpointStore::new(&place.folder);
+        Ok(Self { model, trained, data, train: sections.train.clone(), stepper, store, place, state })
+    }
+
+    /// Steps of the whole run.
+    pub fn total_steps(&self) -> u64 {
+        self.state.total_steps
+    }
+
+    /// Train to the end, or until interrupted.
+    ///
+    /// # Errors
+    /// When the run cannot start or go on. A loss or gradient that is not finite stops it before the step is made; the state
+    /// before it is then in a checkpoint, which the error names.
+    pub fn run(&mut self, sink: &mut dyn ProgressSink) -> Result<Outcome> {
+        match self.place.start {
+            Start::Fresh => self.check_fresh()?,
+            Start::Resume => self.resume()?,
+        }
+        let metrics = MetricsFile::open(&self.place.folder, self.state.step)?;
+        let parameters = self.trained.parameter_count();
+        let total_steps = self.state.total_steps;
+        sink.event(&Event::Started { step: self.state.step, total_steps, parameters });
+        if self.train.self_test && self.state.step == 0 {
+            self.self_test(sink)?;
+        }
+        while !self.is_done() {
+            let Some(report) = self.step(sink)? else { return self.interrupted(sink) };
+            sink.event(&Event::Stepped(&report));
+            self.note(&report);
+            self.log(&report, &metrics, sink)?;
+            let new_best = self.validate(&metrics, sink)?;
+            if self.save_is_due(new_best) {
+                self.save(sink)?;
+            }
+        }
+        self.finish(sink)
+    }
+
+    fn check_fresh(&self) -> Result<()> {
+        match self.store.newest()? {
+            Some(newest) => Err(Error::CheckpointsExist { newest }),
+            None => Ok(()),
+        }
+    }
+
+    fn resume(&mut self) -> Result<()> {
+        let newest = self.store.newest()?;
+        let path = newest.ok_or_else(|| Error::NothingToResume { folder: self.place.folder.clone() })?;
+        let state = self.store.state(&path)?;
+        state.check_same_run(&path, &self.state)?;
+        self.data.train.restore(&state.data)?;
+        self.trained.restore(&path)?;
+        let moments = TensorFile::open(&path.join(OPTIMIZER_FILE))?;
+        self.stepper.optimizer.restore(&moments, state.step)?;
+        self.state = state;
+        Ok(())
+    }
+
+    fn self_test(&self, sink: &mut dyn ProgressSink) -> Result<()> {
+        let first = self.data.train.clone().next_step().unwrap_or_default();
+        let Some(example) = shortest_example(&first) else { return Ok(()) };
+        let report = self_test(self.model, self.trained, &example, self.train.seed)?;
+        sink.event(&Event::SelfTested(&report));
+        Ok(())
+    }
+
+    fn is_done(&self) -> bool {
+        self.state.step >= self.state.total_steps || self.stops_early()
+    }
+
+    fn stops_early(&self) -> bool {
+        self.train
+            .early_stopping_patience
+            .is_some_and(|patience| self.state.validations_since_best >= patience)
+    }
+
+    /// One step. When it is interrupted (`None`) or fails, the data is back where it was, and a failure that keeps the state
+    /// intact is followed by a checkpoint of it.
+    fn step(&mut self, sink: &mut dyn ProgressSink) -> Result<Option<StepReport>> {
+        let before = self.data.train.state();
+        let batches = self.data.train.next_step().unwrap_or_default();
+        let made = self.stepper.step(self.model, &batches, &self.place.interrupt);
+        if !matches!(made, Ok(Some(_))) {
+            self.data.train.restore(&before)?;
+        }
+        let made = match made {
+            Err(Error::LossNotFinite { step, loss, .. }) => {
+                let checkpoint = self.last_good(sink)?;
+                Err(Error::LossNotFinite { step, loss, checkpoint })
+            }
+            Err(Error::GradientNotFinite { step, parameters, .. }) => {
+                let checkpoint = self.last_good(sink)?;
+                Err(Error::GradientNotFinite { step, parameters, checkpoint })
+            }
+            other => other,
+        };
+        made
+    }
+
+    /// The checkpoint of the state as it is, made when it is not there; an older one when this state cannot be saved, since
+    /// its weights are not finite either; none before the first step.
+    fn last_good(&mut self, sink: &mut dyn ProgressSink) -> Result<Option<PathBuf>> {
+        if self.state.step == 0 {
+            return Ok(None);
+        }
+        self.saved(sink).map(Some).or_else(|_| self.store.newest())
+    }
+
+    fn note(&mut self, report: &StepReport) {
+        self.state.step = report.step;
+        self.state.data = self.data.train.state();
+        self.state.tokens += report.tokens as u64;
+        let window = &mut self.state.window;
+        window.loss_sum += report.loss_sum;
+        window.target_tokens += report.target_tokens as u64;
+        window.tokens += report.tokens as u64;
+        window.seconds += report.seconds;
+    }
+
+    fn log(&mut self, report: &StepReport, file: &MetricsFile, sink: &mut dyn ProgressSink) -> Result<()> {
+        if !self.is_last_step() && !report.step.is_multiple_of(self.train.logging_steps) {
+            return Ok(());
+        }
+        let window = std::mem::take(&mut self.state.window);
+        let metrics = Metrics {
+            step: report.step,
+            epoch: self.data.train.epochs_done(),
+            loss: Some(window.loss_sum / window.target_tokens as f64),
+            grad_norm: Some(report.grad_norm),
+            learning_rate: Some(report.learning_rate),
+            tokens: Some(self.state.tokens),
+            tokens_per_second: Some(window.tokens as f64 / window.seconds.max(1e-9)),
+            eval_loss: None,
+        };
+        file.append(&metrics)?;
+        sink.event(&Event::Logged(&metrics));
+        Ok(())
+    }
+
+    /// Validate when it is due; true when the loss is a new best.
+    fn validate(&mut self, file: &MetricsFile, sink: &mut dyn ProgressSink) -> Result<bool> {
+        if self.data.valid.is_empty() || !(self.is_last_step() || self.falls_on(self.train.eval_steps)) {
+            return Ok(false);
+        }
+        let loss = self.validation_loss()?;
+        let step = self.state.step;
+        let new_best = self.state.best.is_none_or(|best| loss < best.loss);
+        if new_best {
+            self.state.best = Some(BestValidation { step, loss });
+            self.state.validations_since_best = 0;
+        } else {
+            self.state.validations_since_best += 1;
+        }
+        let epoch = self.data.train.epochs_done();
+        let metrics = Metrics { step, epoch, eval_loss: Some(loss), ..Metrics::default() };
+        file.append(&metrics)?;
+        if let Some(best) = &self.state.best {
+            sink.event(&Event::Validated { metrics: &metrics, best });
+        }
+        Ok(new_best)
+    }
+
+    /// Mean loss over the targets of all validation data.
+    fn validation_loss(&self) -> Result<f64> {
+        let (mut sum, mut targets) = (0.0, 0);
+        for batch in &self.data.valid {
+            let (loss_sum, count) = evaluate_loss(self.model, batch, LOGITS_BYTES)?;
+            sum += loss_sum;
+            targets += count;
+        }
+        Ok(sum / targets.max(1) as f64)
+    }
+
+    fn is_last_step(&self) -> bool {
+        self.state.step == self.state.total_steps
+    }
+
+    /// Whether something that happens every so many steps (`None`: at the end of an epoch) happens now.
+    fn falls_on(&self, every: Option<u64>) -> bool {
+        every.map_or(self.state.data.step_in_epoch == 0, |every| self.state.step.is_multiple_of(every))
+    }
+
+    fn save_is_due(&self, new_best: bool) -> bool {
+        let kept_for_the_end = new_best && self.train.load_best_model_at_end;
+        self.is_done() || kept_for_the_end || self.falls_on(self.train.save_steps)
+    }
+
+    /// Write the checkpoint of the state as it is.
+    fn save(&mut self, sink: &mut dyn ProgressSink) -> Result<PathBuf> {
+        let path = self.store.write(&self.state, |folder| self.fill(folder))?;
+        self.store.rotate(self.train.save_total_limit, self.state.best.map(|best| best.step))?;
+        sink.event(&Event::Saved { path: &path });
+        Ok(path)
+    }
+
+    fn fill(&self, folder: &Path) -> Result<()> {
+        self.trained.save(folder)?;
+        tensor_file::write(&folder.join(OPTIMIZER_FILE), &self.stepper.optimizer.state().0)
+    }
+
+    /// The checkpoint of the state as it is, written unless it is there.
+    fn saved(&mut self, sink: &mut dyn ProgressSink) -> Result<PathBuf> {
+        let is_there = self.store.steps()?.last() == Some(&self.state.step);
+        if is_there { Ok(self.store.path(self.state.step)) } else { self.save(sink) }
+    }
+
+    fn interrupted(&mut self, sink: &mut dyn ProgressSink) -> Result<Outcome> {
+        let checkpoint = self.saved(sink)?;
+        sink.event(&Event::Ended { step: self.state.step });
+        Ok(Outcome::Interrupted { steps: self.state.step, checkpoint })
+    }
+
+    fn finish(&mut self, sink: &mut dyn ProgressSink) -> Result<Outcome> {
+        let checkpoint = self.saved(sink)?;
+        let mut weights_of_step = self.state.step;
+        if let Some(best) =
+            self.state.best.filter(|best| self.train.load_best_model_at_end && best.step != weights_of_step)
+        {
+            self.trained.restore(&self.store.path(best.step))?;
+            weights_of_step = best.step;
+        }
+        sink.event(&Event::Ended { step: self.state.step });
+        Ok(Outcome::Finished {
+            steps: self.state.step,
+            stopped_early: self.state.step < self.state.total_steps,
+            best: self.state.best,
+            weights_of_step,
+            checkpoint,
+        })
+    }
+}

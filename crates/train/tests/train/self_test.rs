@@ -1,0 +1,126 @@
+//! The self-test finds what candle would not say.
+
+use crate::support::{bits, examples, model, new_adapter};
+use candle_core::Tensor;
+use std::sync::Arc;
+use taper_data::{Batch, IGNORE};
+use taper_models::CausalLm;
+use taper_nn::{ForwardContext, Linear, LinearAdapter, ModuleMut, VisitModules};
+use taper_train::{Trained, self_test, shortest_example};
+
+/// What is wrong with the adapter of one layer.
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    /// Its output is detached, as candle's `apply_op_no_bwd` would.
+    Cut,
+    /// Its gradient is one and a half times the right one.
+    TooLong,
+    /// It multiplies by the frozen weight with candle's own product, which differentiates both sides.
+    FrozenDifferentiated,
+}
+
+#[derive(Debug)]
+struct Faulty {
+    inner: Arc<dyn LinearAdapter>,
+    fault: Fault,
+}
+
+impl LinearAdapter for Faulty {
+    fn forward(&self, x: &Tensor, base: &Linear, ctx: &ForwardContext<'_>) -> taper_nn::Result<Tensor> {
+        let y = self.inner.forward(x, base, ctx)?;
+        match self.fault {
+            Fault::Cut => Ok(y.detach()),
+            Fault::TooLong => &y + ((&y - y.detach())? * 0.5)?,
+            Fault::FrozenDifferentiated => y + (x.matmul(&base.weight().to_f32()?.t()?)? * 1e-3)?,
+        }
+    }
+
+    fn merged_weight(&self, base: &Linear) -> taper_nn::Result<Tensor> {
+        self.inner.merged_weight(base)
+    }
+}
+
+fn break_layer(model: &mut dyn VisitModules, path: &str, fault: Fault) {
+    let mut found = false;
+    model
+        .visit_modules(&mut |module| {
+            if let ModuleMut::Linear(linear) = module
+                && linear.path() == path
+                && let Some(inner) = linear.adapter().cloned()
+            {
+                linear.set_adapter(Some(Arc::new(Faulty { inner, fault })));
+                found = true;
+            }
+            Ok(())
+        })
+        .unwrap();
+    assert!(found);
+}
+
+fn example() -> Batch {
+    shortest_example(&[Batch::new(&examples(6, 2))]).unwrap()
+}
+
+fn broken(path: &str, fault: Fault) -> String {
+    let mut base = model("llama_untied");
+    let trained = new_adapter(base.as_mut(), 1);
+    break_layer(base.as_mut(), path, fault);
+    let before = bits(trained.parameters());
+    let error = self_test(base.as_ref(), &trained, &example(), 1).unwrap_err().to_string();
+    assert_eq!(before, bits(trained.parameters()), "every value is as it was");
+    error
+}
+
+#[test]
+fn invariant_1_holds_on_the_golden_models_and_nothing_is_left_changed() {
+    let adapter: fn(&mut dyn CausalLm) -> Trained = |model| new_adapter(model, 1);
+    let full: fn(&mut dyn CausalLm) -> Trained = |model| Trained::full(model).unwrap();
+    for (name, make) in
+        [("llama_untied", adapter), ("llama_tied", adapter), ("llama_untied", full), ("llama_tied", full)]
+    {
+        let mut base = model(name);
+        let trained = make(base.as_mut());
+        let before = bits(trained.parameters());
+        let report = self_test(base.as_ref(), &trained, &example(), 1).unwrap();
+        assert_eq!(before, bits(trained.parameters()));
+        assert_eq!(report.parameters, trained.parameters().len());
+        eprintln!("{name}, {} tensors: off by {:.1e}", report.parameters, report.difference);
+    }
+}
+
+#[test]
+fn a_cut_gradient_is_named() {
+    let error = broken("model.layers.1.self_attn.k_proj", Fault::Cut);
+    assert!(error.contains("gets no gradient"), "{error}");
+    for factor in ["lora_A", "lora_B"] {
+        let name = format!("base_model.model.model.layers.1.self_attn.k_proj.{factor}.weight");
+        assert!(error.contains(&name), "{error}");
+    }
+    assert!(!error.contains("q_proj"), "{error}");
+}
+
+#[test]
+fn a_gradient_of_the_wrong_length_is_found() {
+    let error = broken("model.layers.0.mlp.down_proj", Fault::TooLong);
+    assert!(error.contains("finite difference"), "{error}");
+}
+
+#[test]
+fn a_frozen_weight_that_is_differentiated_is_found() {
+    let error = broken("model.layers.0.mlp.up_proj", Fault::FrozenDifferentiated);
+    assert!(error.contains("frozen, yet differentiated") && error.contains("block 0"), "{error}");
+}
+
+#[test]
+fn the_example_is_the_shortest_that_shows_attention() {
+    let mut all = examples(6, 2);
+    all[3].input_ids.truncate(2);
+    all[3].loss_mask = vec![false, true];
+    // Its only target is predicted by the first token, which sees nothing but itself.
+    let batches = [Batch::new(&all[..2]), Batch::new(&all[2..])];
+    let example = shortest_example(&batches).unwrap();
+    let others = all.iter().enumerate().filter(|(i, _)| *i != 3).map(|(_, e)| e.input_ids.len());
+    assert_eq!(example.tokens(), others.min().unwrap());
+    assert_eq!(example.target_tokens, example.targets.iter().filter(|t| **t != IGNORE).count());
+    assert!(shortest_example(&[Batch::new(&all[3..4])]).is_none());
+}
