@@ -86,8 +86,11 @@ pub(crate) struct RunArgs {
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
     /// Go on from the newest whole checkpoint in the run's folder
-    #[arg(long)]
+    #[arg(long, conflicts_with = "overwrite")]
     pub(crate) resume: bool,
+    /// Remove what an earlier run left in the run's folder, and begin again
+    #[arg(long)]
+    pub(crate) overwrite: bool,
 }
 
 /// Which example to explain.

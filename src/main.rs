@@ -3,7 +3,10 @@
 mod cli;
 mod commands;
 mod fault;
+mod interrupt;
 mod output;
+mod session;
+mod summary;
 mod workspace;
 
 use clap::Parser;

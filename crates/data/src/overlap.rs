@@ -55,7 +55,7 @@ pub(crate) fn leaking(train: &[Example], held_out: &[Example]) -> Vec<(usize, us
 
 impl Overlap {
     /// The overlap as a problem, or `None` when there is none. Severity and remedy are the caller's.
-    pub(crate) fn problem(&self, of: (&str, &[Example]), with: (&str, &[Example])) -> Option<Problem> {
+    pub fn problem(&self, of: (&str, &[Example]), with: (&str, &[Example])) -> Option<Problem> {
         let ((name, held_out), (other, train)) = (of, with);
         let (first, _) = self.pairs.first()?;
         let pair = |&(index, twin): &(usize, usize)| {

@@ -20,6 +20,20 @@ pub struct ModelSection {
     /// A Jinja chat template to use instead of the checkpoint's own (relative to the recipe file). For bases that have none; a template other
     /// than the one a model was tuned with usually costs quality.
     pub chat_template: Option<PathBuf>,
+    /// "pretrained" loads the weights; "random" draws new ones for the shape in config.json, to train a model from nothing
+    /// (`train.method = "full"`).
+    pub init: InitChoice,
+}
+
+/// Where the first weights come from.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum InitChoice {
+    /// The checkpoint.
+    #[default]
+    Pretrained,
+    /// The run's seed.
+    Random,
 }
 
 /// The type that weights are held in.

@@ -1,0 +1,167 @@
+//! `taper bench`: throughput of training and decoding for a published model shape, random weights.
+
+use crate::cli::BenchVerb;
+use crate::fault::{OrFault, user_error};
+use crate::output::print;
+use candle_core::DType;
+use serde_json::json;
+use std::path::Path;
+use std::sync::atomic::AtomicBool;
+use std::time::Instant;
+use taper_data::{Batch, RowPlace, TokenizedExample};
+use taper_diagnostics::ExitCode;
+use taper_kernels::rng::CounterRng;
+use taper_models::{CausalLm, ModelConfig};
+use taper_nn::{ForwardContext, KvCache, SequenceLayout};
+use taper_peft::AdapterSection;
+use taper_train::{
+    LrSchedule, OptimizerSection, ScheduleSection, Stepper, TrainSection, Trained, resident_bytes,
+};
+
+/// Shapes as their owners publish them: hidden, layers, query heads, key/value heads, MLP width, vocabulary, tied head.
+const SHAPES: [(&str, [usize; 6]); 3] = [
+    ("15M", [288, 6, 6, 6, 768, 4096]),
+    ("smollm2-135m", [576, 30, 9, 3, 1536, 49152]),
+    ("qwen2.5-0.5b", [896, 24, 14, 2, 4864, 151_936]),
+];
+
+pub(crate) fn bench(verb: &BenchVerb) -> anyhow::Result<ExitCode> {
+    let figures = match verb {
+        BenchVerb::Train { shape, batch, seq, steps, dtype, checkpointing } => {
+            train(shape, *batch, *seq, *steps, dtype, *checkpointing)?
+        }
+        BenchVerb::Generate { shape, batch, prompt, tokens, dtype } => {
+            generate(shape, *batch, *prompt, *tokens, dtype)?
+        }
+    };
+    print(&figures.to_string())?;
+    Ok(ExitCode::Passed)
+}
+
+fn random_model(shape: &str, dtype: &str) -> anyhow::Result<Box<dyn CausalLm>> {
+    let named = SHAPES.iter().find(|(name, _)| name.eq_ignore_ascii_case(shape));
+    let Some((_, [hidden, layers, heads, kv_heads, mlp, vocabulary])) = named else {
+        return Err(user_error(
+            format!("no shape is named `{shape}`"),
+            "there are 15M, smollm2-135m and qwen2.5-0.5b",
+        ));
+    };
+    let config = json!({
+        "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "num_key_value_heads": kv_heads, "intermediate_size": mlp, "vocab_size": vocabulary,
+        "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
+        "tie_word_embeddings": true,
+    });
+    let config = ModelConfig::parse(&config.to_string())?;
+    let dtype = match dtype {
+        "f32" => DType::F32,
+        "f16" => DType::F16,
+        _ => DType::BF16,
+    };
+    taper_models::init(&config, 1, Some(dtype)).or_fault()
+}
+
+fn train(
+    shape: &str,
+    batch: usize,
+    seq: usize,
+    steps: usize,
+    dtype: &str,
+    checkpointing: bool,
+) -> anyhow::Result<serde_json::Value> {
+    let mut model = random_model(shape, dtype)?;
+    let config = AdapterSection { r: 16, lora_alpha: 32.0, ..AdapterSection::default() }.to_config(shape);
+    let model_type = model.config().model_type.name();
+    let trained =
+        Trained::adapter(taper_peft::attach(model.as_mut(), &config, model_type, 1).or_fault()?);
+    let section = TrainSection { gradient_checkpointing: checkpointing, ..TrainSection::default() };
+    let total_steps = steps as u64 + 1;
+    let schedule = LrSchedule::new(&ScheduleSection::default(), total_steps);
+    let mut stepper =
+        Stepper::new(trained.parameters(), &section, &OptimizerSection::default(), schedule).or_fault()?;
+    let interrupt = AtomicBool::new(false);
+    let vocabulary = model.config().vocab_size as u64;
+    let mut seconds = Vec::with_capacity(steps);
+    for step in 0..total_steps {
+        let examples: Vec<TokenizedExample> =
+            (0..batch).map(|row| random_example(seq, vocabulary, step * batch as u64 + row as u64)).collect();
+        let started = Instant::now();
+        stepper.step(model.as_ref(), &[Batch::new(&examples)], &interrupt).or_fault()?;
+        // The first step touches every page for the first time.
+        if step > 0 {
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+    }
+    seconds.sort_by(f64::total_cmp);
+    let median = seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN);
+    Ok(json!({
+        "bench": "train", "shape": shape, "dtype": dtype, "batch": batch, "seq": seq, "rank": 16,
+        "gradient_checkpointing": checkpointing, "threads": taper_kernels::threads::thread_count(),
+        "median_step_seconds": median, "tokens_per_second": (batch * seq) as f64 / median,
+        "peak_bytes": peak_bytes(),
+    }))
+}
+
+fn random_example(tokens: usize, vocabulary: u64, number: u64) -> TokenizedExample {
+    let rng = CounterRng::new(2, number);
+    let input_ids = (0..tokens as u64).map(|i| rng.below(i, vocabulary) as u32).collect();
+    let source = RowPlace { file: Path::new("random").into(), line: 1, element: None };
+    TokenizedExample { input_ids, loss_mask: vec![true; tokens], source }
+}
+
+fn generate(
+    shape: &str,
+    batch: usize,
+    prompt: usize,
+    tokens: usize,
+    dtype: &str,
+) -> anyhow::Result<serde_json::Value> {
+    let model = random_model(shape, dtype)?;
+    let vocabulary = model.config().vocab_size as u64;
+    let mut caches: Vec<KvCache> = (0..batch).map(|_| KvCache::new(model.num_blocks())).collect();
+    let prompts: Vec<u32> =
+        (0..batch as u64).flat_map(|row| random_example(prompt, vocabulary, row).input_ids).collect();
+    let started = Instant::now();
+    pass(model.as_ref(), &prompts, &mut caches, prompt, 0)?;
+    let prefill = started.elapsed().as_secs_f64();
+    let started = Instant::now();
+    for step in 0..tokens {
+        // Random weights: which token is likeliest does not matter, only what it costs to find out.
+        let ids: Vec<u32> = (0..batch).map(|row| ((step + row) as u64 % vocabulary) as u32).collect();
+        pass(model.as_ref(), &ids, &mut caches, 1, prompt + step)?;
+    }
+    let decode = started.elapsed().as_secs_f64();
+    Ok(json!({
+        "bench": "generate", "shape": shape, "dtype": dtype, "batch": batch, "prompt": prompt, "tokens": tokens,
+        "threads": taper_kernels::threads::thread_count(),
+        "prefill_tokens_per_second": (batch * prompt) as f64 / prefill,
+        "decode_tokens_per_second": (batch * tokens) as f64 / decode,
+        "peak_bytes": peak_bytes(),
+    }))
+}
+
+/// New tokens of every sequence, and the logits behind the last one of each.
+fn pass(
+    model: &dyn CausalLm,
+    ids: &[u32],
+    caches: &mut [KvCache],
+    new: usize,
+    past: usize,
+) -> anyhow::Result<()> {
+    let layout = SequenceLayout::continued(&vec![(new, past); caches.len()]);
+    let mut ctx = ForwardContext::cached(&layout, caches.iter_mut().collect());
+    let hidden = taper_models::forward_hidden(model, ids, &mut ctx)?;
+    let last: Vec<u32> = layout.segments().iter().map(|s| s.end as u32 - 1).collect();
+    let last = candle_core::Tensor::new(last.as_slice(), hidden.device())?;
+    let logits = model.lm_head(&hidden.index_select(&last, 0)?, &ctx)?;
+    std::hint::black_box(logits);
+    Ok(())
+}
+
+/// The most memory the process has held; what it holds now where the system does not say.
+fn peak_bytes() -> Option<u64> {
+    let status = fs_err::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
+    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
+    Some(kib * 1024).or_else(resident_bytes)
+}

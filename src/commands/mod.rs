@@ -1,0 +1,31 @@
+//! The verbs, one file each.
+
+mod bench;
+mod chat;
+mod check;
+pub(crate) mod eval;
+mod explain;
+pub(crate) mod export;
+mod generate;
+mod recipe;
+mod run;
+mod train;
+
+use crate::cli::{Cli, Verb};
+use taper_diagnostics::ExitCode;
+
+/// Carry out what the command line says.
+pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
+    match cli.verb {
+        Verb::Run(args) => run::run(&args),
+        Verb::Check(args) => check::check(&args),
+        Verb::Explain(args) => explain::explain(&args),
+        Verb::Train(args) => train::train(&args),
+        Verb::Eval(args) => eval::eval(&args),
+        Verb::Export(args) => export::export(&args),
+        Verb::Generate(args) => generate::generate(&args),
+        Verb::Chat(args) => chat::chat(&args),
+        Verb::Recipe { verb } => recipe::recipe(&verb),
+        Verb::Bench { verb } => bench::bench(&verb),
+    }
+}

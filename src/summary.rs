@@ -1,0 +1,208 @@
+//! What a run leaves for people and scripts: `report.md`, `eval/`, `run.json`, the adapter's card, and the last lines on the screen.
+
+use crate::commands::eval::Judged;
+use crate::commands::export::Exported;
+use crate::fault::OrFault;
+use crate::output::{print, say};
+use crate::session::Session;
+use serde_json::json;
+use std::path::Path;
+use std::time::Duration;
+use taper_diagnostics::{ExitCode, write_bytes_atomically};
+use taper_eval::{CurvePoint, GateStatus, Measured, Report, RunFacts};
+use taper_export::ModelCard;
+use taper_hub::Fingerprint;
+use taper_train::{Metrics, Outcome};
+
+/// Write everything, tell a person the result, and end with the run's exit code.
+pub(crate) fn write(
+    session: &Session,
+    outcome: &Outcome,
+    judged: &Judged,
+    exported: &[Exported],
+    took: Duration,
+) -> anyhow::Result<ExitCode> {
+    let facts = facts(session, Some(outcome), exported)?;
+    let report = Report { facts: &facts, evaluations: &judged.evaluations, gates: &judged.gates };
+    let files = report.write(&session.folder).or_fault()?;
+    if session.run.recipe.adapter.is_some() {
+        taper_export::write_card(&session.path("adapter"), &card(session, judged, &facts)).or_fault()?;
+    }
+    let code = judged.exit_code();
+    let record = run_json(session, code, took)?;
+    write_bytes_atomically(&session.path("run.json"), format!("{record:#}\n").as_bytes())?;
+    tell(judged);
+    say(&format!("report {}", files.report.display()));
+    for line in &facts.usage {
+        say(&format!("  {line}"));
+    }
+    say(&format!("done in {:.0} s, exit code {}", took.as_secs_f64(), code as u8));
+    if session.args.common.json {
+        print(report.results_json().or_fault()?.trim_end())?;
+    }
+    Ok(code)
+}
+
+/// The figures and the gates, a line each.
+pub(crate) fn tell(judged: &Judged) {
+    for evaluation in &judged.evaluations {
+        for comparison in &evaluation.comparisons {
+            say(&format!(
+                "{}: {} {:.4} -> {:.4} (n={}, p={:.2e}): {:?}",
+                evaluation.name,
+                comparison.metric,
+                comparison.base,
+                comparison.candidate,
+                comparison.n,
+                comparison.p_value,
+                comparison.verdict
+            ));
+        }
+    }
+    for gate in &judged.gates {
+        let status = match gate.status {
+            GateStatus::Passed => "passed",
+            GateStatus::Failed => "FAILED",
+            _ => "not decided",
+        };
+        let value = gate.value.map_or("not measured".to_owned(), |v| format!("{v:.4}"));
+        say(&format!("gate {}: {} is {value}, limit {}: {status}", gate.eval, gate.name, gate.limit));
+    }
+}
+
+/// What the report tells of the run itself.
+pub(crate) fn facts(
+    session: &Session,
+    outcome: Option<&Outcome>,
+    exported: &[Exported],
+) -> anyhow::Result<RunFacts> {
+    let recipe = &session.run.recipe;
+    let mut notes: Vec<String> =
+        exported.iter().map(|e| format!("export {} read back: {}", e.format, e.proof)).collect();
+    for split in session.data.splits().filter(|split| !split.report.skipped.is_empty()) {
+        notes.push(format!("{} rows of `{}` were skipped as faulty", split.report.skipped.len(), split.name));
+    }
+    if let Some(Outcome::Finished { stopped_early: true, steps, .. }) = outcome {
+        notes.push(format!("training stopped early, after {steps} steps"));
+    }
+    Ok(RunFacts {
+        title: session.run.name.clone(),
+        description: recipe.description.clone(),
+        setup: setup(session, outcome),
+        data: data(session),
+        curve: curve(&session.path("metrics.jsonl"))?,
+        files: files(session, exported),
+        usage: usage(session),
+        notes,
+    })
+}
+
+fn setup(session: &Session, outcome: Option<&Outcome>) -> Vec<(String, String)> {
+    let recipe = &session.run.recipe;
+    let method = match &recipe.adapter {
+        Some(a) => format!("LoRA, r = {}, lora_alpha = {}", a.r, a.lora_alpha),
+        None => "all weights".to_owned(),
+    };
+    let mut setup = vec![
+        ("recipe", session.run.path.display().to_string()),
+        ("base", recipe.model.base.clone()),
+        ("method", method),
+        ("learning rate", recipe.optimizer.learning_rate.to_string()),
+        ("seed", recipe.train.seed.to_string()),
+    ];
+    if let Some(Outcome::Finished { steps, weights_of_step, .. }) = outcome {
+        setup.push(("steps", format!("{steps}, weights of step {weights_of_step}")));
+    }
+    setup.push(("taper", env!("CARGO_PKG_VERSION").to_owned()));
+    setup.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
+}
+
+fn data(session: &Session) -> Vec<(String, String)> {
+    session.data.splits().map(|split| (split.name.to_owned(), split.stats().to_string())).collect()
+}
+
+fn files(session: &Session, exported: &[Exported]) -> Vec<(String, String)> {
+    let mut files = vec![("resolved.toml", "every value of the recipe and where it came from")];
+    if session.run.recipe.adapter.is_some() {
+        files.push(("adapter/", "the adapter in PEFT's format"));
+    }
+    if session.trains_all_weights() || exported.iter().any(|e| e.folder.ends_with("merged")) {
+        files.push(("merged/", "the whole model in the Hub's layout"));
+    }
+    files.extend([
+        ("eval/results.json", "the figures of this report, for scripts"),
+        ("eval/samples.jsonl", "every held-out example with all answers and scores"),
+        ("metrics.jsonl", "the training, a line each"),
+        ("checkpoints/", "what `--resume` goes on from"),
+    ]);
+    files.into_iter().map(|(name, what)| (name.to_owned(), what.to_owned())).collect()
+}
+
+fn usage(session: &Session) -> Vec<String> {
+    let model = if session.trains_all_weights() {
+        format!("--model {}", session.path("merged").display())
+    } else {
+        format!("--model {} --adapter {}", session.run.recipe.model.base, session.path("adapter").display())
+    };
+    vec![format!("taper generate {model} --prompt '...'"), format!("taper chat {model}")]
+}
+
+/// The training as `metrics.jsonl` has it; nothing when nothing was trained here.
+fn curve(path: &Path) -> anyhow::Result<Vec<CurvePoint>> {
+    if !path.is_file() {
+        return Ok(Vec::new());
+    }
+    let text = fs_err::read_to_string(path)?;
+    text.lines()
+        .map(|line| {
+            let metrics: Metrics = serde_json::from_str(line)?;
+            Ok(CurvePoint { step: metrics.step, loss: metrics.loss, valid_loss: metrics.eval_loss })
+        })
+        .collect()
+}
+
+fn card(session: &Session, judged: &Judged, facts: &RunFacts) -> ModelCard {
+    let recipe = &session.run.recipe;
+    let score = |m: Option<&Measured>| m.map_or("not measured".to_owned(), |m| format!("{:.4}", m.value));
+    let scores = judged.evaluations.iter().flat_map(|evaluation| {
+        evaluation.candidate.measured.iter().map(move |measured| {
+            let base = evaluation.base.as_ref().and_then(|base| base.measured(measured.metric));
+            (format!("{} ({})", measured.metric.title(), evaluation.name), score(base), score(Some(measured)))
+        })
+    });
+    let is_hub_id = !Path::new(&recipe.model.base).exists();
+    ModelCard {
+        title: session.run.name.clone(),
+        description: recipe.description.clone(),
+        base: recipe.model.base.clone(),
+        base_hub_id: is_hub_id.then(|| recipe.model.base.clone()),
+        data: facts.data.clone(),
+        scores: scores.collect(),
+        verdict: judged.evaluations.iter().find_map(|e| e.verdict).map(|v| format!("{v:?}").to_lowercase()),
+        usage: facts.usage.clone(),
+    }
+}
+
+/// Hashes of what went in and what came out, versions, hardware.
+fn run_json(session: &Session, code: ExitCode, took: Duration) -> anyhow::Result<serde_json::Value> {
+    let recipe = &session.run.recipe;
+    let data: Vec<_> = [&recipe.data.train, &recipe.data.valid, &recipe.data.test]
+        .into_iter()
+        .flat_map(|list| list.paths())
+        .map(|path| Ok(json!({ "file": path, "sha256": Fingerprint::of_file(path).or_fault()?.as_str() })))
+        .collect::<anyhow::Result<_>>()?;
+    let adapter = session.path("adapter").join(taper_peft::WEIGHTS_FILE);
+    let adapter = adapter.is_file().then(|| Fingerprint::of_file(&adapter).or_fault()).transpose()?;
+    Ok(json!({
+        "schema": 1,
+        "name": session.run.name,
+        "exit_code": code as u8,
+        "seconds": (took.as_secs_f64() * 10.0).round() / 10.0,
+        "taper": env!("CARGO_PKG_VERSION"),
+        "recipe": { "file": session.run.path, "sha256": Fingerprint::of_file(&session.run.path).or_fault()?.as_str() },
+        "base": { "name": recipe.model.base, "sha256": session.base.files.fingerprint().or_fault()?.as_str() },
+        "data": data,
+        "adapter_sha256": adapter.as_ref().map(Fingerprint::as_str),
+        "hardware": { "device": "cpu", "threads": std::thread::available_parallelism().map_or(1, usize::from) },
+    }))
+}

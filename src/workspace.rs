@@ -1,0 +1,100 @@
+//! What several verbs need: the recipe, the base's files and tokenizer, the data, the run's folder.
+
+use crate::cli::{CommonArgs, RecipeArgs};
+use crate::fault::{OrFault, user_error};
+use crate::output::say;
+use std::path::{Path, PathBuf};
+use taper_data::{DataSection, PreparedData, TextEncoder};
+use taper_hub::{HubOptions, ModelFiles, ModelSection, ModelSource};
+use taper_models::{CausalLm, LoadOptions};
+use taper_recipe::ResolvedRun;
+use taper_text::{ChatTemplate, Tokenizer, TokenizerFiles};
+
+/// A resolved recipe, with its warnings told.
+pub(crate) fn resolve(args: &RecipeArgs) -> anyhow::Result<ResolvedRun> {
+    let run = taper_recipe::resolve(&args.recipe, &args.sets).or_fault()?;
+    if !run.warnings.is_empty() {
+        say(&run.warnings.to_string());
+    }
+    Ok(run)
+}
+
+/// The folder that a run writes to.
+pub(crate) fn run_folder(args: &RecipeArgs, run: &ResolvedRun) -> PathBuf {
+    args.out.clone().unwrap_or_else(|| Path::new("runs").join(&run.name))
+}
+
+/// The base's files and how it reads text.
+pub(crate) struct Base {
+    pub(crate) files: ModelFiles,
+    pub(crate) tokenizer: Tokenizer,
+    pub(crate) template: Option<ChatTemplate>,
+}
+
+impl Base {
+    /// Find the files and open the tokenizer; loads no weights.
+    pub(crate) fn open(section: &ModelSection, common: &CommonArgs) -> anyhow::Result<Self> {
+        let source = ModelSource::of_section(section, Path::new("")).or_fault()?;
+        let mut options = HubOptions { progress: crate::output::interactive(), ..HubOptions::from_env() };
+        options.offline |= common.offline;
+        let files = source.resolve(&options).or_fault()?;
+        let tokenizer_files = TokenizerFiles {
+            tokenizer: files.tokenizer.clone(),
+            tokenizer_config: files.tokenizer_config.clone(),
+            special_tokens_map: files.special_tokens_map.clone(),
+            generation_config: files.generation_config.clone(),
+            chat_template: section.chat_template.clone().or_else(|| files.chat_template.clone()),
+        };
+        let tokenizer = Tokenizer::load(&tokenizer_files).or_fault()?;
+        let template = ChatTemplate::load(&tokenizer_files, &tokenizer).or_fault()?;
+        Ok(Self { files, tokenizer, template })
+    }
+
+    /// The base that `--model` names.
+    pub(crate) fn named(model: &str, common: &CommonArgs) -> anyhow::Result<Self> {
+        let section: ModelSection = serde_json::from_value(serde_json::json!({ "base": model }))?;
+        Self::open(&section, common)
+    }
+
+    /// How examples become tokens.
+    pub(crate) fn encoder<'a>(&'a self, section: &DataSection) -> TextEncoder<'a> {
+        TextEncoder::new(&self.tokenizer, self.template.as_ref(), section.supervise)
+    }
+
+    /// The weights.
+    pub(crate) fn load(&self, options: LoadOptions) -> anyhow::Result<Box<dyn CausalLm>> {
+        taper_models::load(&self.files, options).or_fault()
+    }
+}
+
+/// Read, tokenise and check the data of a recipe; warnings are told, errors end the verb.
+pub(crate) fn prepare_data(run: &ResolvedRun, base: &Base) -> anyhow::Result<PreparedData> {
+    let section = &run.recipe.data;
+    let seed = run.recipe.train.seed;
+    let data = taper_data::prepare(section, Path::new(""), seed, &base.encoder(section));
+    tell_data(&data);
+    if data.problems.has_errors() {
+        return Err(taper_data::Error::Problems(data.problems)).or_fault();
+    }
+    if !data.problems.is_empty() {
+        say(&data.problems.to_string());
+    }
+    Ok(data)
+}
+
+fn tell_data(data: &PreparedData) {
+    for split in data.splits() {
+        say(&format!("{:<5}  {}", split.name, split.stats()));
+        if !split.report.skipped.is_empty() {
+            say(split.report.to_string().trim_end());
+        }
+    }
+}
+
+/// Refuse a device that this build does not have.
+pub(crate) fn check_device(common: &CommonArgs) -> anyhow::Result<()> {
+    match common.device.as_str() {
+        "auto" | "cpu" => Ok(()),
+        other => Err(user_error(format!("this build has no device `{other}`"), "use `--device cpu`")),
+    }
+}
