@@ -35,7 +35,7 @@ pub fn check_dataset(data: &PreparedData, encoder: &dyn Encode) -> Problems {
     let found = found.chain([unstable(train), straddling(train), specials(train)]).flatten();
     found.chain(duplicates(train.name, &train.examples)).chain(overlaps(data)).for_each(|p| problems.push(p));
     for split in [&data.train, &data.valid, &data.test] {
-        if split.examples.is_empty() && split.report.kept() > 0 {
+        if split.examples.is_empty() && (split.dropped > 0 || !split.report.skipped.is_empty()) {
             problems.push(emptied(split));
         }
     }
@@ -133,10 +133,8 @@ fn overlaps(data: &PreparedData) -> Vec<Problem> {
 
 fn emptied(split: &Split) -> Problem {
     let code = if split.name == "valid" { "empty-validation" } else { "no-examples" };
-    let (kept, dropped, skipped) = (split.report.kept(), split.dropped, split.report.skipped.len());
-    let message = format!(
-        "no example of `{}` is left: of {kept} that were read {dropped} are too long and {skipped} were skipped",
-        split.name
-    );
+    let (dropped, skipped) = (split.dropped, split.report.skipped.len());
+    let message =
+        format!("no example of `{}` is left: {dropped} are too long, {skipped} were skipped", split.name);
     Problem::error(code, message).hint("see the problems of its rows")
 }

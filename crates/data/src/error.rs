@@ -40,7 +40,7 @@ pub enum Error {
         /// The key inside the row, for example `messages[2].role`.
         key: Option<String>,
         /// What is wrong.
-        fault: RowFault,
+        fault: Box<RowFault>,
     },
     /// An example cannot be turned into tokens.
     #[error("the example cannot be rendered: {message}")]
@@ -113,7 +113,7 @@ impl Error {
     /// Whether the rows after this one can still be read.
     pub fn is_about_one_row(&self) -> bool {
         match self {
-            Self::Row { fault, .. } => !matches!(fault, RowFault::BrokenArray { .. }),
+            Self::Row { fault, .. } => !matches!(**fault, RowFault::BrokenArray { .. }),
             Self::Encode { .. } => true,
             _ => false,
         }

@@ -84,7 +84,7 @@ impl DatasetFormat {
     /// The format whose columns the row has; of several the first of: messages, sharegpt, prompt_completion, alpaca, text.
     pub fn detect(columns: &Map<String, Value>, section: &DataSection) -> Option<Self> {
         let has = |column: &&str| columns.contains_key(name_in_file(section, column));
-        ALL.into_iter().find(|format| format.needed().iter().all(|column| has(column)))
+        ALL.into_iter().find(|format| format.needed().iter().all(&has))
     }
 
     /// Columns of a row that this format does not read.
@@ -112,7 +112,7 @@ impl DatasetFormat {
             Ok(kind) => Ok(Example { place: row.place.clone(), kind }),
             Err((key, fault)) => {
                 let key = Some(key).filter(|key| !key.is_empty());
-                Err(Error::Row { place: row.place.clone(), column: None, key, fault })
+                Err(Error::Row { place: row.place.clone(), column: None, key, fault: fault.into() })
             }
         }
     }
@@ -301,17 +301,17 @@ mod tests {
     use serde_json::json;
     use std::path::Path;
 
-    fn row(value: Value) -> Row {
+    fn row(value: &Value) -> Row {
         let place = RowPlace { file: Path::new("a.jsonl").into(), line: 1, element: None };
         Row { place, columns: value.as_object().unwrap().clone() }
     }
 
-    fn read(value: Value, section: &DataSection) -> Result<Example> {
+    fn read(value: &Value, section: &DataSection) -> Result<Example> {
         let row = row(value);
         DatasetFormat::detect(&row.columns, section).unwrap().example(&row, section)
     }
 
-    fn turns(value: Value, section: &DataSection) -> Vec<(String, String)> {
+    fn turns(value: &Value, section: &DataSection) -> Vec<(String, String)> {
         match read(value, section).unwrap().kind {
             ExampleKind::Chat { messages, .. } => {
                 messages.iter().map(|m| (m.role.clone(), m.text().unwrap_or_default().into_owned())).collect()
@@ -336,10 +336,10 @@ mod tests {
             json!({"prompt": [{"role": "user", "content": "q"}], "completion": "a"}),
             json!({"instruction": "q", "input": "", "output": "a", "text": "ignored"}),
         ] {
-            assert_eq!(turns(value.clone(), &plain), expected, "{value}");
+            assert_eq!(turns(&value, &plain), expected, "{value}");
         }
-        assert_eq!(read(json!({"text": "t"}), &plain).unwrap().kind, ExampleKind::Text("t".into()));
-        assert_eq!(DatasetFormat::detect(&row(json!({"question": 1})).columns, &plain), None);
+        assert_eq!(read(&json!({"text": "t"}), &plain).unwrap().kind, ExampleKind::Text("t".into()));
+        assert_eq!(DatasetFormat::detect(&row(&json!({"question": 1})).columns, &plain), None);
     }
 
     #[test]
@@ -352,7 +352,7 @@ mod tests {
             ("user", "i\nx"),
             ("assistant", "o"),
         ]);
-        assert_eq!(turns(value, &DataSection::default()), expected);
+        assert_eq!(turns(&value, &DataSection::default()), expected);
     }
 
     #[test]
@@ -360,9 +360,9 @@ mod tests {
         let section = DataSection { system_prompt: Some("recipe".into()), ..DataSection::default() };
         let own = json!({"messages": [{"role": "system", "content": "own"}, {"role": "user", "content": "q"},
             {"role": "assistant", "content": "a"}]});
-        assert_eq!(turns(own, &section)[0].1, "own");
-        assert_eq!(turns(json!({"prompt": "q", "completion": "a"}), &section)[0].1, "recipe");
-        let error = read(json!({"text": "t"}), &section).unwrap_err();
+        assert_eq!(turns(&own, &section)[0].1, "own");
+        assert_eq!(turns(&json!({"prompt": "q", "completion": "a"}), &section)[0].1, "recipe");
+        let error = read(&json!({"text": "t"}), &section).unwrap_err();
         assert_eq!(error.code(), "unused-key");
     }
 
@@ -372,14 +372,14 @@ mod tests {
         section.columns.insert("prompt".into(), "question".into());
         section.columns.insert("completion".into(), "answer".into());
         let value = json!({"question": "q", "answer": "a", "id": 1});
-        assert_eq!(turns(value.clone(), &section), pairs(&[("user", "q"), ("assistant", "a")]));
-        assert_eq!(DatasetFormat::PromptCompletion.unused(&row(value).columns, &section), ["id"]);
+        assert_eq!(turns(&value, &section), pairs(&[("user", "q"), ("assistant", "a")]));
+        assert_eq!(DatasetFormat::PromptCompletion.unused(&row(&value).columns, &section), ["id"]);
     }
 
     #[test]
     fn without_a_chat_template_pairs_are_plain_text_and_conversations_are_refused() {
         let section = DataSection { apply_chat_template: false, ..DataSection::default() };
-        let kind = |value| read(value, &section).map(|example| example.kind);
+        let kind = |value: Value| read(&value, &section).map(|example| example.kind);
         let completion = |prompt: &str, completion: &str| ExampleKind::Completion {
             prompt: prompt.into(),
             completion: completion.into(),
@@ -401,7 +401,7 @@ mod tests {
     #[test]
     fn a_row_that_lacks_a_column_lists_those_it_has() {
         let error = DatasetFormat::PromptCompletion
-            .example(&row(json!({"promt": "q", "id": 1})), &DataSection::default());
+            .example(&row(&json!({"promt": "q", "id": 1})), &DataSection::default());
         let error = error.unwrap_err();
         assert_eq!(
             error.to_string(),

@@ -64,6 +64,10 @@ impl JsonlReader {
         if may_be_array && reader.skip_space().map_err(|e| reader.unreadable(e))? == Some(b'[') {
             reader.source.bump(b'[');
             reader.layout = Layout::Array { next: 0 };
+        } else if reader.source.begins_with_lone_bracket().map_err(|e| reader.unreadable(e))? {
+            let what = "the file is one JSON array over many lines".to_owned();
+            let remedy = "name it `.json`, or write one object per line with `jq -c '.[]'`";
+            return Err(Error::File { path: path.to_owned(), code: "not-jsonl", what, remedy });
         }
         Ok(reader)
     }
@@ -106,7 +110,7 @@ impl JsonlReader {
         let place = RowPlace { file: Arc::clone(&self.path), line: raw.line, element };
         let fault = |line, column, fault| {
             let place = RowPlace { line, ..place.clone() };
-            Error::Row { place, column, key: None, fault }
+            Error::Row { place, column, key: None, fault: Box::new(fault) }
         };
         let bytes = raw.bytes.map_err(|e| fault(raw.line, None, e))?;
         let text = std::str::from_utf8(&bytes).map_err(|error| {
@@ -198,7 +202,7 @@ impl JsonlReader {
 
     fn broken_with(&self, message: String) -> Error {
         let place = RowPlace { file: Arc::clone(&self.path), line: self.source.line, element: None };
-        Error::Row { place, column: None, key: None, fault: RowFault::BrokenArray { message } }
+        Error::Row { place, column: None, key: None, fault: RowFault::BrokenArray { message }.into() }
     }
 }
 
@@ -280,6 +284,7 @@ mod tests {
             ("a.jsonl", b"", "empty-file", "empty"),
             ("a.jsonl", b"<!DOCTYPE html><html>", "not-jsonl", "web page"),
             ("a.csv", b"a,b\n1,2\n", "not-jsonl", ".csv"),
+            ("a.jsonl", b"[\n  {\"a\": 1}\n]\n", "not-jsonl", "one JSON array"),
         ] {
             let (rows, _) = read_as(name, bytes, MAX_ROW_BYTES);
             let error = only_error(&rows);
@@ -320,6 +325,11 @@ mod tests {
         let message = rows[0].as_ref().unwrap_err().to_string();
         assert_eq!(message, format!("the row has {} bytes, at most 1000 are read", long.len()));
         assert_eq!(rows[1].as_ref().unwrap().place.line, 2);
+        let fifty_mb = format!("{{\"a\": \"{}\"}}\n{{\"a\": 1}}", "x".repeat(50 << 20));
+        let rows = read(fifty_mb.as_bytes());
+        let message = rows[0].as_ref().unwrap_err().to_string();
+        assert_eq!(message, "the row has 52428809 bytes, at most 8388608 are read");
+        assert!(rows[1].is_ok());
         let mut bounded = Bounded::new(10);
         for _ in 0..1000 {
             bounded.extend(&[b'x'; 100]);

@@ -164,7 +164,9 @@ impl<'a> FileLoad<'a> {
     fn example(&mut self, row: &Row) -> Result<Example> {
         let section = self.section;
         let detected = DatasetFormat::detect(&row.columns, section);
-        let fault = |fault| Err(Error::Row { place: row.place.clone(), column: None, key: None, fault });
+        let fault = |fault: RowFault| {
+            Err(Error::Row { place: row.place.clone(), column: None, key: None, fault: fault.into() })
+        };
         let format = match (DatasetFormat::chosen(section.format), self.format, detected) {
             (Some(chosen), _, _) => chosen,
             (None, Some((known, first_line)), Some(found)) if found != known => {
@@ -189,15 +191,13 @@ impl<'a> FileLoad<'a> {
 
     /// A first row without the columns means that every row is without them.
     fn is_about_every_row(&self, error: &Error) -> bool {
+        let Error::Row { fault, .. } = error else { return false };
         let columns = matches!(
-            error,
-            Error::Row {
-                fault: RowFault::UnknownFormat { .. }
-                    | RowFault::MissingColumns { .. }
-                    | RowFault::NeedsTemplate { .. }
-                    | RowFault::NoPlaceForSystemPrompt,
-                ..
-            }
+            **fault,
+            RowFault::UnknownFormat { .. }
+                | RowFault::MissingColumns { .. }
+                | RowFault::NeedsTemplate { .. }
+                | RowFault::NoPlaceForSystemPrompt
         );
         columns && self.rows == 1
     }

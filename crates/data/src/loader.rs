@@ -388,6 +388,10 @@ mod tests {
             let example = &examples[source.line];
             prop_assert_eq!(&batch.input_ids[segment.clone()], example.input_ids.as_slice());
             prop_assert!(batch.position_ids[segment.clone()].iter().copied().eq(0..segment.len() as u32));
+            for (t, &target) in batch.targets[segment.clone()].iter().enumerate() {
+                let next = example.loss_mask.get(t + 1).is_some_and(|&learned| learned);
+                prop_assert_eq!(target, if next { example.input_ids[t + 1] } else { IGNORE });
+            }
             // Packed = separate: the targets are those of the example alone.
             let alone = Batch::new([example]);
             prop_assert_eq!(&batch.targets[segment.clone()], alone.targets.as_slice());

@@ -296,8 +296,8 @@ fn only_last_has_weight(
 mod tests {
     use super::*;
 
-    fn messages(value: Value) -> Result<Turns, KeyedFault> {
-        let turns = read_messages("messages", &value, Supervision::Assistant)?;
+    fn messages(value: &Value) -> Result<Turns, KeyedFault> {
+        let turns = read_messages("messages", value, Supervision::Assistant)?;
         check_turns("messages", &turns.messages)?;
         Ok(turns)
     }
@@ -323,7 +323,7 @@ mod tests {
                 "not-text",
             ),
         ] {
-            let (at, fault) = messages(value.clone()).unwrap_err();
+            let (at, fault) = messages(&value).unwrap_err();
             assert_eq!((at.as_str(), fault.code()), (key, code), "{value}");
         }
     }
@@ -338,7 +338,7 @@ mod tests {
 
     #[test]
     fn text_parts_are_joined_and_a_developer_is_the_system() {
-        let turns = messages(json!([
+        let turns = messages(&json!([
             {"role": "developer", "content": "s"},
             {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "value": "b"}]},
             {"role": "assistant", "content": "c", "name": "kept"}
@@ -352,7 +352,7 @@ mod tests {
     #[test]
     fn arguments_become_objects_and_doubly_encoded_ones_are_refused() {
         let call = |arguments: Value| {
-            messages(json!([{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls":
+            messages(&json!([{"role": "user", "content": "q"}, {"role": "assistant", "tool_calls":
                 [{"id": "1", "type": "function", "function": {"name": "f", "arguments": arguments}}]}]))
         };
         let turns = call(json!("{\"a\": 1}")).unwrap();
@@ -372,7 +372,7 @@ mod tests {
                 .zip(weights)
                 .map(|(role, weight)| json!({"role": role, "content": "x", "weight": weight}))
                 .collect();
-            messages(Value::Array(list)).map(|turns| turns.last_turn_only)
+            messages(&Value::Array(list)).map(|turns| turns.last_turn_only)
         };
         let null = Value::Null;
         assert_eq!(with([json!(0.0), json!(1.0), json!(0), json!(1)]), Ok(false));

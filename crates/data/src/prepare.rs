@@ -69,9 +69,11 @@ impl PreparedData {
 
 /// Read, split, tokenise and check everything that `section` names. `folder` is the recipe's, `seed` the run's.
 ///
-/// What is wrong stands in [`PreparedData::problems`]: all of it, for all files.
+/// What is wrong stands in [`PreparedData::problems`]: all of it, for all files. Nothing is tokenised with settings that
+/// are out of range.
 pub fn prepare(section: &DataSection, folder: &Path, seed: u64, encoder: &dyn Encode) -> PreparedData {
     let mut problems = section.check();
+    let settings_are_wrong = problems.has_errors();
     let mut read = |paths: Vec<PathBuf>| {
         load(&paths, section).unwrap_or_else(|error| {
             collect(error, &mut problems);
@@ -81,6 +83,9 @@ pub fn prepare(section: &DataSection, folder: &Path, seed: u64, encoder: &dyn En
     let mut train = read(section.train.resolve(folder));
     let mut valid = read(section.valid.resolve(folder));
     let test = read(section.test.resolve(folder));
+    if settings_are_wrong {
+        return PreparedData { problems, ..PreparedData::default() };
+    }
     if section.validation_split > 0.0 && section.valid.is_empty() && !train.examples.is_empty() {
         let held_out = hold_out(&mut train.examples, section.validation_split, seed);
         if held_out.is_empty() || train.examples.is_empty() {

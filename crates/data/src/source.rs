@@ -64,6 +64,14 @@ impl Source {
         Self { input, line: 1, offset: 0, cap, crlf_lines: 0, blank_lines: 0, had_bom: false }
     }
 
+    /// Whether the first line holds an opening bracket alone, as the first line of a JSON array over many lines does.
+    pub(crate) fn begins_with_lone_bracket(&mut self) -> io::Result<bool> {
+        let head = self.input.fill_buf()?.trim_ascii_start();
+        let Some(rest) = head.strip_prefix(b"[") else { return Ok(false) };
+        let next = rest.iter().find(|&&byte| byte != b' ' && byte != b'\t');
+        Ok(matches!(next, Some(b'\n' | b'\r')))
+    }
+
     /// The next line that is not blank.
     pub(crate) fn next_line(&mut self) -> io::Result<Option<RawRow>> {
         loop {

@@ -45,10 +45,10 @@ fn classify(text: &str, error: &serde_json::Error, duplicate: Option<String>) ->
     if message.starts_with("recursion limit") {
         return (offset, RowFault::TooDeep { cap: MAX_DEPTH });
     }
-    if message.contains("surrogate") || message.contains("hex escape") {
-        if let Some((at, escape)) = first_lone_surrogate(text) {
-            return (at, RowFault::LoneSurrogate { escape: escape.to_owned() });
-        }
+    if (message.contains("surrogate") || message.contains("hex escape"))
+        && let Some((at, escape)) = first_lone_surrogate(text)
+    {
+        return (at, RowFault::LoneSurrogate { escape: escape.to_owned() });
     }
     let rest = text.get(offset..).unwrap_or_default();
     for literal in ["-Infinity", "-NaN", "NaN", "Infinity"] {

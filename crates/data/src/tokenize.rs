@@ -78,7 +78,7 @@ pub fn tokenize(examples: &[Example], encoder: &dyn Encode, section: &DataSectio
             }
             Outcome::Faulty(problem) if section.on_error == OnError::Skip => result.skipped.push(problem),
             Outcome::Faulty(problem) if result.problems.len() < MOST_PROBLEMS => {
-                result.problems.push(problem)
+                result.problems.push(problem);
             }
             Outcome::Faulty(_) => unnamed += 1,
         }
