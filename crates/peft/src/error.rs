@@ -61,12 +61,8 @@ pub enum Error {
         given: String,
         /// Among what was looked: `no module of the model`, `no adapted module`.
         among: &'static str,
-        /// The nearest name that exists.
-        nearest: Option<String>,
-        /// What exists.
-        available: Vec<String>,
-        /// What else to say.
-        remedy: Option<String>,
+        /// The nearest name, or what there is.
+        remedy: String,
     },
     /// Nothing is left to adapt.
     #[error("`target_modules` ({given}) selects no linear layer of the model")]
@@ -130,9 +126,9 @@ pub enum Error {
         /// The tensor.
         name: String,
         /// In the file.
-        given: Vec<usize>,
+        given: Box<[usize]>,
         /// From the model and the configuration.
-        expected: Vec<usize>,
+        expected: Box<[usize]>,
         /// What the difference tells.
         remedy: String,
     },
@@ -194,16 +190,9 @@ impl Diagnose for Error {
     fn hint(&self) -> Option<String> {
         match self {
             Self::NotAnAdapter { remedy, .. } | Self::Conflict { remedy, .. } => Some((*remedy).into()),
-            Self::Shape { remedy, .. } => Some(remedy.clone()),
+            Self::Shape { remedy, .. } | Self::MatchesNothing { remedy, .. } => Some(remedy.clone()),
             Self::NoDefaultTargets { .. } => {
                 Some("set `target_modules` to \"all-linear\" or to a list of module names".into())
-            }
-            Self::MatchesNothing { nearest, available, remedy, .. } => {
-                Some(match (remedy, nearest) {
-                    (Some(remedy), _) => remedy.clone(),
-                    (None, Some(near)) => format!("did you mean `{near}`?"),
-                    (None, None) => format!("there are {}", list_names(available, 16)),
-                })
             }
             Self::NoTargets { excluded, available, .. } => Some(match excluded {
                 0 => format!("the linear layers are {}", list_names(available, 16)),

@@ -167,8 +167,8 @@ fn fits(plan: &Plan, weights: &AdapterWeights, path: &Path) -> Result<()> {
             return Err(Error::Shape {
                 path: path.to_owned(),
                 name: name.to_owned(),
-                given: tensor.dims().to_vec(),
-                expected: slot.shape.clone(),
+                given: tensor.dims().into(),
+                expected: slot.shape.as_slice().into(),
                 remedy: explain_shape(slot, tensor.dims()),
             });
         }

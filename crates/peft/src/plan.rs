@@ -5,7 +5,7 @@ use crate::targets::{
 };
 use crate::{Bias, Error, LoraConfig, ModuleNames, PREFIX, Result};
 use std::collections::BTreeSet;
-use taper_diagnostics::did_you_mean;
+use taper_diagnostics::{did_you_mean, list_names};
 use taper_nn::{ModuleMut, ParameterKind, VisitModules};
 
 /// A module of the model, as far as planning cares.
@@ -360,8 +360,11 @@ fn nothing(
     } else {
         did_you_mean(given, &available)
     };
-    let nearest = nearest.map(str::to_owned);
-    Error::MatchesNothing { key, given: given.to_owned(), among, nearest, available, remedy }
+    let remedy = remedy.unwrap_or_else(|| match nearest {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => format!("there are {}", list_names(&available, 16)),
+    });
+    Error::MatchesNothing { key, given: given.to_owned(), among, remedy }
 }
 
 fn targets_exist(targets: &TargetModules, modules: &[ModuleInfo]) -> Result<()> {

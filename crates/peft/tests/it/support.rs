@@ -9,41 +9,41 @@ use taper_models::{CausalLm, LoadOptions};
 use taper_nn::{ForwardContext, ModuleMut, RandomKey, SequenceLayout, ops, to_vec_f32};
 use taper_peft::Adapter;
 
-pub type Tensors = HashMap<String, Tensor>;
+pub(crate) type Tensors = HashMap<String, Tensor>;
 
-pub fn workspace() -> PathBuf {
+pub(crate) fn workspace() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-pub fn golden(path: &str) -> PathBuf {
+pub(crate) fn golden(path: &str) -> PathBuf {
     workspace().join("tests/golden").join(path)
 }
 
-pub fn tensors(path: &Path) -> Tensors {
+pub(crate) fn tensors(path: &Path) -> Tensors {
     candle_core::safetensors::load(path, &Device::Cpu).unwrap()
 }
 
-pub fn json(path: &Path) -> serde_json::Value {
+pub(crate) fn json(path: &Path) -> serde_json::Value {
     serde_json::from_str(&fs_err::read_to_string(path).unwrap()).unwrap()
 }
 
 /// `base` as golden.json has it, for example `models/llama_untied`.
-pub fn model(base: &str) -> Box<dyn CausalLm> {
+pub(crate) fn model(base: &str) -> Box<dyn CausalLm> {
     let files = ModelFiles::of_folder(&golden(base)).unwrap();
-    taper_models::load(&files, &LoadOptions::default()).unwrap()
+    taper_models::load(&files, LoadOptions::default()).unwrap()
 }
 
 /// The golden batch without its padding.
-pub struct Batch {
-    pub ids: Vec<u32>,
-    pub layout: SequenceLayout,
+pub(crate) struct Batch {
+    pub(crate) ids: Vec<u32>,
+    pub(crate) layout: SequenceLayout,
     /// `(row of the flat batch, its target)`.
-    pub targets: Vec<(usize, u32)>,
+    pub(crate) targets: Vec<(usize, u32)>,
     /// Row of the flat batch → row of `[3 * 24]`.
     rows: Vec<u32>,
 }
 
-pub fn batch() -> Batch {
+pub(crate) fn batch() -> Batch {
     let file = tensors(&golden("peft/batch.safetensors"));
     let rows = |name: &str| file[name].to_vec2::<i64>().unwrap();
     let (ids, mask, labels) = (rows("input_ids"), rows("attention_mask"), rows("labels"));
@@ -67,18 +67,22 @@ pub fn batch() -> Batch {
 
 impl Batch {
     /// `[3, 24, V]` of a golden file as `[T, V]`.
-    pub fn unpadded(&self, logits: &Tensor) -> Tensor {
+    pub(crate) fn unpadded(&self, logits: &Tensor) -> Tensor {
         let index = Tensor::new(self.rows.as_slice(), &Device::Cpu).unwrap();
         logits.flatten(0, 1).unwrap().index_select(&index, 0).unwrap()
     }
 
-    pub fn logits(&self, model: &dyn CausalLm) -> Tensor {
+    pub(crate) fn logits(&self, model: &dyn CausalLm) -> Tensor {
         let mut ctx = ForwardContext::new(&self.layout);
         taper_models::forward_logits(model, &self.ids, &mut ctx).unwrap()
     }
 
     /// The mean loss over the targets and the gradients of everything trained.
-    pub fn loss_and_gradients(&self, model: &dyn CausalLm, key: Option<RandomKey>) -> (f64, GradStore) {
+    pub(crate) fn loss_and_gradients(
+        &self,
+        model: &dyn CausalLm,
+        key: Option<RandomKey>,
+    ) -> (f64, GradStore) {
         let mut ctx = match key {
             None => ForwardContext::new(&self.layout),
             Some(key) => ForwardContext::training(&self.layout, key),
@@ -96,18 +100,18 @@ impl Batch {
     }
 }
 
-pub fn furthest(a: &Tensor, b: &Tensor) -> f32 {
+pub(crate) fn furthest(a: &Tensor, b: &Tensor) -> f32 {
     assert_eq!(a.dims(), b.dims());
     let (a, b) = (to_vec_f32(a).unwrap(), to_vec_f32(b).unwrap());
     a.iter().zip(&b).map(|(a, b)| (a - b).abs()).fold(0.0, |m, d| if d.is_nan() { d } else { m.max(d) })
 }
 
-pub fn largest(a: &Tensor) -> f32 {
+pub(crate) fn largest(a: &Tensor) -> f32 {
     to_vec_f32(a).unwrap().iter().fold(0.0, |m, v| m.max(v.abs()))
 }
 
 /// Every weight and bias of the model by its name in the checkpoint, f32.
-pub fn state(model: &mut dyn CausalLm) -> Tensors {
+pub(crate) fn state(model: &mut dyn CausalLm) -> Tensors {
     let mut state = Tensors::new();
     model
         .visit_modules(&mut |module| {
@@ -130,7 +134,7 @@ pub fn state(model: &mut dyn CausalLm) -> Tensors {
 }
 
 /// Give every parameter a value that matters (B begins at zero).
-pub fn disturb(adapter: &Adapter) {
+pub(crate) fn disturb(adapter: &Adapter) {
     for parameter in &adapter.parameters {
         let mut noise = vec![0f32; parameter.var.elem_count()];
         let stream = taper_kernels::rng::stream_of(&parameter.name);
@@ -140,6 +144,6 @@ pub fn disturb(adapter: &Adapter) {
     }
 }
 
-pub fn bits(tensor: &Tensor) -> Vec<u32> {
+pub(crate) fn bits(tensor: &Tensor) -> Vec<u32> {
     to_vec_f32(tensor).unwrap().iter().map(|v| v.to_bits()).collect()
 }
