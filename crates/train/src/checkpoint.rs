@@ -310,7 +310,11 @@ mod tests {
     }
 
     fn written(store: &CheckpointStore, step: u64) -> PathBuf {
-        store.write(&state(step), |folder| Ok(fs::write(folder.join("weights"), b"1234").unwrap())).unwrap()
+        let fill = |folder: &Path| {
+            fs::write(folder.join("weights"), b"1234").unwrap();
+            Ok(())
+        };
+        store.write(&state(step), fill).unwrap()
     }
 
     #[test]

@@ -111,14 +111,26 @@ pub enum Error {
     },
     /// The data loader failed.
     #[error(transparent)]
-    Data(#[from] taper_data::Error),
+    Data(Box<taper_data::Error>),
     /// The adapter could not be written or read.
     #[error(transparent)]
-    Adapter(#[from] taper_peft::Error),
+    Adapter(Box<taper_peft::Error>),
 }
 
 /// The result of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+impl From<taper_data::Error> for Error {
+    fn from(error: taper_data::Error) -> Self {
+        Self::Data(Box::new(error))
+    }
+}
+
+impl From<taper_peft::Error> for Error {
+    fn from(error: taper_peft::Error) -> Self {
+        Self::Adapter(Box::new(error))
+    }
+}
 
 /// Names what was being done when candle failed.
 pub(crate) trait Doing<T> {

@@ -34,7 +34,7 @@ impl Trained {
             .visit_modules(&mut |module| {
                 match module {
                     ModuleMut::Linear(linear) if linear.is_tied() => {
-                        parameters.extend(linear.make_bias_trainable()?)
+                        parameters.extend(linear.make_bias_trainable()?);
                     }
                     ModuleMut::Linear(linear) => parameters.extend(linear.make_trainable()?),
                     ModuleMut::Embedding(embedding) => parameters.push(embedding.make_trainable()?),

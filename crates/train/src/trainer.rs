@@ -222,7 +222,7 @@ impl<'m> Trainer<'m> {
         if !matches!(made, Ok(Some(_))) {
             self.data.train.restore(&before)?;
         }
-        let made = match made {
+        match made {
             Err(Error::LossNotFinite { step, loss, .. }) => {
                 let checkpoint = self.last_good(sink)?;
                 Err(Error::LossNotFinite { step, loss, checkpoint })
@@ -232,8 +232,7 @@ impl<'m> Trainer<'m> {
                 Err(Error::GradientNotFinite { step, parameters, checkpoint })
             }
             other => other,
-        };
-        made
+        }
     }
 
     /// The checkpoint of the state as it is, made when it is not there; an older one when this state cannot be saved, since

@@ -46,7 +46,7 @@ struct Worst {
     weights: f32,
 }
 
-fn follow(case: &str, optimizer: OptimizerSection, gradient_checkpointing: bool) -> Worst {
+fn follow(case: &str, optimizer: &OptimizerSection, gradient_checkpointing: bool) -> Worst {
     let mut model = model("llama_untied");
     let trained = golden_adapter(&format!("train/{case}/init"), model.as_mut());
     let trace: Value =
@@ -63,7 +63,7 @@ fn follow(case: &str, optimizer: OptimizerSection, gradient_checkpointing: bool)
     };
     let train = TrainSection { gradient_checkpointing, ..TrainSection::default() };
     let mut stepper =
-        Stepper::new(trained.parameters(), &train, &optimizer, LrSchedule::new(&schedule, 20)).unwrap();
+        Stepper::new(trained.parameters(), &train, optimizer, LrSchedule::new(&schedule, 20)).unwrap();
     let mut worst = Worst::default();
     for (batches, want) in golden_batches().iter().zip(trace["trace"].as_array().unwrap()) {
         let report = stepper.step(model.as_ref(), batches, &AtomicBool::new(false)).unwrap().unwrap();
@@ -92,7 +92,7 @@ fn twenty_steps_follow_the_golden_traces() {
         ("loraplus", OptimizerSection { loraplus_lr_ratio: Some(4.0), ..adamw(0.0) }, false),
     ];
     for (case, optimizer, gradient_checkpointing) in cases {
-        let worst = follow(case, optimizer, gradient_checkpointing);
+        let worst = follow(case, &optimizer, gradient_checkpointing);
         eprintln!("{case}: {worst:?}");
         assert!(worst.loss < 5e-5 && worst.grad_norm < 1e-4, "{case}: {worst:?}");
         assert!(worst.learning_rate < 1e-9, "{case}: {worst:?}");

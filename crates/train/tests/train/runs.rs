@@ -216,3 +216,21 @@ fn checkpoints_are_rotated_and_the_log_has_its_lines() {
     let files: Vec<PathBuf> = fs::read_dir(store.path(11)).unwrap().map(|e| e.unwrap().path()).collect();
     assert!(files.iter().any(|path| path.ends_with(STATE_FILE)));
 }
+
+#[test]
+fn the_self_test_changes_nothing_of_the_run() {
+    struct Seen(Vec<usize>);
+    impl ProgressSink for Seen {
+        fn event(&mut self, event: &Event<'_>) {
+            if let Event::SelfTested(report) = event {
+                self.0.push(report.parameters);
+            }
+        }
+    }
+    let mut tested = sections();
+    tested.train.self_test = true;
+    let mut seen = Seen(Vec::new());
+    let (_, left) = train(&tested, temporary().path(), Start::Fresh, &mut seen, &Arc::default());
+    assert_eq!(seen.0, [28], "A and B of seven layers in two blocks");
+    assert_eq!(left, to_the_end(&sections(), temporary().path(), Start::Fresh));
+}
