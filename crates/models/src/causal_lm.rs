@@ -43,7 +43,11 @@ pub trait CausalLm: VisitModules + Send + Sync {
 ///
 /// # Errors
 /// When the ids are not as many as the layout has tokens, and what the arithmetic says.
-pub fn forward_hidden(model: &dyn CausalLm, input_ids: &[u32], ctx: &mut ForwardContext<'_>) -> Result<Tensor> {
+pub fn forward_hidden(
+    model: &dyn CausalLm,
+    input_ids: &[u32],
+    ctx: &mut ForwardContext<'_>,
+) -> Result<Tensor> {
     let tokens = ctx.layout().tokens();
     if input_ids.len() != tokens {
         bail!("{} ids for a layout of {tokens} tokens", input_ids.len())
@@ -60,7 +64,11 @@ pub fn forward_hidden(model: &dyn CausalLm, input_ids: &[u32], ctx: &mut Forward
 ///
 /// # Errors
 /// As [`forward_hidden`].
-pub fn forward_logits(model: &dyn CausalLm, input_ids: &[u32], ctx: &mut ForwardContext<'_>) -> Result<Tensor> {
+pub fn forward_logits(
+    model: &dyn CausalLm,
+    input_ids: &[u32],
+    ctx: &mut ForwardContext<'_>,
+) -> Result<Tensor> {
     let hidden = forward_hidden(model, input_ids, ctx)?;
     model.lm_head(&hidden, ctx)
 }
@@ -81,7 +89,9 @@ pub fn state_tensors(model: &mut dyn VisitModules) -> Result<Vec<(String, Tensor
                 }
                 tensors.extend(linear.bias().map(|bias| (format!("{path}.bias"), bias)));
             }
-            ModuleMut::Embedding(embedding) => tensors.push((format!("{path}.weight"), held(embedding.weight()))),
+            ModuleMut::Embedding(embedding) => {
+                tensors.push((format!("{path}.weight"), held(embedding.weight())));
+            }
             ModuleMut::RmsNorm(norm) => tensors.push((format!("{path}.weight"), norm.weight())),
         }
         Ok(())

@@ -81,8 +81,8 @@ impl ModelConfig {
     /// When it is not JSON, names an architecture that is not here, runs code of its own, is quantised, or holds values that are missing or
     /// out of range; all faulty values are named at once.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
-        let object: Map<String, Value> =
-            serde_json::from_str(text.trim_start_matches('\u{feff}')).map_err(|e| ConfigError::Json(e.to_string()))?;
+        let object: Map<String, Value> = serde_json::from_str(text.trim_start_matches('\u{feff}'))
+            .map_err(|e| ConfigError::Json(e.to_string()))?;
         let model_type = model_type(&object)?;
         refuse_unreadable(&object)?;
         let mut fields = Fields::new(&object);
@@ -99,8 +99,10 @@ impl ModelConfig {
     /// Number of weights, the table of a tied head counted once.
     pub fn parameters(&self) -> u64 {
         let [v, h, i, l] =
-            [self.vocab_size, self.hidden_size, self.intermediate_size, self.num_hidden_layers].map(|n| n as u64);
-        let [q, kv] = [self.num_attention_heads, self.num_key_value_heads].map(|n| (n * self.head_dim) as u64);
+            [self.vocab_size, self.hidden_size, self.intermediate_size, self.num_hidden_layers]
+                .map(|n| n as u64);
+        let [q, kv] =
+            [self.num_attention_heads, self.num_key_value_heads].map(|n| (n * self.head_dim) as u64);
         let attention = h * q * 2 + h * kv * 2 + if self.attention_bias { q + 2 * kv + h } else { 0 };
         let mlp = 3 * h * i + if self.mlp_bias { 2 * i + h } else { 0 };
         let tables = if self.tie_word_embeddings { v * h } else { 2 * v * h };
@@ -111,10 +113,13 @@ impl ModelConfig {
     fn check(&self, fields: &mut Fields<'_>) {
         let (n, k) = (self.num_attention_heads, self.num_key_value_heads);
         if !n.is_multiple_of(k) {
-            fields.fault(format!("`num_attention_heads` is {n}, which `num_key_value_heads`, {k}, does not divide"));
+            fields.fault(format!(
+                "`num_attention_heads` is {n}, which `num_key_value_heads`, {k}, does not divide"
+            ));
         }
         if !self.head_dim.is_multiple_of(2) {
-            fields.fault(format!("`head_dim` is {}, and a rotary embedding needs an even one", self.head_dim));
+            fields
+                .fault(format!("`head_dim` is {}, and a rotary embedding needs an even one", self.head_dim));
         }
     }
 }
@@ -131,7 +136,8 @@ fn model_type(object: &Map<String, Value>) -> Result<ModelType, ConfigError> {
 }
 
 fn refuse_unreadable(object: &Map<String, Value>) -> Result<(), ConfigError> {
-    let set = |key: &str| object.get(key).filter(|value| !value.is_null() && **value != Value::Object(Map::new()));
+    let set =
+        |key: &str| object.get(key).filter(|value| !value.is_null() && **value != Value::Object(Map::new()));
     if set("auto_map").is_some() {
         return Err(ConfigError::CustomCode);
     }
@@ -168,7 +174,7 @@ mod tests {
         json!({"model_type": "llama", "vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4})
     }
 
-    fn with(changes: Value) -> Result<ModelConfig, ConfigError> {
+    fn with(changes: &Value) -> Result<ModelConfig, ConfigError> {
         let mut config = minimal();
         for (key, value) in changes.as_object().unwrap() {
             config[key] = value.clone();
@@ -176,14 +182,18 @@ mod tests {
         ModelConfig::parse(&config.to_string())
     }
 
-    fn refused(changes: Value) -> String {
+    fn refused(changes: &Value) -> String {
         with(changes).unwrap_err().to_string()
     }
 
     #[test]
     fn what_is_absent_has_transformers_defaults() {
-        let config = with(json!({"num_key_value_heads": null, "head_dim": null, "rope_scaling": null})).unwrap();
-        assert_eq!((config.num_key_value_heads, config.head_dim, config.max_position_embeddings), (4, 4, 2048));
+        let config =
+            with(&json!({"num_key_value_heads": null, "head_dim": null, "rope_scaling": null})).unwrap();
+        assert_eq!(
+            (config.num_key_value_heads, config.head_dim, config.max_position_embeddings),
+            (4, 4, 2048)
+        );
         assert_eq!((config.rms_norm_eps, config.initializer_range, config.dtype), (1e-6, 0.02, None));
         assert_eq!(config.rope, RopeConfig { theta: 10000.0, scaling: RopeScaling::Default });
         assert!(!config.tie_word_embeddings && !config.attention_bias && !config.mlp_bias);
@@ -193,7 +203,7 @@ mod tests {
     fn both_layouts_of_rope_and_dtype_are_read() {
         let four = json!({"rope_theta": 5e5, "rope_scaling": {"type": "linear", "factor": 2}, "torch_dtype": "bfloat16"});
         let five = json!({"rope_parameters": {"rope_type": "linear", "factor": 2.0, "rope_theta": 5e5}, "dtype": "bfloat16"});
-        let (four, five) = (with(four).unwrap(), with(five).unwrap());
+        let (four, five) = (with(&four).unwrap(), with(&five).unwrap());
         assert_eq!(four, five);
         assert_eq!(four.rope, RopeConfig { theta: 5e5, scaling: RopeScaling::Linear { factor: 2.0 } });
         assert_eq!(four.dtype, Some(DType::BF16));
@@ -201,42 +211,63 @@ mod tests {
 
     #[test]
     fn all_faulty_values_are_named_at_once() {
-        let text = refused(json!({
+        let text = refused(&json!({
             "vocab_size": 0, "hidden_size": -4, "num_hidden_layers": 1e9, "rms_norm_eps": "small", "head_dim": 3,
             "num_key_value_heads": 3, "hidden_act": "gelu", "tie_word_embeddings": "yes", "pretraining_tp": 2
         }));
-        for key in ["vocab_size", "hidden_size", "num_hidden_layers", "rms_norm_eps", "head_dim", "num_key_value_heads", "hidden_act", "tie_word_embeddings", "pretraining_tp"] {
+        for key in [
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "rms_norm_eps",
+            "head_dim",
+            "num_key_value_heads",
+            "hidden_act",
+            "tie_word_embeddings",
+            "pretraining_tp",
+        ] {
             assert!(text.contains(&format!("`{key}`")), "{key}: {text}");
         }
-        assert!(ModelConfig::parse(r#"{"model_type":"llama"}"#).unwrap_err().to_string().contains("`vocab_size` is missing"));
-        assert!(refused(json!({"num_attention_heads": 5})).contains("`head_dim` is missing"));
+        assert!(
+            ModelConfig::parse(r#"{"model_type":"llama"}"#)
+                .unwrap_err()
+                .to_string()
+                .contains("`vocab_size` is missing")
+        );
+        assert!(refused(&json!({"num_attention_heads": 5})).contains("`head_dim` is missing"));
     }
 
     #[test]
     fn rope_faults_are_named() {
-        let rope = |value: Value| refused(json!({"rope_scaling": value}));
+        let rope = |value: Value| refused(&json!({"rope_scaling": value}));
         assert!(rope(json!({"rope_type": "su", "factor": 2})).contains("rope type `su` is not supported"));
         assert!(rope(json!({"factor": 2})).contains("`rope_scaling.rope_type` is missing"));
         assert!(rope(json!({"rope_type": "linear"})).contains("`rope_scaling.factor` is missing"));
         assert!(rope(json!({"rope_type": "linear", "factor": 0})).contains("`rope_scaling.factor` is 0"));
-        assert!(rope(json!({"rope_type": "linear", "factor": 2, "secret": 1})).contains("`rope_scaling.secret` is not supported"));
+        assert!(
+            rope(json!({"rope_type": "linear", "factor": 2, "secret": 1}))
+                .contains("`rope_scaling.secret` is not supported")
+        );
         assert!(rope(json!([1])).contains("wanted an object"));
         let llama3 = json!({"rope_type": "llama3", "factor": 8, "low_freq_factor": 4, "high_freq_factor": 4, "original_max_position_embeddings": 64});
         assert!(rope(llama3).contains("`low_freq_factor` must be below `high_freq_factor`"));
-        assert!(refused(json!({"rope_theta": 0})).contains("`rope_theta`"));
-        assert!(refused(json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}})).contains("partial_rotary_factor"));
+        assert!(refused(&json!({"rope_theta": 0})).contains("`rope_theta`"));
+        assert!(
+            refused(&json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}))
+                .contains("partial_rotary_factor")
+        );
     }
 
     #[test]
     fn other_architectures_are_refused_with_the_list_of_those_that_are_here() {
-        let error = with(json!({"model_type": "mamba"})).unwrap_err();
+        let error = with(&json!({"model_type": "mamba"})).unwrap_err();
         assert_eq!(error.to_string(), "model_type `mamba` is not supported");
         assert_eq!(error.hint().unwrap(), "supported are `llama`");
         assert!(matches!(ModelConfig::parse("{}"), Err(ConfigError::NoModelType)));
         assert!(matches!(ModelConfig::parse("[1]"), Err(ConfigError::Json(_))));
-        assert!(matches!(with(json!({"auto_map": {"AutoModel": "x.Y"}})), Err(ConfigError::CustomCode)));
-        assert!(refused(json!({"quantization_config": {"quant_method": "gptq"}})).contains("(gptq)"));
-        assert!(refused(json!({"quantization": {"group_size": 64, "bits": 4}})).contains("(mlx)"));
+        assert!(matches!(with(&json!({"auto_map": {"AutoModel": "x.Y"}})), Err(ConfigError::CustomCode)));
+        assert!(refused(&json!({"quantization_config": {"quant_method": "gptq"}})).contains("(gptq)"));
+        assert!(refused(&json!({"quantization": {"group_size": 64, "bits": 4}})).contains("(mlx)"));
     }
 
     proptest! {
@@ -246,7 +277,7 @@ mod tests {
                 "rms_norm_eps", "rope_theta", "max_position_embeddings"]),
             value in prop_oneof![any::<i64>().prop_map(|x| json!(x)), any::<f64>().prop_map(|x| json!(x)), any::<u64>().prop_map(|x| json!(x))],
         ) {
-            if let Ok(config) = with(json!({ key: value })) {
+            if let Ok(config) = with(&json!({ key: value })) {
                 prop_assert!(config.parameters() > 0);
             }
         }

@@ -145,7 +145,12 @@ struct Attention {
 }
 
 impl Attention {
-    fn build(config: &ModelConfig, index: usize, path: &str, weights: &mut Weights<'_>) -> crate::Result<Self> {
+    fn build(
+        config: &ModelConfig,
+        index: usize,
+        path: &str,
+        weights: &mut Weights<'_>,
+    ) -> crate::Result<Self> {
         let (h, d) = (config.hidden_size, config.head_dim);
         let (queries, keys) = (config.num_attention_heads * d, config.num_key_value_heads * d);
         let bias = config.attention_bias;

@@ -29,7 +29,7 @@ pub enum Error {
         /// The folder.
         root: PathBuf,
         /// What is wrong.
-        source: CheckpointError,
+        source: Box<CheckpointError>,
     },
     /// Tensors that the configuration has no place for: the model would not be what its weights say.
     #[error("the weights of `{}` hold tensors that `config.json` has no place for: {}", root.display(), list_names(names, 5))]
@@ -59,7 +59,9 @@ impl Diagnose for Error {
             Self::Config { source, .. } => source.hint(),
             Self::Files(error) => error.hint(),
             Self::Checkpoint { source, .. } => source.hint(),
-            Self::Unexpected { .. } => Some("`config.json` and the weights are not of one model, or the weights are quantised".into()),
+            Self::Unexpected { .. } => Some(
+                "`config.json` and the weights are not of one model, or the weights are quantised".into(),
+            ),
             Self::HeadNotTied { .. } => Some("set `tie_word_embeddings` to false in `config.json`".into()),
             Self::Io(_) | Self::Candle(_) => None,
         }
@@ -110,7 +112,9 @@ pub enum ConfigError {
 impl Diagnose for ConfigError {
     fn hint(&self) -> Option<String> {
         match self {
-            Self::NoModelType => Some("a base model's `config.json` names its architecture; an adapter's has another name".into()),
+            Self::NoModelType => Some(
+                "a base model's `config.json` names its architecture; an adapter's has another name".into(),
+            ),
             Self::ModelType { .. } | Self::CustomCode => {
                 Some(format!("supported are {}", list_names(ModelType::ALL.map(ModelType::name), 99)))
             }

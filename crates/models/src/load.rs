@@ -33,7 +33,7 @@ pub fn load(files: &ModelFiles, options: LoadOptions) -> Result<Box<dyn CausalLm
     let config = ModelConfig::read(&files.config)?;
     let weights = files.require_weights()?;
     let checkpoint = Checkpoint::open(weights, files.index.as_deref())
-        .map_err(|source| Error::Checkpoint { root: files.root.clone(), source })?;
+        .map_err(|source| Error::Checkpoint { root: files.root.clone(), source: Box::new(source) })?;
     let weights = Weights::stored(&checkpoint, &files.root, options.dtype);
     Ok(Box::new(Decoder::build(config, weights)?))
 }

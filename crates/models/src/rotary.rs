@@ -83,7 +83,9 @@ impl RotaryEmbedding {
         let stretched = match self.config.scaling {
             RopeScaling::Default => plain(theta),
             RopeScaling::Linear { factor } => plain(theta).into_iter().map(|f| f / factor).collect(),
-            RopeScaling::Dynamic { factor, original } => plain(grown(theta, factor, original, longest, self.head_dim)),
+            RopeScaling::Dynamic { factor, original } => {
+                plain(grown(theta, factor, original, longest, self.head_dim))
+            }
             RopeScaling::Yarn { factor, original, beta_fast, beta_slow, truncate, .. } => {
                 let ramp = yarn_ramp(theta, self.head_dim, original, [beta_fast, beta_slow], truncate);
                 let blend = |(i, f): (usize, f64)| f / factor * ramp(i) + f * (1.0 - ramp(i));
@@ -150,7 +152,13 @@ fn grown(theta: f64, factor: f64, original: usize, longest: usize, head_dim: usi
 }
 
 /// How far pair i is interpolated, 0 to 1: a straight ramp between the pairs that make `betas` turns over `original` tokens.
-fn yarn_ramp(theta: f64, head_dim: usize, original: usize, betas: [f64; 2], truncate: bool) -> impl Fn(usize) -> f64 {
+fn yarn_ramp(
+    theta: f64,
+    head_dim: usize,
+    original: usize,
+    betas: [f64; 2],
+    truncate: bool,
+) -> impl Fn(usize) -> f64 {
     let d = head_dim as f64;
     let pair_of = |turns: f64| d * (original as f64 / (turns * 2.0 * PI)).ln() / (2.0 * theta.ln());
     let [fast, slow] = betas.map(pair_of);
@@ -199,8 +207,9 @@ const KNOWN: [&str; 14] = [
 fn scaling(fields: &mut Fields<'_>, max_position_embeddings: usize) -> RopeScaling {
     const FACTOR: std::ops::RangeInclusive<f64> = 1.0..=1e6;
     let name = fields.text("rope_type").or_else(|| fields.text("type"));
-    let original =
-        |fields: &mut Fields<'_>| fields.size("original_max_position_embeddings", Some(max_position_embeddings), 1..=1 << 28);
+    let original = |fields: &mut Fields<'_>| {
+        fields.size("original_max_position_embeddings", Some(max_position_embeddings), 1..=1 << 28)
+    };
     let scaling = match name {
         None => {
             fields.fault("`rope_scaling.rope_type` is missing".into());
@@ -214,12 +223,20 @@ fn scaling(fields: &mut Fields<'_>, max_position_embeddings: usize) -> RopeScali
         }
         Some("yarn") => yarn(fields, max_position_embeddings),
         Some("llama3") => {
-            let (low, high) = (fields.required("low_freq_factor", 1e-6..=1e6), fields.required("high_freq_factor", 1e-6..=1e6));
+            let (low, high) = (
+                fields.required("low_freq_factor", 1e-6..=1e6),
+                fields.required("high_freq_factor", 1e-6..=1e6),
+            );
             if low >= high && fields.faults.is_empty() {
                 fields.fault("`low_freq_factor` must be below `high_freq_factor`".into());
             }
             let factor = fields.required("factor", FACTOR);
-            RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original: original(fields) }
+            RopeScaling::Llama3 {
+                factor,
+                low_freq_factor: low,
+                high_freq_factor: high,
+                original: original(fields),
+            }
         }
         Some(other) => {
             let other: String = other.chars().take(32).collect();
@@ -235,7 +252,8 @@ fn scaling(fields: &mut Fields<'_>, max_position_embeddings: usize) -> RopeScali
 }
 
 fn yarn(fields: &mut Fields<'_>, max_position_embeddings: usize) -> RopeScaling {
-    let original = fields.size("original_max_position_embeddings", Some(max_position_embeddings), 1..=1 << 28);
+    let original =
+        fields.size("original_max_position_embeddings", Some(max_position_embeddings), 1..=1 << 28);
     let factor = match fields.number("factor", 1.0..=1e6) {
         Some(factor) => factor,
         None => (max_position_embeddings as f64 / original as f64).max(1.0),
@@ -282,7 +300,8 @@ mod tests {
 
     #[test]
     fn llama3_keeps_fast_pairs_and_divides_slow_ones() {
-        let scaling = RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original: 64 };
+        let scaling =
+            RopeScaling::Llama3 { factor: 8.0, low_freq_factor: 1.0, high_freq_factor: 4.0, original: 64 };
         let freq = inv_freq(scaling, 1);
         // 64 tokens are 10.2 turns of the first pair, 1.02 of the second, 0.1 of the third.
         assert_eq!((freq[0], freq[2], freq[3]), (1.0, 0.01 / 8.0, 0.001 / 8.0));
@@ -292,7 +311,14 @@ mod tests {
     #[test]
     fn yarn_scales_by_the_logarithm_of_its_factor() {
         let rotary = |attention_factor| {
-            let scaling = RopeScaling::Yarn { factor: 4.0, original: 32, attention_factor, beta_fast: 32.0, beta_slow: 1.0, truncate: true };
+            let scaling = RopeScaling::Yarn {
+                factor: 4.0,
+                original: 32,
+                attention_factor,
+                beta_fast: 32.0,
+                beta_slow: 1.0,
+                truncate: true,
+            };
             RotaryEmbedding::new(RopeConfig { theta: 10_000.0, scaling }, 8)
         };
         let tables = rotary(1.5).tables(&SequenceLayout::single(1)).unwrap();

@@ -52,7 +52,11 @@ impl<'a> Weights<'a> {
         }
         asked.insert(head.into());
         let bytes = |name: &str| checkpoint.bytes(name).map_err(|e| fault(root, e));
-        if bytes(head)? == bytes(embedding)? { Ok(()) } else { Err(Error::HeadNotTied { root: root.clone() }) }
+        if bytes(head)? == bytes(embedding)? {
+            Ok(())
+        } else {
+            Err(Error::HeadNotTied { root: root.clone() })
+        }
     }
 
     /// That nothing in the checkpoint was left unread.
@@ -60,8 +64,11 @@ impl<'a> Weights<'a> {
         let Source::Stored { checkpoint, root, asked } = self.source else { return Ok(()) };
         // Older checkpoints store the rotary frequencies, which follow from the configuration.
         let computed = |name: &str| name.ends_with(".rotary_emb.inv_freq");
-        let names: Vec<String> =
-            checkpoint.names().filter(|name| !asked.contains(*name) && !computed(name)).map(str::to_owned).collect();
+        let names: Vec<String> = checkpoint
+            .names()
+            .filter(|name| !asked.contains(*name) && !computed(name))
+            .map(str::to_owned)
+            .collect();
         if names.is_empty() { Ok(()) } else { Err(Error::Unexpected { root, names }) }
     }
 
@@ -75,7 +82,13 @@ impl<'a> Weights<'a> {
         self.tensor(name, &[len], Some(DType::F32), Some(initial))
     }
 
-    fn tensor(&mut self, name: &str, shape: &[usize], dtype: Option<DType>, initial: Option<f32>) -> Result<Tensor> {
+    fn tensor(
+        &mut self,
+        name: &str,
+        shape: &[usize],
+        dtype: Option<DType>,
+        initial: Option<f32>,
+    ) -> Result<Tensor> {
         match &mut self.source {
             Source::Stored { checkpoint, root, asked } => {
                 asked.insert(name.into());
@@ -97,5 +110,5 @@ impl<'a> Weights<'a> {
 }
 
 fn fault(root: &Path, source: CheckpointError) -> Error {
-    Error::Checkpoint { root: root.into(), source }
+    Error::Checkpoint { root: root.into(), source: Box::new(source) }
 }

@@ -127,9 +127,9 @@ impl Diagnose for CheckpointError {
                 Some("the files are not of one model: copy or download all of them again".into())
             }
             Self::Shape { .. } => Some("`config.json` and the weights are not of one model".into()),
-            Self::Dtype { .. } => {
-                Some("weights are read from f32, bf16 and f16: take the checkpoint that is not quantised".into())
-            }
+            Self::Dtype { .. } => Some(
+                "weights are read from f32, bf16 and f16: take the checkpoint that is not quantised".into(),
+            ),
             Self::Overflow { .. } => Some("use bf16, which has the range of f32".into()),
             Self::Io(_) | Self::Candle { .. } => None,
         }
@@ -174,8 +174,8 @@ impl Checkpoint {
 
     fn check_index(&self, path: &Path) -> Result<(), CheckpointError> {
         let text = fs_err::read_to_string(path)?;
-        let index =
-            ShardIndex::parse(&text).map_err(|source| CheckpointError::Index { path: path.into(), source })?;
+        let index = ShardIndex::parse(&text)
+            .map_err(|source| CheckpointError::Index { path: path.into(), source })?;
         for (tensor, shard) in index.weight_map {
             let there = self.places.get(&tensor).map(|&at| &self.shards[at].path);
             if there.and_then(|p| p.file_name()).is_none_or(|name| name != shard.as_str()) {
@@ -313,7 +313,9 @@ impl Checkpoint {
         };
         let path = match self.shards.as_slice() {
             [one] => one.path.clone(),
-            several => several.first().and_then(|s| s.path.parent()).map(Path::to_path_buf).unwrap_or_default(),
+            several => {
+                several.first().and_then(|s| s.path.parent()).map(Path::to_path_buf).unwrap_or_default()
+            }
         };
         CheckpointError::Missing { tensor: name.into(), path, near: Some(near) }
     }
@@ -401,7 +403,8 @@ mod tests {
     #[test]
     fn f16_refuses_weights_beyond_its_range() {
         let here = tempfile::tempdir().unwrap();
-        let a = write(here.path(), "a.safetensors", &[("big", tensor(&[7e4])), ("edge", tensor(&[-65504.0]))]);
+        let a =
+            write(here.path(), "a.safetensors", &[("big", tensor(&[7e4])), ("edge", tensor(&[-65504.0]))]);
         let checkpoint = Checkpoint::open(&[a], None).unwrap();
         assert!(matches!(checkpoint.tensor_as("big", DType::F16), Err(CheckpointError::Overflow { .. })));
         assert!(checkpoint.tensor_as("edge", DType::F16).is_ok());

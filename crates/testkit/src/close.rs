@@ -8,7 +8,9 @@ use taper_nn::to_vec_f32;
 /// # Panics
 /// When the shapes differ.
 pub fn largest_difference(a: &Tensor, b: &Tensor) -> f64 {
-    pairs(a, b).into_iter().fold(0.0, |worst: f64, d| if d.is_nan() || worst.is_nan() { f64::NAN } else { worst.max(d.abs()) })
+    pairs(a, b)
+        .into_iter()
+        .fold(0.0, |worst: f64, d| if d.is_nan() || worst.is_nan() { f64::NAN } else { worst.max(d.abs()) })
 }
 
 /// The root of the mean squared difference of two tensors of one shape.

@@ -25,7 +25,11 @@ impl Default for GradientCheck {
 ///
 /// # Errors
 /// What `loss` says.
-pub fn gradient_check(vars: &[Var], options: GradientCheck, loss: impl Fn() -> Result<Tensor>) -> Result<Vec<f64>> {
+pub fn gradient_check(
+    vars: &[Var],
+    options: GradientCheck,
+    loss: impl Fn() -> Result<Tensor>,
+) -> Result<Vec<f64>> {
     let gradients = loss()?.backward()?;
     let value = || Ok(f64::from(loss()?.to_scalar::<f32>()?));
     let mut errors = Vec::with_capacity(vars.len());
@@ -39,7 +43,12 @@ pub fn gradient_check(vars: &[Var], options: GradientCheck, loss: impl Fn() -> R
     Ok(errors)
 }
 
-fn check_one(var: &Var, analytic: &[f32], options: GradientCheck, value: &impl Fn() -> Result<f64>) -> Result<f64> {
+fn check_one(
+    var: &Var,
+    analytic: &[f32],
+    options: GradientCheck,
+    value: &impl Fn() -> Result<f64>,
+) -> Result<f64> {
     // A copy with storage of its own: `set` below writes into the variable's.
     let original = to_vec_f32(var.as_tensor())?;
     let set = |values: &[f32]| var.set(&Tensor::from_slice(values, var.shape(), var.device())?);
@@ -75,7 +84,8 @@ mod tests {
     #[test]
     fn a_right_gradient_passes_and_the_variable_is_put_back() {
         let x = var();
-        let error = gradient_check(std::slice::from_ref(&x), GradientCheck::default(), || x.sqr()?.sum_all()).unwrap();
+        let error = gradient_check(std::slice::from_ref(&x), GradientCheck::default(), || x.sqr()?.sum_all())
+            .unwrap();
         assert!(error[0] < 1e-3, "{error:?}");
         assert_eq!(to_vec_f32(x.as_tensor()).unwrap(), to_vec_f32(var().as_tensor()).unwrap());
     }
@@ -83,7 +93,9 @@ mod tests {
     #[test]
     fn a_gradient_that_is_cut_or_wrong_is_seen() {
         let x = var();
-        let cut = gradient_check(std::slice::from_ref(&x), GradientCheck::default(), || x.as_detached_tensor().sqr()?.sum_all());
+        let cut = gradient_check(std::slice::from_ref(&x), GradientCheck::default(), || {
+            x.as_detached_tensor().sqr()?.sum_all()
+        });
         assert_eq!(cut.unwrap(), [1.0]);
         // The gradient of x * detached(x) is half of what it should be.
         let half = gradient_check(std::slice::from_ref(&x), GradientCheck::default(), || {

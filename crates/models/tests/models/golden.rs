@@ -1,0 +1,167 @@
+//! Logits, hidden states, loss and greedy tokens of the fixtures made by transformers (tests/golden/README.md says how).
+//!
+//! Each padded batch of a fixture is run as one packed batch of its real tokens.
+
+use crate::support::{Batch, fixture, greedy_cached, greedy_plain, ids, logits, rows};
+use candle_core::Tensor;
+use taper_models::{CausalLm, ModelConfig, RotaryEmbedding};
+use taper_nn::{ForwardContext, SequenceLayout, ops};
+use taper_testkit::{assert_close, golden, read_json, read_safetensors, root_mean_square_difference};
+
+/// README: natural errors of f32 are up to 2.3e-5.
+const LOGITS: f64 = 1e-4;
+const LOSS: f64 = 1e-5;
+
+const MODELS: [&str; 8] = [
+    "llama_untied",
+    "llama_tied",
+    "smollm",
+    "smollm_bf16",
+    "llama3_rope",
+    "llama_yarn",
+    "llama_dynamic",
+    "llama_bias",
+];
+
+/// All that `numbers` holds, for the model of `weights` with the configuration file `config`.
+fn check(weights: &str, config: &str, numbers: &str) {
+    let model = fixture(weights, config);
+    let model = model.as_ref();
+    let tensors = read_safetensors(&golden(&format!("models/{numbers}/golden.safetensors")));
+    let expected = read_json(&golden(&format!("models/{numbers}/golden.json")));
+    let batch = Batch::of(&tensors, "input_ids", "attention_mask");
+
+    let hidden = check_hidden(model, &batch, |i| tensors[&format!("hidden.{i}")].clone());
+    let logits = model.lm_head(&hidden, &ForwardContext::new(&batch.layout)).unwrap();
+    let error =
+        assert_close(&format!("{weights} logits"), &logits, &batch.rows_of(&tensors["logits"]), LOGITS);
+
+    let (at, targets) = batch.targets(&tensors["labels"]);
+    assert_eq!(targets.len() as u64, expected["label_tokens"].as_u64().unwrap());
+    let chosen = logits.index_select(&Tensor::new(at, logits.device()).unwrap(), 0).unwrap();
+    let loss = ops::cross_entropy(&chosen, &targets).unwrap().sum() / targets.len() as f64;
+    let loss_error = (loss - expected["loss"].as_f64().unwrap()).abs();
+    assert!(loss_error <= LOSS, "{weights} loss: {loss}, off by {loss_error:e}");
+    eprintln!("{weights:13} {config:14} logits {error:.1e}  loss {loss_error:.1e}");
+
+    let (prompt, text) = (ids(&tensors["greedy_prompt"]), ids(&tensors["greedy_ids"]));
+    let new_tokens = text.len() - prompt.len();
+    assert_eq!(greedy_plain(model, &prompt, new_tokens), text, "{weights} greedy, computed again each time");
+    assert_eq!(greedy_cached(model, &[prompt], new_tokens), [text], "{weights} greedy, cached");
+}
+
+/// The states behind each block; gives the last, normed.
+fn check_hidden(model: &dyn CausalLm, batch: &Batch, expected: impl Fn(usize) -> Tensor) -> Tensor {
+    let mut ctx = ForwardContext::new(&batch.layout);
+    let mut x = model.embed(&batch.ids).unwrap();
+    for index in 0..model.num_blocks() {
+        assert_close(&format!("hidden state {index}"), &x, &batch.rows_of(&expected(index)), LOGITS);
+        x = model.block(index, &x, &mut ctx).unwrap();
+    }
+    let x = model.final_norm(&x).unwrap();
+    assert_close("the last hidden state", &x, &batch.rows_of(&expected(model.num_blocks())), LOGITS);
+    x
+}
+
+#[test]
+fn every_fixture_gives_the_references_logits_loss_and_greedy_text() {
+    for name in MODELS {
+        check(name, "config.json", name);
+    }
+}
+
+#[test]
+fn configurations_of_transformers_4_give_the_same() {
+    for name in MODELS {
+        check(name, "config.v4.json", name);
+    }
+}
+
+#[test]
+fn a_sharded_checkpoint_gives_what_the_single_file_gives() {
+    check("llama_sharded", "config.json", "llama_untied");
+}
+
+#[test]
+fn bf16_weights_stay_near_the_references_run_in_bf16_throughout() {
+    let model = fixture("smollm_bf16", "config.json");
+    let batch = {
+        let tensors = read_safetensors(&golden("models/smollm_bf16/golden.safetensors"));
+        Batch::of(&tensors, "input_ids", "attention_mask")
+    };
+    let throughout = read_safetensors(&golden("models/smollm_bf16/golden_bf16.safetensors"));
+    let logits = logits(model.as_ref(), &batch.ids, &batch.layout);
+    let error = root_mean_square_difference(&logits, &batch.rows_of(&throughout["logits"]));
+    assert!(error < 0.1, "rms {error}");
+    // Ours is f32 arithmetic, so equality would mean that the fixture is not what it says.
+    assert!(error > 1e-3, "rms {error}");
+}
+
+#[test]
+fn left_padding_and_packing_are_the_same_rows_without_padding() {
+    let model = fixture("llama_untied", "config.json");
+    let model = model.as_ref();
+    let tensors = read_safetensors(&golden("models/llama_untied/golden_layouts.safetensors"));
+    let batch = Batch::of(&tensors, "left_input_ids", "left_attention_mask");
+    let real_positions: Vec<i64> = {
+        let flat = rows(&tensors["left_position_ids"]).concat();
+        batch.places.iter().map(|&place| flat[place as usize]).collect()
+    };
+    assert!(batch.layout.position_ids().iter().map(|&p| i64::from(p)).eq(real_positions));
+    let given = logits(model, &batch.ids, &batch.layout);
+    assert_close("left-padded", &given, &batch.rows_of(&tensors["left_logits"]), LOGITS);
+
+    let prompts: Vec<Vec<u32>> =
+        batch.layout.segments().iter().map(|s| batch.ids[s.clone()].to_vec()).collect();
+    let generated = greedy_cached(model, &prompts, 8);
+    for (row, (text, prompt)) in rows(&tensors["left_generate"]).iter().zip(generated.iter().zip(&prompts)) {
+        let padding = row.len() - 8 - prompt.len();
+        assert!(row[padding..].iter().map(|&id| id as u32).eq(text.iter().copied()), "{row:?} {text:?}");
+    }
+
+    let packed = ids(&tensors["packed_input_ids"]);
+    let starts: Vec<usize> = ids(&tensors["packed_position_ids"])
+        .iter()
+        .enumerate()
+        .filter(|(_, p)| **p == 0)
+        .map(|(i, _)| i)
+        .collect();
+    let lengths: Vec<usize> =
+        starts.iter().zip(starts[1..].iter().chain([&packed.len()])).map(|(from, to)| to - from).collect();
+    let given = logits(model, &packed, &SequenceLayout::from_lengths(&lengths));
+    assert_close("packed", &given, &tensors["packed_logits"].squeeze(0).unwrap(), LOGITS);
+}
+
+#[test]
+fn llama3_frequencies_are_the_references() {
+    let config = ModelConfig::read(&golden("models/llama3_rope/config.json")).unwrap();
+    let expected = read_safetensors(&golden("models/llama3_rope/inv_freq.safetensors"))["inv_freq"]
+        .to_vec1::<f32>()
+        .unwrap();
+    let given = RotaryEmbedding::new(config.rope, config.head_dim).inv_freq(24);
+    assert_eq!(given.len(), expected.len());
+    for (given, expected) in given.iter().zip(&expected) {
+        // The reference computes in f32.
+        assert!((given / expected - 1.0).abs() < 1e-6, "{given} {expected}");
+    }
+}
+
+/// With the scaling taken out of a fixture's configuration, its logits move.
+#[test]
+fn the_fixtures_would_notice_a_rotary_scaling_that_is_ignored() {
+    for name in ["llama3_rope", "llama_yarn", "llama_dynamic", "llama_bias"] {
+        let here = tempfile::tempdir().unwrap();
+        let files = crate::support::changed_config(name, here.path(), |config| {
+            let theta = config["rope_parameters"]["rope_theta"].clone();
+            config["rope_parameters"] = serde_json::json!({"rope_type": "default", "rope_theta": theta});
+        });
+        let model = taper_models::load(&files, taper_models::LoadOptions::default()).unwrap();
+        let tensors = read_safetensors(&golden(&format!("models/{name}/golden.safetensors")));
+        let batch = Batch::of(&tensors, "input_ids", "attention_mask");
+        let moved = taper_testkit::largest_difference(
+            &logits(model.as_ref(), &batch.ids, &batch.layout),
+            &batch.rows_of(&tensors["logits"]),
+        );
+        assert!(moved > 0.1, "{name}: {moved}");
+    }
+}
