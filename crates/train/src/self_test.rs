@@ -18,7 +18,7 @@ use taper_kernels::rng::{CounterRng, stream_of};
 use taper_models::CausalLm;
 use taper_nn::{Parameter, ParameterKind};
 
-/// Relative difference allowed between the gradient and the finite difference, at the best of [`CHANGES`].
+/// Relative difference allowed between the gradient and the finite difference, at the best of three step sizes.
 pub const TOLERANCE: f64 = 0.02;
 /// Changes of the mean loss, in nats, that the finite differences aim at: large ones are bent, small ones are rounded.
 const CHANGES: [f64; 3] = [0.01, 0.03, 0.003];
