@@ -115,7 +115,7 @@ fn check_recipe(shown: &str, text: &str, findings: &mut Findings) {
         findings.errors.push(format!(
             "`{shown}` does not open with a comment on what it does, its command and its cost"
         ));
-    } else if !header.iter().any(|line| line.contains("run ") && line.contains(shown)) {
+    } else if !header.iter().any(|line| line.contains("taper ") && line.contains(shown)) {
         findings
             .errors
             .push(format!("`{shown}` does not say the command that runs it (`taper run {shown}`)"));
