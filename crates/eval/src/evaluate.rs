@@ -80,7 +80,7 @@ fn answers(
     let requests = Request::numbered(task.items.iter().map(|item| item.prompt_ids.clone()));
     let (mut done, total, mut broken_off) = (0, requests.len(), false);
     let completions = engine.generate_with(&requests, &config, &mut |delta| {
-        if delta.finish_reason.is_some() {
+        if delta.finish_reason.is_some() && !broken_off {
             done += 1;
             broken_off |= progress(Progress { done, total }).is_break();
         }

@@ -100,9 +100,10 @@ fn hold(limit: Limit, metric: Metric, evaluation: &Evaluation) -> GateOutcome {
     outcome(limit, evaluation.name.clone(), value, status)
 }
 
-/// A NaN keeps no limit.
+/// A NaN keeps no limit. `0.3 - 0.25` is a little less than `0.05` in binary, and must keep it.
 fn keeps(limit: Limit, value: f64) -> bool {
-    if limit.kind.is_minimum() { value >= limit.value } else { value <= limit.value }
+    let slack = 1e-9 * limit.value.abs().max(1.0);
+    if limit.kind.is_minimum() { value >= limit.value - slack } else { value <= limit.value + slack }
 }
 
 /// A limit that asks for a gain needs a verdict; one that allows a loss does not.

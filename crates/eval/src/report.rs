@@ -5,7 +5,6 @@ use crate::markdown::render;
 use crate::{Error, Evaluation, GateOutcome, Result, SampleRecord, Verdict};
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::io::Write;
 use std::path::{Path, PathBuf};
 use taper_diagnostics::{ExitCode, write_atomically, write_bytes_atomically};
 

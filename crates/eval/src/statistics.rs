@@ -140,7 +140,8 @@ mod tests {
         near(interval.high, 0.2 + Z * standard_error, 0.006);
         assert!(interval.contains(0.2));
         assert_eq!(bootstrap(values.len(), 1, mean), Some(interval));
-        assert_ne!(bootstrap(values.len(), 2, mean), Some(interval));
+        let spread = |drawn: &[usize]| drawn.iter().map(|&i| (i as f64).sqrt()).sum::<f64>();
+        assert_ne!(bootstrap(50, 1, spread), bootstrap(50, 2, spread));
     }
 
     #[test]

@@ -5,7 +5,7 @@
 //! "Orca", OSDI 2022; the shared budget as in Agrawal et al., "Sarathi-Serve", 2024). Since a batch is a flat run of tokens
 //! there is no padding, and a sequence's numbers do not depend on its neighbours.
 
-use crate::pass::{last_logits, longest, values_and_width};
+use crate::pass::{last_logits, longest, must_run_alone, values_and_width};
 use crate::sequence::Sequence;
 use crate::{Completion, Error, FinishReason, GenerationConfig, Result};
 use rayon::prelude::*;
@@ -42,7 +42,7 @@ pub struct Delta<'a> {
     pub finish_reason: Option<FinishReason>,
 }
 
-/// How much is computed at once. None of it changes a result.
+/// How much is computed at once. None of it changes a result; models with dynamic rotary scaling run one sequence at a time for that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct EngineOptions {
     /// Most sequences at a time; each holds a cache.
@@ -70,6 +70,10 @@ pub type Listener<'a> = dyn FnMut(Delta<'_>) -> ControlFlow<()> + 'a;
 impl<'a> Engine<'a> {
     /// An engine over a model and its tokenizer.
     pub fn new(model: &'a dyn CausalLm, tokenizer: &'a Tokenizer, options: EngineOptions) -> Self {
+        let options = match must_run_alone(model) {
+            true => EngineOptions { batch_size: 1, tokens_per_pass: usize::MAX },
+            false => options,
+        };
         Self { model, tokenizer, options }
     }
 

@@ -19,7 +19,7 @@ pub enum Error {
         prompt: usize,
         /// Its length.
         tokens: usize,
-        /// `max_position_embeddings`.
+        /// Tokens of the model's longest sequence.
         limit: usize,
     },
     /// A sequence to score that the model cannot hold.
@@ -29,7 +29,7 @@ pub enum Error {
         sequence: usize,
         /// Its length.
         tokens: usize,
-        /// `max_position_embeddings`.
+        /// Tokens of the model's longest sequence.
         limit: usize,
     },
     /// A mask that does not fit its ids.

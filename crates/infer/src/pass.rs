@@ -3,7 +3,7 @@
 use crate::error::doing;
 use crate::{Error, Result};
 use candle_core::Tensor;
-use taper_models::CausalLm;
+use taper_models::{CausalLm, RopeScaling};
 use taper_nn::{ForwardContext, KvCache, SequenceLayout};
 
 /// The hidden states `[n, H]` of the wanted rows behind the last block and before the final norm.
@@ -71,9 +71,23 @@ pub(crate) fn values_and_width(logits: &Tensor) -> Result<(Vec<f32>, usize)> {
     Ok((values, v))
 }
 
-/// The model's longest sequence.
+/// The model's longest sequence: `max_position_embeddings`, stretched where its rotary embedding stretches beyond it.
 pub(crate) fn longest(model: &dyn CausalLm) -> usize {
-    model.config().max_position_embeddings
+    let config = model.config();
+    let stretched = |tokens: usize, factor: f64| (tokens as f64 * factor) as usize;
+    let most = config.max_position_embeddings;
+    match config.rope.scaling {
+        RopeScaling::Linear { factor } => most.max(stretched(most, factor)),
+        RopeScaling::Dynamic { factor, original } => most.max(stretched(original, factor)),
+        RopeScaling::Yarn { factor, original, .. } => most.max(stretched(original, factor)),
+        RopeScaling::Default | RopeScaling::Llama3 { .. } => most,
+    }
+}
+
+/// Whether the rotary embedding looks at the longest text of the batch, so that a text must be run alone and whole for its numbers
+/// not to depend on its company.
+pub(crate) fn must_run_alone(model: &dyn CausalLm) -> bool {
+    matches!(model.config().rope.scaling, RopeScaling::Dynamic { .. })
 }
 
 /// `Err` of `make` when `tokens` are more than fit.

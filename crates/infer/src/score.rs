@@ -1,6 +1,6 @@
 //! How surprised a model is by given tokens.
 
-use crate::pass::{check_length, head, uncached_hidden};
+use crate::pass::{check_length, head, must_run_alone, uncached_hidden};
 use crate::{Error, Result, error::doing};
 use taper_models::CausalLm;
 use taper_nn::{ForwardContext, SequenceLayout, ops};
@@ -36,6 +36,7 @@ pub fn token_losses(
         }
         check_length(model, tokens, |limit| Error::SequenceTooLong { sequence, tokens, limit })?;
     }
+    let tokens_per_pass = if must_run_alone(model) { 1 } else { tokens_per_pass };
     let mut out = Vec::with_capacity(sequences.len());
     let mut rest = sequences;
     while !rest.is_empty() {

@@ -1,0 +1,269 @@
+//! Merged models, read back by our own loader and held against the golden numbers.
+
+use candle_core::{DType, Device, Tensor};
+use std::path::Path;
+use taper_export::{
+    Error, ExportProof, MergeOptions, MergedDtype, ReferenceLogits, WrittenModel, write_merged,
+};
+use taper_hub::ModelFiles;
+use taper_hub::safetensors::{Dtype, Header};
+use taper_models::{CausalLm, LoadOptions, forward_logits, load};
+use taper_nn::{ForwardContext, SequenceLayout};
+use taper_peft::LoadMode;
+use taper_testkit::{TinySpec, golden, largest_difference, read_json, read_safetensors, tiny_checkpoint};
+
+/// The rows of peft/batch.safetensors without padding.
+fn sequences() -> Vec<Vec<u32>> {
+    let file = read_safetensors(&golden("peft/batch.safetensors"));
+    let rows = |name: &str| file[name].to_vec2::<i64>().unwrap();
+    rows("input_ids")
+        .into_iter()
+        .zip(rows("attention_mask"))
+        .map(|(ids, mask)| {
+            ids.into_iter()
+                .zip(mask)
+                .filter(|(_, m)| *m == 1)
+                .map(|(id, _)| u32::try_from(id).unwrap())
+                .collect()
+        })
+        .collect()
+}
+
+fn logits(model: &dyn CausalLm, ids: &[u32]) -> Tensor {
+    let layout = SequenceLayout::single(ids.len());
+    forward_logits(model, ids, &mut ForwardContext::new(&layout)).unwrap()
+}
+
+/// The base of a golden adapter, with and without it, and the base's files.
+fn adapted(name: &str) -> (Box<dyn CausalLm>, ModelFiles) {
+    let folder = golden("peft").join(name);
+    let base = read_json(&folder.join("golden.json"))["base"].as_str().unwrap().to_owned();
+    let files = ModelFiles::of_folder(&golden(&base)).unwrap();
+    let mut model = load(&files, LoadOptions::default()).unwrap();
+    taper_peft::load(&folder, model.as_mut(), LoadMode::Inference).unwrap();
+    (model, files)
+}
+
+fn write(model: &mut dyn CausalLm, files: &ModelFiles, folder: &Path, dtype: MergedDtype) -> WrittenModel {
+    write_merged(model, files, folder, &MergeOptions { dtype, ..MergeOptions::default() }).unwrap()
+}
+
+fn read_back(folder: &Path) -> Box<dyn CausalLm> {
+    load(&ModelFiles::of_folder(folder).unwrap(), LoadOptions::default()).unwrap()
+}
+
+fn prove(model: &dyn CausalLm, written: &WrittenModel) -> ExportProof {
+    let reference = ReferenceLogits::of(model, sequences()).unwrap();
+    reference.compare(read_back(&written.folder).as_ref(), written.dtype).unwrap()
+}
+
+#[test]
+fn every_golden_adapter_merged_and_read_back_gives_the_golden_logits() {
+    let adapters = [
+        "lora_all",
+        "lora_all_linear",
+        "lora_default",
+        "rslora",
+        "lora_patterns",
+        "lora_tied",
+        "lora_modules_to_save",
+        "lora_modules_to_save_norm",
+        "lora_layers",
+        "lora_exclude",
+        "lora_train_bias_all",
+        "lora_train_bias_lora_only",
+    ];
+    for name in adapters {
+        let here = tempfile::tempdir().unwrap();
+        let (mut model, files) = adapted(name);
+        let written = write(model.as_mut(), &files, &here.path().join("merged"), MergedDtype::Auto);
+        assert_eq!(written.dtype, DType::F32);
+        let again = read_back(&written.folder);
+        let expected = read_safetensors(&golden("peft").join(name).join("golden.safetensors"));
+        for (row, ids) in sequences().iter().enumerate() {
+            let expected = expected["logits"].get(row).unwrap().narrow(0, 0, ids.len()).unwrap();
+            let off = largest_difference(&logits(again.as_ref(), ids), &expected);
+            assert!(off <= 2e-4, "{name}, row {row}: off by {off:.2e}");
+        }
+        let proof = prove(model.as_ref(), &written);
+        assert!(proof.passed() && proof.top1_agreement == 1.0, "{name}: {proof}");
+    }
+}
+
+#[test]
+fn a_16_bit_model_is_close_and_its_proof_says_how_close() {
+    for (dtype, expected, in_file) in
+        [(MergedDtype::Bf16, DType::BF16, Dtype::BF16), (MergedDtype::F16, DType::F16, Dtype::F16)]
+    {
+        let here = tempfile::tempdir().unwrap();
+        let (mut model, files) = adapted("lora_all");
+        let written = write(model.as_mut(), &files, &here.path().join("merged"), dtype);
+        assert_eq!(written.dtype, expected);
+        let bytes = fs_err::read(written.folder.join("model.safetensors")).unwrap();
+        let header = Header::parse(&bytes).unwrap();
+        assert!(header.tensors.values().all(|info| info.dtype == in_file));
+        assert_eq!(header.metadata["format"], "pt");
+        let proof = prove(model.as_ref(), &written);
+        assert!(proof.passed() && proof.max_abs_diff > 1e-4 && proof.mean_kl > 0.0, "{proof}");
+        assert!(proof.top1_agreement > 0.9, "{proof}");
+    }
+}
+
+#[test]
+fn a_forgotten_adapter_does_not_pass_the_proof() {
+    let here = tempfile::tempdir().unwrap();
+    let (model, files) = adapted("lora_all");
+    let mut base = load(&files, LoadOptions::default()).unwrap();
+    for dtype in [MergedDtype::F32, MergedDtype::Bf16] {
+        let written = write(base.as_mut(), &files, &here.path().join("merged"), dtype);
+        let proof = prove(model.as_ref(), &written);
+        assert!(!proof.passed() && proof.mean_kl > 10.0 * proof.kl_limit, "{proof}");
+        assert!(matches!(proof.into_result(), Err(Error::Proof(_))));
+    }
+    assert!(matches!(ReferenceLogits::of(model.as_ref(), vec![vec![]]), Err(Error::NothingToProve)));
+}
+
+#[test]
+fn what_nothing_was_done_to_keeps_its_bits() {
+    let here = tempfile::tempdir().unwrap();
+    for (name, dtype) in
+        [("smollm_bf16", DType::BF16), ("llama_untied", DType::F32), ("llama_tied", DType::F32)]
+    {
+        let files = ModelFiles::of_folder(&golden("models").join(name)).unwrap();
+        let mut model = load(&files, LoadOptions::default()).unwrap();
+        let written = write(model.as_mut(), &files, &here.path().join(name), MergedDtype::Auto);
+        assert_eq!(written.dtype, dtype);
+        let (before, after) = (
+            read_safetensors(&files.weights[0]),
+            read_safetensors(&written.folder.join("model.safetensors")),
+        );
+        assert_eq!(before.keys().collect::<Vec<_>>(), after.keys().collect::<Vec<_>>(), "{name}");
+        for (key, tensor) in &before {
+            assert_eq!(after[key].dtype(), tensor.dtype());
+            assert_eq!(largest_difference(tensor, &after[key]), 0.0, "{name} {key}");
+        }
+        assert_eq!(read_json(&files.config), read_json(&written.folder.join("config.json")), "{name}");
+    }
+}
+
+#[test]
+fn both_layouts_of_a_configuration_keep_their_layout() {
+    let here = tempfile::tempdir().unwrap();
+    let (mut model, files) = adapted("lora_all");
+    let v4 = ModelFiles { config: golden("models/llama_untied/config.v4.json"), ..files.clone() };
+    for (name, files, key) in [("v5", files, "dtype"), ("v4", v4, "torch_dtype")] {
+        let written = write(model.as_mut(), &files, &here.path().join(name), MergedDtype::Bf16);
+        let (before, after) = (read_json(&files.config), read_json(&written.folder.join("config.json")));
+        let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+        assert_eq!(keys(&before), keys(&after));
+        assert_eq!(after[key], "bfloat16");
+        let text = fs_err::read_to_string(written.folder.join("config.json")).unwrap();
+        assert!(text.starts_with("{\n  \"") && text.ends_with("}\n"));
+    }
+}
+
+#[test]
+fn shards_hold_the_same_model() {
+    let here = tempfile::tempdir().unwrap();
+    let (mut model, files) = adapted("lora_all");
+    let options = MergeOptions { max_shard_bytes: 60_000, ..MergeOptions::default() };
+    let written = write_merged(model.as_mut(), &files, &here.path().join("merged"), &options).unwrap();
+    assert!(written.files.iter().filter(|name| name.ends_with(".safetensors")).count() > 2);
+    assert!(written.files.contains(&"model.safetensors.index.json".to_owned()));
+    assert!(prove(model.as_ref(), &written).passed());
+}
+
+#[test]
+fn the_same_model_is_written_with_the_same_bytes_and_replaces_what_was_there() {
+    let here = tempfile::tempdir().unwrap();
+    let (mut model, files) = adapted("lora_all");
+    let folder = here.path().join("merged");
+    let contents = |written: &WrittenModel| -> Vec<(String, Vec<u8>)> {
+        written
+            .files
+            .iter()
+            .map(|name| (name.clone(), fs_err::read(written.folder.join(name)).unwrap()))
+            .collect()
+    };
+    let first = contents(&write(model.as_mut(), &files, &folder, MergedDtype::Bf16));
+    fs_err::write(folder.join("litter"), "x").unwrap();
+    let second = contents(&write(model.as_mut(), &files, &folder, MergedDtype::Bf16));
+    assert_eq!(first, second);
+    assert!(!folder.join("litter").exists());
+    assert_eq!(fs_err::read_dir(here.path()).unwrap().count(), 1);
+}
+
+#[test]
+fn the_tokenizer_and_the_template_go_along() {
+    let here = tempfile::tempdir().unwrap();
+    let spec = TinySpec { dtype: DType::BF16, ..TinySpec::default() };
+    let files = tiny_checkpoint(&here.path().join("base"), &spec);
+    let mut model = load(&files, LoadOptions::default()).unwrap();
+    let template = here.path().join("own.jinja");
+    fs_err::write(&template, "own").unwrap();
+    let options = MergeOptions { chat_template: Some(template), ..MergeOptions::default() };
+    let written = write_merged(model.as_mut(), &files, &here.path().join("merged"), &options).unwrap();
+    assert_eq!(
+        written.files,
+        [
+            "chat_template.jinja",
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json"
+        ]
+    );
+    assert_eq!(fs_err::read_to_string(written.folder.join("chat_template.jinja")).unwrap(), "own");
+    let names = read_safetensors(&written.folder.join("model.safetensors"));
+    assert!(!names.contains_key("lm_head.weight"), "the tied head is the embedding's table");
+}
+
+#[test]
+fn a_head_that_is_no_longer_tied_is_written_and_said_to_be_so() {
+    let here = tempfile::tempdir().unwrap();
+    let files = tiny_checkpoint(&here.path().join("base"), &TinySpec::default());
+    let mut model = load(&files, LoadOptions::default()).unwrap();
+    model
+        .visit_modules(&mut |module| {
+            if let taper_nn::ModuleMut::Linear(head) = module
+                && head.is_tied()
+            {
+                let a = Tensor::full(0.1f32, (2, head.in_features()), &Device::Cpu)?;
+                let b = Tensor::full(0.2f32, (head.out_features(), 2), &Device::Cpu)?;
+                let lora = taper_peft::LoraLayer::new("lm_head", a, b, 1.0, 0.0);
+                head.set_adapter(Some(std::sync::Arc::new(lora)));
+            }
+            Ok(())
+        })
+        .unwrap();
+    let written = write(model.as_mut(), &files, &here.path().join("merged"), MergedDtype::F32);
+    assert_eq!(read_json(&written.folder.join("config.json"))["tie_word_embeddings"], false);
+    let ids = [1u32, 50, 60, 70];
+    let off =
+        largest_difference(&logits(model.as_ref(), &ids), &logits(read_back(&written.folder).as_ref(), &ids));
+    assert!(off <= 2e-4, "{off}");
+    let base = load(&files, LoadOptions::default()).unwrap();
+    assert!(largest_difference(&logits(model.as_ref(), &ids), &logits(base.as_ref(), &ids)) > 1e-2);
+}
+
+#[test]
+fn a_weight_that_f16_cannot_hold_stops_the_writing_and_leaves_nothing() {
+    let here = tempfile::tempdir().unwrap();
+    let files = tiny_checkpoint(&here.path().join("base"), &TinySpec::default());
+    let mut model = load(&files, LoadOptions::default()).unwrap();
+    model
+        .visit_modules(&mut |module| {
+            if let taper_nn::ModuleMut::RmsNorm(norm) = module
+                && norm.path() == "model.norm"
+            {
+                norm.set_weight(Tensor::full(7e4f32, norm.weight().dims(), &Device::Cpu)?)?;
+            }
+            Ok(())
+        })
+        .unwrap();
+    let options = MergeOptions { dtype: MergedDtype::F16, ..MergeOptions::default() };
+    let error = write_merged(model.as_mut(), &files, &here.path().join("merged"), &options).unwrap_err();
+    assert!(error.to_string().contains("`model.norm.weight`"), "{error}");
+    assert_eq!(fs_err::read_dir(here.path()).unwrap().count(), 1);
+}
