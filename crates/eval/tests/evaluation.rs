@@ -1,5 +1,7 @@
 //! The whole of an evaluation over a tiny model: examples, prompts, answers, losses, comparison, report.
 
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
+
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use taper_data::{DataSection, Example, Supervision, TextEncoder, load as load_data};

@@ -266,7 +266,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn object(value: Value) -> Map<String, Value> {
+    fn object(value: &Value) -> Map<String, Value> {
         value.as_object().unwrap().clone()
     }
 
@@ -274,18 +274,18 @@ mod tests {
     fn the_type_is_read_and_written_under_the_key_that_the_file_has() {
         let path = Path::new("config.json");
         for (key, other) in [("dtype", "torch_dtype"), ("torch_dtype", "dtype")] {
-            let mut config = object(json!({ "a": 1, key: "bfloat16", "z": 2 }));
+            let mut config = object(&json!({ "a": 1, key: "bfloat16", "z": 2 }));
             assert_eq!(declared_dtype(&config, path).unwrap(), DType::BF16);
             set_dtype(&mut config, DType::F16);
             assert_eq!(config[key], "float16");
             assert!(!config.contains_key(other));
             assert_eq!(config.keys().collect::<Vec<_>>(), ["a", key, "z"]);
         }
-        let mut none = object(json!({ "a": 1 }));
+        let mut none = object(&json!({ "a": 1 }));
         assert_eq!(declared_dtype(&none, path).unwrap(), DType::F32);
         set_dtype(&mut none, DType::F32);
         assert_eq!(none["dtype"], "float32");
-        let odd = object(json!({ "dtype": "float8_e4m3fn" }));
+        let odd = object(&json!({ "dtype": "float8_e4m3fn" }));
         assert!(declared_dtype(&odd, path).unwrap_err().to_string().contains("float8_e4m3fn"));
     }
 }

@@ -106,12 +106,12 @@ impl fmt::Display for ExportProof {
 /// The mean divergence that rounding the weights explains, in nats.
 ///
 /// f32: only the order of sums differs, logits by about 1e-5, and a divergence is about half the variance of that. bf16 rounds each
-/// weight by up to 2^-9 of itself, f16 by 2^-12: logits of spread 1 to 3 move by some hundredths (bf16), so by about 1e-3 nats; the
-/// limit leaves room for models that are sharper. A missing adapter costs tenths.
+/// weight by up to 2^-9 of itself, f16 by 2^-12: over the golden adapter `lora_all` that costs 1.5e-4 and 2.2e-6 nats (a forgotten
+/// adapter: 2.0). The limits leave room for deeper and sharper models.
 pub fn kl_limit(dtype: DType) -> f64 {
     match dtype {
-        DType::BF16 => 2e-2,
-        DType::F16 => 1e-3,
+        DType::BF16 => 5e-3,
+        DType::F16 => 1e-4,
         _ => 1e-6,
     }
 }

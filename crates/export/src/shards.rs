@@ -139,7 +139,7 @@ impl ShardWriter {
             start = end;
         }
         let mut text = Value::Object(header).to_string();
-        while text.len() % 8 != 0 {
+        while !text.len().is_multiple_of(8) {
             text.push(' ');
         }
         text

@@ -1,5 +1,7 @@
 //! Generation and scoring over real (tiny) models.
 
+#![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
+
 use std::ops::ControlFlow;
 use taper_hub::ModelFiles;
 use taper_infer::{
