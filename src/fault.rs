@@ -30,8 +30,11 @@ impl<T, E: Diagnose + Send + Sync + 'static> OrFault<T> for Result<T, E> {
             let code = error.exit_code();
             let text = error.to_string();
             // A list of problems is already laid out; anything else is one problem.
-            let problem =
-                if text.starts_with("error[") || text.starts_with("warning[") { text } else { laid_out(&error) };
+            let problem = if text.starts_with("error[") || text.starts_with("warning[") {
+                text
+            } else {
+                laid_out(&error)
+            };
             anyhow::Error::new(Fault { problem, code })
         })
     }
@@ -59,5 +62,8 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
 /// An error of the user's doing that has no crate of its own.
 pub(crate) fn user_error(message: impl Into<String>, hint: impl Into<String>) -> anyhow::Error {
     let (message, hint) = (message.into(), hint.into());
-    anyhow::Error::new(Fault { problem: format!("error: {message}\n  help: {hint}"), code: ExitCode::UserError })
+    anyhow::Error::new(Fault {
+        problem: format!("error: {message}\n  help: {hint}"),
+        code: ExitCode::UserError,
+    })
 }

@@ -72,8 +72,7 @@ fn train(
     let mut model = random_model(shape, dtype)?;
     let config = AdapterSection { r: 16, lora_alpha: 32.0, ..AdapterSection::default() }.to_config(shape);
     let model_type = model.config().model_type.name();
-    let trained =
-        Trained::adapter(taper_peft::attach(model.as_mut(), &config, model_type, 1).or_fault()?);
+    let trained = Trained::adapter(taper_peft::attach(model.as_mut(), &config, model_type, 1).or_fault()?);
     let section = TrainSection { gradient_checkpointing: checkpointing, ..TrainSection::default() };
     let total_steps = steps as u64 + 1;
     let schedule = LrSchedule::new(&ScheduleSection::default(), total_steps);

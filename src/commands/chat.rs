@@ -37,11 +37,11 @@ pub(crate) fn chat(args: &ChatArgs) -> anyhow::Result<ExitCode> {
         let prompt_ids =
             taper_text::encode_prompt_chat(&base.tokenizer, template, &messages, &options).or_fault()?;
         let completions = engine
-            .generate_with(&Request::numbered([prompt_ids]), &config, &mut |delta| {
-                match print_piece(delta.text) {
-                    Ok(()) => ControlFlow::Continue(()),
-                    Err(_) => ControlFlow::Break(()),
-                }
+            .generate_with(&Request::numbered([prompt_ids]), &config, &mut |delta| match print_piece(
+                delta.text,
+            ) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
             })
             .or_fault()?;
         print("")?;

@@ -34,7 +34,9 @@ impl Judged {
 pub(crate) fn eval(args: &RecipeArgs) -> anyhow::Result<ExitCode> {
     let session = Session::open(args)?;
     if session.run.recipe.eval.is_empty() {
-        say("error: the recipe has no `[[eval]]`\n  help: add one, for example `[[eval]]` `name = \"held-out\"`");
+        say(
+            "error: the recipe has no `[[eval]]`\n  help: add one, for example `[[eval]]` `name = \"held-out\"`",
+        );
         return Ok(ExitCode::NothingEvaluated);
     }
     let Some(judged) = evaluate_session(&session)? else { return Ok(tell_interrupted(&session)) };
@@ -52,7 +54,8 @@ pub(crate) fn eval(args: &RecipeArgs) -> anyhow::Result<ExitCode> {
 /// Evaluate the base and what was trained over every `[[eval]]`; `None` when interrupted.
 pub(crate) fn evaluate_session(session: &Session) -> anyhow::Result<Option<Judged>> {
     let recipe = &session.run.recipe;
-    let tasks = recipe.eval.iter().map(|section| task(session, section)).collect::<anyhow::Result<Vec<_>>>()?;
+    let tasks =
+        recipe.eval.iter().map(|section| task(session, section)).collect::<anyhow::Result<Vec<_>>>()?;
     let mut bases = vec![None; tasks.len()];
     let mut results = Vec::with_capacity(tasks.len());
     if !tasks.is_empty() {
@@ -90,7 +93,7 @@ pub(crate) fn load_trained(
     if !folder.is_dir() {
         return Err(user_error(
             format!("`{}` does not exist: nothing has been trained yet", folder.display()),
-            format!("train first: taper train {}", session.args.recipe.display()),
+            format!("train first: {}", session.command("train", "")),
         ));
     }
     if session.trains_all_weights() {
@@ -155,7 +158,12 @@ fn answer(
     if let Some(result) = &result {
         let values: Vec<String> =
             result.measured.iter().map(|m| format!("{}={:.4}", m.metric, m.value)).collect();
-        say(&format!("eval={:?} candidate={candidate} n={} {}", task.section.name, result.records.len(), values.join(" ")));
+        say(&format!(
+            "eval={:?} candidate={candidate} n={} {}",
+            task.section.name,
+            result.records.len(),
+            values.join(" ")
+        ));
     }
     Ok(result)
 }
@@ -175,9 +183,9 @@ fn progress_bar(candidate: &str, task: &EvalTask) -> ProgressBar {
 /// Say that what was trained is kept, and how to evaluate it.
 pub(crate) fn tell_interrupted(session: &Session) -> ExitCode {
     say(&format!(
-        "interrupted; what was trained is in {}. To evaluate it:\n  taper eval {}",
+        "interrupted; what was trained is in {}. To evaluate it:\n  {}",
         session.folder.display(),
-        session.args.recipe.display()
+        session.command("eval", "")
     ));
     ExitCode::Interrupted
 }

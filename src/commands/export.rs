@@ -43,7 +43,10 @@ pub(crate) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
 fn format_named(name: &str) -> anyhow::Result<ExportFormat> {
     serde_json::from_value(name.into()).map_err(|_| {
         let known = [ExportFormat::Peft, ExportFormat::Merged].map(|f| f.to_string());
-        user_error(format!("no export format is named `{name}`"), format!("there are {}", list_names(known, 10)))
+        user_error(
+            format!("no export format is named `{name}`"),
+            format!("there are {}", list_names(known, 10)),
+        )
     })
 }
 
@@ -53,8 +56,8 @@ pub(crate) fn export_if_passed(session: &Session, judged: &Judged) -> anyhow::Re
         return write_formats(session, &session.run.recipe.export.formats);
     }
     say(&format!(
-        "nothing exported: the run did not pass. To export all the same:\n  taper export {}",
-        session.args.recipe.display()
+        "nothing exported: the run did not pass. To export all the same:\n  {}",
+        session.command("export", "")
     ));
     Ok(Vec::new())
 }
@@ -87,13 +90,15 @@ fn write_formats(session: &Session, formats: &[ExportFormat]) -> anyhow::Result<
                     chat_template: recipe.model.chat_template.clone(),
                     ..MergeOptions::default()
                 };
-                let written = write_merged(model.as_mut(), &session.base.files, &folder, &options).or_fault()?;
+                let written =
+                    write_merged(model.as_mut(), &session.base.files, &folder, &options).or_fault()?;
                 let files = ModelFiles::of_folder(&folder).or_fault()?;
                 let reread = taper_models::load(&files, LoadOptions::default()).or_fault()?;
                 (folder, written.dtype, reread)
             }
         };
-        let proof = reference.compare(written.as_ref(), dtype).and_then(ExportProof::into_result).or_fault()?;
+        let proof =
+            reference.compare(written.as_ref(), dtype).and_then(ExportProof::into_result).or_fault()?;
         say(&format!("export {format}: {}; {proof}", folder.display()));
         exported.push(Exported { format, folder, proof });
     }

@@ -39,7 +39,11 @@ pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
     let json = args.model.common.json;
     let mut failed = None;
     let completions = engine
-        .generate_with(&requests, &config, &mut |delta| match if json { Ok(()) } else { print_piece(delta.text) } {
+        .generate_with(&requests, &config, &mut |delta| match if json {
+            Ok(())
+        } else {
+            print_piece(delta.text)
+        } {
             Ok(()) => ControlFlow::Continue(()),
             Err(error) => {
                 failed = Some(error);

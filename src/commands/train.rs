@@ -23,12 +23,15 @@ pub(crate) fn train(args: &RunArgs) -> anyhow::Result<ExitCode> {
         Outcome::Interrupted { checkpoint, .. } => Ok(tell_interrupted(&session, &checkpoint, "train")),
         Outcome::Finished { steps, best, weights_of_step, .. } => {
             if args.recipe.common.json {
-                print(&serde_json::json!({
-                    "steps": steps,
-                    "weights_of_step": weights_of_step,
-                    "best_eval_loss": best.map(|b| b.loss),
-                    "folder": session.folder,
-                }).to_string())?;
+                print(
+                    &serde_json::json!({
+                        "steps": steps,
+                        "weights_of_step": weights_of_step,
+                        "best_eval_loss": best.map(|b| b.loss),
+                        "folder": session.folder,
+                    })
+                    .to_string(),
+                )?;
             }
             Ok(ExitCode::Passed)
         }
@@ -121,7 +124,10 @@ fn fingerprints(session: &Session) -> anyhow::Result<BTreeMap<String, String>> {
     let settings = Fingerprint::of_bytes(settings.to_string().as_bytes());
     Ok(BTreeMap::from([
         ("base".to_owned(), base.as_str().to_owned()),
-        ("the recipe's [adapter], [train], [optimizer] and [schedule]".to_owned(), settings.as_str().to_owned()),
+        (
+            "the recipe's [adapter], [train], [optimizer] and [schedule]".to_owned(),
+            settings.as_str().to_owned(),
+        ),
     ]))
 }
 
@@ -168,24 +174,6 @@ fn remove_earlier_run(folder: &Path) -> anyhow::Result<()> {
 /// Say where the run can go on from, and how.
 pub(crate) fn tell_interrupted(session: &Session, checkpoint: &Path, verb: &str) -> ExitCode {
     say(&format!("interrupted; everything up to {} is kept. To go on:", checkpoint.display()));
-    say(&format!("  {}", resume_command(session, verb)));
+    say(&format!("  {}", session.command(verb, "--resume")));
     ExitCode::Interrupted
-}
-
-fn resume_command(session: &Session, verb: &str) -> String {
-    let args = &session.args;
-    let mut command = format!("taper {verb} {} --resume", shell_word(&args.recipe.to_string_lossy()));
-    for set in &args.sets {
-        command.push_str(&format!(" --set {}", shell_word(set)));
-    }
-    if let Some(out) = &args.out {
-        command.push_str(&format!(" --out {}", shell_word(&out.to_string_lossy())));
-    }
-    command
-}
-
-/// A word as a POSIX shell reads it back.
-fn shell_word(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }
 }

@@ -35,7 +35,12 @@ impl RmsNorm {
     /// When the widths differ.
     pub fn set_weight(&mut self, weight: Tensor) -> Result<()> {
         if weight.dims() != self.weight.dims() {
-            candle_core::bail!("`{}` has a gain of {:?}, not {:?}", self.path, self.weight.dims(), weight.dims())
+            candle_core::bail!(
+                "`{}` has a gain of {:?}, not {:?}",
+                self.path,
+                self.weight.dims(),
+                weight.dims()
+            )
         }
         self.weight = weight;
         self.trainable = None;
