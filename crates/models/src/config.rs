@@ -2,7 +2,7 @@
 
 use crate::fields::Fields;
 use crate::rotary::RopeConfig;
-use crate::{ConfigError, Error, Result, llama};
+use crate::{ConfigError, Error, Result, llama, mistral, qwen2, qwen3, rotary};
 use candle_core::DType;
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -12,16 +12,25 @@ use std::path::Path;
 pub enum ModelType {
     /// Llama 2 and 3, SmolLM, TinyLlama, and all that call themselves `llama`.
     Llama,
+    /// Mistral 7B and its kin: a sliding window in every block, or in none.
+    Mistral,
+    /// Qwen 1.5, 2 and 2.5: queries, keys and values have biases.
+    Qwen2,
+    /// Qwen 3 without experts: queries and keys are normed per head.
+    Qwen3,
 }
 
 impl ModelType {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::Llama];
+    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
 
     /// The name in `config.json`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Llama => "llama",
+            Self::Mistral => "mistral",
+            Self::Qwen2 => "qwen2",
+            Self::Qwen3 => "qwen3",
         }
     }
 }
@@ -55,10 +64,16 @@ pub struct ModelConfig {
     pub rope: RopeConfig,
     /// Whether the head is the embedding's table.
     pub tie_word_embeddings: bool,
-    /// Whether q, k, v and o have a bias.
-    pub attention_bias: bool,
+    /// Whether q, k and v have a bias.
+    pub qkv_bias: bool,
+    /// Whether o has a bias.
+    pub o_bias: bool,
     /// Whether gate, up and down have a bias.
     pub mlp_bias: bool,
+    /// Whether queries and keys are normed over each head (`q_norm`, `k_norm`, `[D]`) before they are rotated.
+    pub qk_norm: bool,
+    /// For each block, how many tokens one sees, itself included; `None` for all before it.
+    pub windows: Vec<Option<usize>>,
     /// Standard deviation of random weights.
     pub initializer_range: f64,
     /// The type that the weights were saved in, where it says so.
@@ -88,6 +103,9 @@ impl ModelConfig {
         let mut fields = Fields::new(&object);
         let config = match model_type {
             ModelType::Llama => llama::config(&mut fields),
+            ModelType::Mistral => mistral::config(&mut fields),
+            ModelType::Qwen2 => qwen2::config(&mut fields),
+            ModelType::Qwen3 => qwen3::config(&mut fields),
         };
         config.check(&mut fields);
         match fields.faults {
@@ -103,7 +121,11 @@ impl ModelConfig {
                 .map(|n| n as u64);
         let [q, kv] =
             [self.num_attention_heads, self.num_key_value_heads].map(|n| (n * self.head_dim) as u64);
-        let attention = h * q * 2 + h * kv * 2 + if self.attention_bias { q + 2 * kv + h } else { 0 };
+        let attention = h * q * 2
+            + h * kv * 2
+            + if self.qkv_bias { q + 2 * kv } else { 0 }
+            + if self.o_bias { h } else { 0 }
+            + if self.qk_norm { 2 * self.head_dim as u64 } else { 0 };
         let mlp = 3 * h * i + if self.mlp_bias { 2 * i + h } else { 0 };
         let tables = if self.tie_word_embeddings { v * h } else { 2 * v * h };
         tables + l * (attention + mlp + 2 * h) + h
@@ -121,6 +143,56 @@ impl ModelConfig {
             fields
                 .fault(format!("`head_dim` is {}, and a rotary embedding needs an even one", self.head_dim));
         }
+    }
+}
+
+/// What a key that is not there stands for, where architectures differ in it.
+pub(crate) struct Defaults {
+    pub(crate) max_position_embeddings: usize,
+    /// `None` for as many as there are query heads, which `null` says in any case.
+    pub(crate) num_key_value_heads: Option<usize>,
+    /// `None` for H / N.
+    pub(crate) head_dim: Option<usize>,
+}
+
+/// What all architectures read alike, with every switch off. Faults are noted in `fields`.
+pub(crate) fn common(fields: &mut Fields<'_>, model_type: ModelType, defaults: &Defaults) -> ModelConfig {
+    let hidden_size = fields.size("hidden_size", None, 1..=1 << 17);
+    let num_attention_heads = fields.size("num_attention_heads", None, 1..=1 << 12);
+    let even_split = hidden_size / num_attention_heads;
+    let head_dim =
+        defaults.head_dim.or_else(|| hidden_size.is_multiple_of(num_attention_heads).then_some(even_split));
+    let kv_heads = defaults.num_key_value_heads.filter(|_| !fields.is_null("num_key_value_heads"));
+    let max_position_embeddings =
+        fields.size("max_position_embeddings", Some(defaults.max_position_embeddings), 1..=1 << 28);
+    let num_hidden_layers = fields.size("num_hidden_layers", None, 1..=1 << 12);
+    if let Some(other) = fields.text("hidden_act").filter(|act| !matches!(*act, "silu" | "swish")) {
+        fields.fault(format!("`hidden_act` is `{}`, supported is `silu`", other.escape_debug()));
+    }
+    ModelConfig {
+        model_type,
+        vocab_size: fields.size("vocab_size", None, 1..=1 << 24),
+        hidden_size,
+        intermediate_size: fields.size("intermediate_size", None, 1..=1 << 20),
+        num_hidden_layers,
+        num_attention_heads,
+        num_key_value_heads: fields.size(
+            "num_key_value_heads",
+            Some(kv_heads.unwrap_or(num_attention_heads)),
+            1..=1 << 12,
+        ),
+        head_dim: fields.size("head_dim", head_dim, 1..=1 << 12),
+        max_position_embeddings,
+        rms_norm_eps: fields.number("rms_norm_eps", 0.0..=1.0).unwrap_or(1e-6),
+        rope: rotary::config(fields, max_position_embeddings),
+        tie_word_embeddings: fields.flag("tie_word_embeddings", false),
+        qkv_bias: false,
+        o_bias: false,
+        mlp_bias: false,
+        qk_norm: false,
+        windows: vec![None; num_hidden_layers],
+        initializer_range: fields.number("initializer_range", 0.0..=10.0).unwrap_or(0.02),
+        dtype: dtype(fields),
     }
 }
 
@@ -152,7 +224,7 @@ fn refuse_unreadable(object: &Map<String, Value>) -> Result<(), ConfigError> {
 }
 
 /// `dtype` of transformers 5, `torch_dtype` of 4. A type that weights are not held in says nothing here: the file's own counts.
-pub(crate) fn dtype(fields: &mut Fields<'_>) -> Option<DType> {
+fn dtype(fields: &mut Fields<'_>) -> Option<DType> {
     let name = fields.text("dtype").or_else(|| fields.text("torch_dtype"))?;
     match name {
         "float32" => Some(DType::F32),
@@ -196,7 +268,47 @@ mod tests {
         );
         assert_eq!((config.rms_norm_eps, config.initializer_range, config.dtype), (1e-6, 0.02, None));
         assert_eq!(config.rope, RopeConfig { theta: 10000.0, scaling: RopeScaling::Default });
-        assert!(!config.tie_word_embeddings && !config.attention_bias && !config.mlp_bias);
+        assert!(!config.tie_word_embeddings && !config.qkv_bias && !config.o_bias && !config.mlp_bias);
+    }
+
+    #[test]
+    fn what_is_absent_differs_between_architectures() {
+        let sizes = |model_type: &str| {
+            let c = with(&json!({"model_type": model_type, "num_attention_heads": 32, "hidden_size": 64}))
+                .unwrap();
+            (c.num_key_value_heads, c.head_dim, c.max_position_embeddings)
+        };
+        assert_eq!(sizes("llama"), (32, 2, 2048));
+        assert_eq!(sizes("mistral"), (8, 2, 131_072));
+        assert_eq!(sizes("qwen2"), (32, 2, 32_768));
+        assert_eq!(sizes("qwen3"), (32, 128, 32_768));
+        let null = with(&json!({"model_type": "mistral", "num_key_value_heads": null})).unwrap();
+        assert_eq!(null.num_key_value_heads, 4);
+        assert!(refused(&json!({"model_type": "qwen2"})).contains("`num_attention_heads` is 4"));
+    }
+
+    #[test]
+    fn biases_and_head_norms_are_the_architectures() {
+        let switches = |config: Value| {
+            let c = with(&config).unwrap();
+            (c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm)
+        };
+        let all = |model_type: &str, bias: bool| {
+            switches(
+                json!({"model_type": model_type, "num_key_value_heads": 4, "attention_bias": bias, "mlp_bias": bias}),
+            )
+        };
+        assert_eq!(all("llama", true), (true, true, true, false));
+        assert_eq!(all("llama", false), (false, false, false, false));
+        assert_eq!((all("mistral", true), all("mistral", false)), (all("llama", false), all("llama", false)));
+        assert_eq!(
+            (all("qwen2", true), all("qwen2", false)),
+            ((true, false, false, false), (true, false, false, false))
+        );
+        assert_eq!(
+            (all("qwen3", true), all("qwen3", false)),
+            ((true, true, false, true), (false, false, false, true))
+        );
     }
 
     #[test]
@@ -262,7 +374,7 @@ mod tests {
     fn other_architectures_are_refused_with_the_list_of_those_that_are_here() {
         let error = with(&json!({"model_type": "mamba"})).unwrap_err();
         assert_eq!(error.to_string(), "model_type `mamba` is not supported");
-        assert_eq!(error.hint().unwrap(), "supported are `llama`");
+        assert_eq!(error.hint().unwrap(), "supported are `llama`, `mistral`, `qwen2`, `qwen3`");
         assert!(matches!(ModelConfig::parse("{}"), Err(ConfigError::NoModelType)));
         assert!(matches!(ModelConfig::parse("[1]"), Err(ConfigError::Json(_))));
         assert!(matches!(with(&json!({"auto_map": {"AutoModel": "x.Y"}})), Err(ConfigError::CustomCode)));
@@ -274,10 +386,11 @@ mod tests {
         #[test]
         fn any_number_in_any_key_is_read_or_refused_without_a_panic(
             key in prop::sample::select(vec!["vocab_size", "hidden_size", "head_dim", "num_key_value_heads", "num_attention_heads",
-                "rms_norm_eps", "rope_theta", "max_position_embeddings"]),
+                "rms_norm_eps", "rope_theta", "max_position_embeddings", "sliding_window", "max_window_layers", "layer_types"]),
+            model_type in prop::sample::select(ModelType::ALL.to_vec()),
             value in prop_oneof![any::<i64>().prop_map(|x| json!(x)), any::<f64>().prop_map(|x| json!(x)), any::<u64>().prop_map(|x| json!(x))],
         ) {
-            if let Ok(config) = with(&json!({ key: value })) {
+            if let Ok(config) = with(&json!({ "model_type": model_type.name(), "use_sliding_window": true, key: value })) {
                 prop_assert!(config.parameters() > 0);
             }
         }

@@ -1,6 +1,7 @@
 //! The decoder that all architectures are settings of.
 //!
 //! A block: x += o(attention(rope(q(n x)), rope(k(n x)), v(n x))), then x += down(act(gate(m x)) * up(m x)), n and m being norms.
+//! Some norm q and k over each head before the rotation; attention may see a window only; linear layers may have biases.
 
 use crate::rotary::RotaryEmbedding;
 use crate::weights::Weights;
@@ -122,9 +123,7 @@ impl Block {
 
     fn visit_modules(&mut self, visit: &mut Visit<'_>) -> Result<()> {
         visit(ModuleMut::RmsNorm(&mut self.input_layernorm))?;
-        for linear in self.self_attn.linears() {
-            visit(ModuleMut::Linear(linear))?;
-        }
+        self.self_attn.visit_modules(visit)?;
         visit(ModuleMut::RmsNorm(&mut self.post_attention_layernorm))?;
         for linear in self.mlp.linears() {
             visit(ModuleMut::Linear(linear))?;
@@ -139,6 +138,8 @@ struct Attention {
     k_proj: Linear,
     v_proj: Linear,
     o_proj: Linear,
+    q_norm: Option<RmsNorm>,
+    k_norm: Option<RmsNorm>,
     shape: AttentionShape,
     /// The block's number, which is its cache's.
     index: usize,
@@ -153,18 +154,24 @@ impl Attention {
     ) -> crate::Result<Self> {
         let (h, d) = (config.hidden_size, config.head_dim);
         let (queries, keys) = (config.num_attention_heads * d, config.num_key_value_heads * d);
-        let bias = config.attention_bias;
+        let bias = config.qkv_bias;
+        let head_norm = |name: &str, weights: &mut Weights<'_>| {
+            let norm = || weights.norm(&format!("{path}.{name}"), d, config.rms_norm_eps);
+            config.qk_norm.then(norm).transpose()
+        };
         Ok(Self {
             q_proj: weights.linear(&format!("{path}.q_proj"), h, queries, bias)?,
             k_proj: weights.linear(&format!("{path}.k_proj"), h, keys, bias)?,
             v_proj: weights.linear(&format!("{path}.v_proj"), h, keys, bias)?,
-            o_proj: weights.linear(&format!("{path}.o_proj"), queries, h, bias)?,
+            o_proj: weights.linear(&format!("{path}.o_proj"), queries, h, config.o_bias)?,
+            q_norm: head_norm("q_norm", weights)?,
+            k_norm: head_norm("k_norm", weights)?,
             shape: AttentionShape {
                 heads: config.num_attention_heads,
                 kv_heads: config.num_key_value_heads,
                 head_dim: d,
                 scale: 1.0 / (d as f32).sqrt(),
-                window: None,
+                window: config.windows.get(index).copied().flatten(),
                 soft_cap: None,
             },
             index,
@@ -175,15 +182,30 @@ impl Attention {
     fn forward(&self, x: &Tensor, rotary: &RotaryEmbedding, ctx: &mut ForwardContext<'_>) -> Result<Tensor> {
         let tables = ctx.rotary(0, |layout| rotary.tables(layout))?;
         let d = self.shape.head_dim;
-        let q = rope(&self.q_proj.forward(x, ctx)?, &tables, d)?;
-        let k = rope(&self.k_proj.forward(x, ctx)?, &tables, d)?;
+        let q = rope(&normed(self.q_norm.as_ref(), self.q_proj.forward(x, ctx)?)?, &tables, d)?;
+        let k = rope(&normed(self.k_norm.as_ref(), self.k_proj.forward(x, ctx)?)?, &tables, d)?;
         let v = self.v_proj.forward(x, ctx)?;
         let mixed = attention(&q, &k, &v, self.index, &self.shape, ctx)?;
         self.o_proj.forward(&mixed, ctx)
     }
 
-    fn linears(&mut self) -> [&mut Linear; 4] {
-        [&mut self.q_proj, &mut self.k_proj, &mut self.v_proj, &mut self.o_proj]
+    fn visit_modules(&mut self, visit: &mut Visit<'_>) -> Result<()> {
+        for (linear, norm) in [(&mut self.q_proj, &mut self.q_norm), (&mut self.k_proj, &mut self.k_norm)] {
+            visit(ModuleMut::Linear(linear))?;
+            if let Some(norm) = norm {
+                visit(ModuleMut::RmsNorm(norm))?;
+            }
+        }
+        visit(ModuleMut::Linear(&mut self.v_proj))?;
+        visit(ModuleMut::Linear(&mut self.o_proj))
+    }
+}
+
+/// `[T, n D]`, normed over each of its n heads where there is a norm.
+fn normed(norm: Option<&RmsNorm>, x: Tensor) -> Result<Tensor> {
+    match norm {
+        Some(norm) => norm.forward(&x),
+        None => Ok(x),
     }
 }
 

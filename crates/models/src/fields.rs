@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 use std::ops::RangeInclusive;
 
-/// An object of a `config.json` and what was found wrong with it. `null` is the same as absent, as in transformers.
+/// An object of a `config.json` and what was found wrong with it. `null` is the same as absent but for [`Self::is_null`].
 pub(crate) struct Fields<'a> {
     object: &'a Map<String, Value>,
     /// What the keys stand in, for messages: empty, or for example `rope_scaling.`.
@@ -29,6 +29,22 @@ impl<'a> Fields<'a> {
 
     pub(crate) fn get(&self, key: &str) -> Option<&'a Value> {
         self.object.get(key).filter(|value| !value.is_null())
+    }
+
+    /// The list under `key`, when there is one.
+    pub(crate) fn list(&mut self, key: &str) -> Option<&'a [Value]> {
+        match self.get(key)? {
+            Value::Array(list) => Some(list),
+            other => {
+                self.wrong(key, "a list", other);
+                None
+            }
+        }
+    }
+
+    /// Whether the key is there and is `null`, for the few whose default is something else than none.
+    pub(crate) fn is_null(&self, key: &str) -> bool {
+        self.object.get(key).is_some_and(Value::is_null)
     }
 
     /// Keys with a value that are not in `known`.

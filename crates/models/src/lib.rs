@@ -3,8 +3,8 @@
 //! Letters: T tokens of a packed batch, H hidden size, N query heads, K key/value heads, D head dimension, I width of the MLP, V vocabulary.
 //!
 //! There is one decoder ([`Decoder`]), with switches for what architectures differ in. An architecture is a file that reads its own
-//! `config.json` keys into these switches ([`ModelConfig`]); here: Llama (Llama 2 and 3, SmolLM, TinyLlama, and the like). The names of
-//! modules and tensors are the checkpoint's own.
+//! `config.json` keys into these switches ([`ModelConfig`]); here: Llama (Llama 2 and 3, SmolLM, TinyLlama, and the like), Mistral, Qwen 2
+//! (also 1.5 and 2.5) and Qwen 3. The names of modules and tensors are the checkpoint's own.
 //!
 //! Models do not know adapters: they show their modules through [`taper_nn::VisitModules`], and whoever visits may fill the slots.
 
@@ -15,8 +15,12 @@ mod error;
 mod fields;
 mod llama;
 mod load;
+mod mistral;
+mod qwen2;
+mod qwen3;
 mod rotary;
 mod weights;
+mod windows;
 
 pub use causal_lm::{CausalLm, forward_hidden, forward_logits, state_tensors};
 pub use config::{ModelConfig, ModelType};

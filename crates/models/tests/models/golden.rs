@@ -2,17 +2,20 @@
 //!
 //! Each padded batch of a fixture is run as one packed batch of its real tokens.
 
-use crate::support::{Batch, fixture, greedy_cached, greedy_plain, ids, logits, rows};
+use crate::support::{Batch, changed_config, fixture, greedy_cached, greedy_plain, ids, logits, rows};
 use candle_core::Tensor;
+use serde_json::{Value, json};
 use taper_models::{CausalLm, ModelConfig, RotaryEmbedding};
 use taper_nn::{ForwardContext, SequenceLayout, ops};
-use taper_testkit::{assert_close, golden, read_json, read_safetensors, root_mean_square_difference};
+use taper_testkit::{
+    assert_close, golden, largest_difference, read_json, read_safetensors, root_mean_square_difference,
+};
 
 /// README: natural errors of f32 are up to 2.3e-5.
 const LOGITS: f64 = 1e-4;
 const LOSS: f64 = 1e-5;
 
-const MODELS: [&str; 8] = [
+const MODELS: [&str; 12] = [
     "llama_untied",
     "llama_tied",
     "smollm",
@@ -21,6 +24,10 @@ const MODELS: [&str; 8] = [
     "llama_yarn",
     "llama_dynamic",
     "llama_bias",
+    "mistral",
+    "qwen2",
+    "qwen2_sliding",
+    "qwen3",
 ];
 
 /// All that `numbers` holds, for the model of `weights` with the configuration file `config`.
@@ -146,22 +153,62 @@ fn llama3_frequencies_are_the_references() {
     }
 }
 
-/// With the scaling taken out of a fixture's configuration, its logits move.
+/// How far a fixture's logits are from those of its weights under a changed configuration.
+fn moved_by(name: &str, changes: &Value) -> f64 {
+    let here = tempfile::tempdir().unwrap();
+    let files = changed_config(name, here.path(), |config| {
+        for (key, value) in changes.as_object().unwrap() {
+            config[key] = value.clone();
+        }
+    });
+    let model = taper_models::load(&files, taper_models::LoadOptions::default()).unwrap();
+    let tensors = read_safetensors(&golden(&format!("models/{name}/golden.safetensors")));
+    let batch = Batch::of(&tensors, "input_ids", "attention_mask");
+    let logits = logits(model.as_ref(), &batch.ids, &batch.layout);
+    largest_difference(&logits, &batch.rows_of(&tensors["logits"]))
+}
+
+/// With one setting of a fixture's configuration changed, our logits move as far as the reference's: the setting is read, it matters, and
+/// its neighbours (a window of one more, windows everywhere or nowhere) are something else.
 #[test]
-fn the_fixtures_would_notice_a_rotary_scaling_that_is_ignored() {
-    for name in ["llama3_rope", "llama_yarn", "llama_dynamic", "llama_bias"] {
-        let here = tempfile::tempdir().unwrap();
-        let files = crate::support::changed_config(name, here.path(), |config| {
-            let theta = config["rope_parameters"]["rope_theta"].clone();
-            config["rope_parameters"] = serde_json::json!({"rope_type": "default", "rope_theta": theta});
-        });
-        let model = taper_models::load(&files, taper_models::LoadOptions::default()).unwrap();
-        let tensors = read_safetensors(&golden(&format!("models/{name}/golden.safetensors")));
-        let batch = Batch::of(&tensors, "input_ids", "attention_mask");
-        let moved = taper_testkit::largest_difference(
-            &logits(model.as_ref(), &batch.ids, &batch.layout),
-            &batch.rows_of(&tensors["logits"]),
+fn changed_settings_move_the_logits_as_far_as_the_references() {
+    let plain = |theta: f64| json!({"rope_parameters": {"rope_type": "default", "rope_theta": theta}});
+    let full = json!({"layer_types": ["full_attention", "full_attention", "full_attention"]});
+    let sliding = json!({"layer_types": ["sliding_attention", "sliding_attention", "sliding_attention"]});
+    let cases = [
+        ("llama3_rope", "no_rope_scaling", plain(500_000.0)),
+        ("llama_bias", "no_rope_scaling", plain(10_000.0)),
+        ("llama_yarn", "no_rope_scaling", plain(10_000.0)),
+        ("llama_dynamic", "no_rope_scaling", plain(10_000.0)),
+        ("smollm", "theta_10000", plain(10_000.0)),
+        ("qwen2", "theta_10000", plain(10_000.0)),
+        ("qwen2_sliding", "no_window", full),
+        ("qwen2_sliding", "window_everywhere", sliding),
+        ("qwen2_sliding", "window_9", json!({"sliding_window": 9})),
+        ("mistral", "no_window", json!({"sliding_window": null})),
+        ("mistral", "window_9", json!({"sliding_window": 9})),
+    ];
+    for (name, what, changes) in cases {
+        let expected = read_json(&golden(&format!("models/{name}/golden.json")));
+        let expected = expected["logits_would_move_by"][what].as_f64().unwrap();
+        let moved = moved_by(name, &changes);
+        eprintln!("{name:13} {what:17} moves by {moved:.5}, the reference by {expected:.5}");
+        assert!(
+            expected > 0.1 && (moved - expected).abs() < 2.0 * LOGITS,
+            "{name} {what}: {moved} {expected}"
         );
-        assert!(moved > 0.1, "{name}: {moved}");
     }
+}
+
+/// Older configurations have no `layer_types`: `max_window_layers` alone then says which blocks slide.
+#[test]
+fn max_window_layers_alone_makes_blocks_slide() {
+    let without_list =
+        |first: usize| moved_by("qwen2_sliding", &json!({"layer_types": null, "max_window_layers": first}));
+    assert!(without_list(1) < LOGITS);
+    let expected = read_json(&golden("models/qwen2_sliding/golden.json"))["logits_would_move_by"].clone();
+    for (first, what) in [(0, "window_everywhere"), (3, "no_window")] {
+        assert!((without_list(first) - expected[what].as_f64().unwrap()).abs() < 2.0 * LOGITS, "{first}");
+    }
+    assert!(moved_by("qwen2_sliding", &json!({"layer_types": null, "use_sliding_window": false})) > 1.0);
 }

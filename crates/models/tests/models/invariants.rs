@@ -6,7 +6,8 @@ use taper_models::{CausalLm, ModelConfig, forward_hidden, forward_logits, init, 
 use taper_nn::{ForwardContext, KvCache, ModuleMut, SequenceLayout, VisitModules};
 use taper_testkit::{GradientCheck, assert_close, gradient_check, largest_difference};
 
-const LENGTHS: [usize; 4] = [5, 1, 9, 3];
+/// One of them is longer than the fixtures' windows of 8.
+const LENGTHS: [usize; 4] = [5, 1, 21, 3];
 
 fn some_ids(count: usize) -> Vec<u32> {
     (0..count as u32).map(|i| (i * 37 + 11) % 256).collect()
@@ -15,7 +16,16 @@ fn some_ids(count: usize) -> Vec<u32> {
 /// Packing changes nothing of a sequence. Not for dynamic rotary scaling, which looks at the longest by design.
 #[test]
 fn a_packed_sequence_equals_itself_alone() {
-    for name in ["llama_untied", "llama_bias", "llama_yarn", "smollm_bf16"] {
+    for name in [
+        "llama_untied",
+        "llama_bias",
+        "llama_yarn",
+        "smollm_bf16",
+        "mistral",
+        "qwen2",
+        "qwen2_sliding",
+        "qwen3",
+    ] {
         let model = fixture(name, "config.json");
         let ids = some_ids(LENGTHS.iter().sum());
         let layout = SequenceLayout::from_lengths(&LENGTHS);
@@ -45,10 +55,33 @@ fn no_token_sees_another_segment_or_the_future() {
     }
 }
 
+/// A window of 8 over two blocks: a token reaches 14 back and no further.
+#[test]
+fn no_token_sees_what_lies_before_its_windows() {
+    let model = fixture("mistral", "config.json");
+    let before = some_ids(20);
+    let mut after = before.clone();
+    after[2] = 200;
+    let layout = SequenceLayout::single(20);
+    let (a, b) = (logits(model.as_ref(), &before, &layout), logits(model.as_ref(), &after, &layout));
+    let moved = |i: usize| largest_difference(&a.narrow(0, i, 1).unwrap(), &b.narrow(0, i, 1).unwrap());
+    assert!((2..=16).all(|i| moved(i) > 1e-4), "{:?}", (0..20).map(moved).collect::<Vec<_>>());
+    assert!([0, 1, 17, 18, 19].into_iter().all(|i| moved(i) == 0.0));
+}
+
 /// In pieces of any size, with several sequences of different lengths together.
 #[test]
 fn cached_decoding_equals_the_full_forward() {
-    for name in ["llama_untied", "llama_bias", "llama3_rope", "smollm_bf16"] {
+    for name in [
+        "llama_untied",
+        "llama_bias",
+        "llama3_rope",
+        "smollm_bf16",
+        "mistral",
+        "qwen2",
+        "qwen2_sliding",
+        "qwen3",
+    ] {
         let model = fixture(name, "config.json");
         let ids: [Vec<u32>; 2] = [some_ids(12), some_ids(20)[8..].to_vec()];
         let full: Vec<Tensor> =
@@ -81,12 +114,18 @@ fn ids_must_fit_the_layout_and_the_vocabulary() {
     assert!(forward(&[1, 256]).contains("256"));
 }
 
-fn tiny(tied: bool) -> Box<dyn CausalLm> {
+fn tiny(changes: &str) -> Box<dyn CausalLm> {
     let config = format!(
-        r#"{{"model_type":"llama","vocab_size":13,"hidden_size":8,"intermediate_size":12,"num_hidden_layers":2,"num_attention_heads":2,
-            "num_key_value_heads":1,"tie_word_embeddings":{tied},"attention_bias":true,"mlp_bias":true,"initializer_range":0.4}}"#
+        r#"{{"vocab_size":13,"hidden_size":8,"intermediate_size":12,"num_hidden_layers":2,"num_attention_heads":2,
+            "num_key_value_heads":1,"initializer_range":0.4,{changes}}}"#
     );
     init(&ModelConfig::parse(&config).unwrap(), 3, None).unwrap()
+}
+
+fn tiny_llama(tied: bool) -> Box<dyn CausalLm> {
+    tiny(&format!(
+        r#""model_type":"llama","tie_word_embeddings":{tied},"attention_bias":true,"mlp_bias":true"#
+    ))
 }
 
 /// Makes all weights variables, as full training does; a tied head is trained through the table.
@@ -109,33 +148,35 @@ fn train_all(model: &mut dyn VisitModules) -> Vec<(String, Var)> {
 
 #[test]
 fn every_weight_of_a_model_has_the_gradient_that_finite_differences_find() {
-    for tied in [false, true] {
-        let mut model = tiny(tied);
-        let (names, vars): (Vec<_>, Vec<_>) = train_all(model.as_mut()).into_iter().unzip();
-        assert_eq!(names.iter().any(|name| name == "lm_head.weight"), !tied);
-        let layout = SequenceLayout::from_lengths(&[4, 2]);
-        let pick = Tensor::from_vec(
-            (0..6 * 13).map(|i| (i as f32 * 0.7).sin()).collect(),
-            (6, 13),
-            &candle_core::Device::Cpu,
-        )
-        .unwrap();
-        let loss = || {
-            let logits =
-                forward_logits(model.as_ref(), &[1, 7, 12, 7, 0, 3], &mut ForwardContext::new(&layout))?;
-            (logits * &pick)?.sum_all()
-        };
-        let errors = gradient_check(&vars, GradientCheck { step: 5e-3, entries: 24 }, loss).unwrap();
-        for (name, error) in names.iter().zip(errors) {
-            assert!(error < 5e-3, "{name}: {error:.1e} (tied {tied})");
-        }
+    let sliding = r#""use_sliding_window":true,"sliding_window":2,"max_window_layers":1"#;
+    check_gradients(tiny_llama(false).as_mut(), 35);
+    check_gradients(tiny_llama(true).as_mut(), 34);
+    check_gradients(tiny(&format!(r#""model_type":"qwen2",{sliding}"#)).as_mut(), 27);
+    check_gradients(tiny(&format!(r#""model_type":"qwen3","head_dim":6,{sliding}"#)).as_mut(), 25);
+    check_gradients(tiny(r#""model_type":"mistral","sliding_window":2"#).as_mut(), 21);
+}
+
+fn check_gradients(model: &mut dyn CausalLm, count: usize) {
+    let (names, vars): (Vec<_>, Vec<_>) = train_all(model).into_iter().unzip();
+    assert_eq!(names.len(), count, "{names:?}");
+    assert_eq!(names.iter().any(|name| name == "lm_head.weight"), !model.config().tie_word_embeddings);
+    let layout = SequenceLayout::from_lengths(&[4, 2]);
+    let pick = (0..6 * 13).map(|i| (i as f32 * 0.7).sin()).collect();
+    let pick = Tensor::from_vec(pick, (6, 13), &candle_core::Device::Cpu).unwrap();
+    let loss = || {
+        let logits = forward_logits(model, &[1, 7, 12, 7, 0, 3], &mut ForwardContext::new(&layout))?;
+        (logits * &pick)?.sum_all()
+    };
+    let errors = gradient_check(&vars, GradientCheck { step: 5e-3, entries: 24 }, loss).unwrap();
+    for (name, error) in names.iter().zip(errors) {
+        assert!(error < 5e-3, "{} {name}: {error:.1e}", model.config().model_type.name());
     }
 }
 
 /// Training the table of a tied model moves its head with it, also when the values are set in place.
 #[test]
 fn a_tied_head_follows_its_embedding() {
-    let mut model = tiny(true);
+    let mut model = tiny_llama(true);
     let vars = train_all(model.as_mut());
     let (_, table) = vars.iter().find(|(name, _)| name == "model.embed_tokens.weight").unwrap();
     let layout = SequenceLayout::single(1);
@@ -152,7 +193,7 @@ fn a_tied_head_follows_its_embedding() {
 
 #[test]
 fn frozen_weights_have_no_gradient_and_take_no_part_in_the_graph() {
-    let model = tiny(false);
+    let model = tiny_llama(false);
     let layout = SequenceLayout::single(3);
     let logits = forward_logits(model.as_ref(), &[1, 2, 3], &mut ForwardContext::new(&layout)).unwrap();
     assert!(!logits.track_op());
@@ -180,6 +221,14 @@ fn random_weights_depend_on_seed_and_name_alone() {
     let zero = find(&one, q).zeros_like().unwrap();
     let std = taper_testkit::root_mean_square_difference(&find(&one, q), &zero);
     assert!((std - 0.02).abs() < 0.002, "{std}");
-    let total: usize = two.iter().map(|(_, t)| t.elem_count()).sum();
-    assert_eq!(total as u64, config(2).parameters());
+}
+
+#[test]
+fn the_number_of_parameters_is_that_of_the_weights() {
+    for name in ["llama_untied", "llama_tied", "llama_bias", "mistral", "qwen2", "qwen3"] {
+        let mut model = fixture(name, "config.json");
+        let state = state_tensors(model.as_mut()).unwrap();
+        let total: usize = state.iter().map(|(_, t)| t.elem_count()).sum();
+        assert_eq!(total as u64, model.config().parameters(), "{name}");
+    }
 }

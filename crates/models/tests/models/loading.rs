@@ -107,6 +107,17 @@ fn missing_misshapen_and_superfluous_tensors_are_named() {
     }));
     assert!(text(&error).contains("`model.layers.0.self_attn.k_proj.bias`"), "{}", text(&error));
 
+    // One architecture's weights are not another's.
+    let folder = here();
+    let error =
+        refused(&changed_config("qwen2", folder.path(), |config| config["model_type"] = json!("mistral")));
+    assert!(text(&error).contains("`model.layers.0.self_attn.k_proj.bias`"), "{}", text(&error));
+    let folder = here();
+    let error = refused(&changed_weights("qwen3", folder.path(), |t| {
+        t.remove("model.layers.1.self_attn.k_norm.weight");
+    }));
+    assert!(text(&error).contains("no tensor `model.layers.1.self_attn.k_norm.weight`"), "{}", text(&error));
+
     // Frequencies that old checkpoints store are computed anyway.
     let folder = here();
     let files = changed_weights("llama_untied", folder.path(), |t| {
@@ -152,14 +163,14 @@ fn other_architectures_and_quantised_weights_are_refused_by_name() {
     };
     let error = change("model_type", json!("gpt_neox"));
     assert!(text(&error).contains("`gpt_neox` is not supported"), "{}", text(&error));
-    assert_eq!(error.hint().unwrap(), "supported are `llama`");
+    assert_eq!(error.hint().unwrap(), "supported are `llama`, `mistral`, `qwen2`, `qwen3`");
     assert!(text(&change("quantization_config", json!({"quant_method": "awq"}))).contains("quantised (awq)"));
 }
 
 /// Writing what `state_tensors` gives, under its names, makes a checkpoint that loads to the same model.
 #[test]
 fn state_tensors_are_a_checkpoint() {
-    for name in ["llama_bias", "smollm_bf16"] {
+    for name in ["llama_bias", "smollm_bf16", "qwen2", "qwen3"] {
         let here = tempfile::tempdir().unwrap();
         let mut model = fixture(name, "config.json");
         let state = state_tensors(model.as_mut()).unwrap();
