@@ -6,7 +6,7 @@ use taper_peft::{
     TargetModules, WEIGHTS_FILE, attach, load,
 };
 
-const CASES: [&str; 12] = [
+const CASES: [&str; 13] = [
     "lora_all",
     "lora_default",
     "lora_all_linear",
@@ -19,6 +19,7 @@ const CASES: [&str; 12] = [
     "lora_train_bias_all",
     "lora_train_bias_lora_only",
     "lora_tied",
+    "lora_qwen3",
 ];
 
 const LOGITS: f32 = 1e-4;
@@ -189,7 +190,8 @@ fn configuration(case: &str) -> LoraConfig {
 fn a_new_adapter_has_the_names_shapes_and_configuration_that_peft_writes() {
     for case in CASES {
         let mut model = model(info(case)["base"].as_str().unwrap());
-        let adapter = attach(&mut *model, &configuration(case), "llama", 5).unwrap();
+        let model_type = model.config().model_type.name();
+        let adapter = attach(&mut *model, &configuration(case), model_type, 5).unwrap();
         let out = tempfile::tempdir().unwrap();
         adapter.save(out.path()).unwrap();
         let ours = AdapterWeights::read(out.path()).unwrap();
