@@ -11,18 +11,18 @@ use std::time::Instant;
 use taper_data::{Batch, RowPlace, TokenizedExample};
 use taper_diagnostics::ExitCode;
 use taper_kernels::rng::CounterRng;
-use taper_models::{CausalLm, ModelConfig};
+use taper_models::{CausalLm, ModelConfig, ModelType};
 use taper_nn::{ForwardContext, KvCache, SequenceLayout};
 use taper_peft::AdapterSection;
 use taper_train::{
     LrSchedule, OptimizerSection, ScheduleSection, Stepper, TrainSection, Trained, resident_bytes,
 };
 
-/// Shapes as their owners publish them: hidden, layers, query heads, key/value heads, MLP width, vocabulary, tied head.
-const SHAPES: [(&str, [usize; 6]); 3] = [
-    ("15M", [288, 6, 6, 6, 768, 4096]),
-    ("smollm2-135m", [576, 30, 9, 3, 1536, 49152]),
-    ("qwen2.5-0.5b", [896, 24, 14, 2, 4864, 151_936]),
+/// Shapes as their owners publish them: architecture; hidden, layers, query heads, key/value heads, MLP width, vocabulary. All heads are tied.
+const SHAPES: [(&str, ModelType, [usize; 6]); 3] = [
+    ("15M", ModelType::Llama, [288, 6, 6, 6, 768, 4096]),
+    ("smollm2-135m", ModelType::Llama, [576, 30, 9, 3, 1536, 49152]),
+    ("qwen2.5-0.5b", ModelType::Qwen2, [896, 24, 14, 2, 4864, 151_936]),
 ];
 
 pub(crate) fn bench(verb: &BenchVerb) -> anyhow::Result<ExitCode> {
@@ -39,15 +39,15 @@ pub(crate) fn bench(verb: &BenchVerb) -> anyhow::Result<ExitCode> {
 }
 
 fn random_model(shape: &str, dtype: &str) -> anyhow::Result<Box<dyn CausalLm>> {
-    let named = SHAPES.iter().find(|(name, _)| name.eq_ignore_ascii_case(shape));
-    let Some((_, [hidden, layers, heads, kv_heads, mlp, vocabulary])) = named else {
+    let named = SHAPES.iter().find(|(name, ..)| name.eq_ignore_ascii_case(shape));
+    let Some((_, model_type, [hidden, layers, heads, kv_heads, mlp, vocabulary])) = named else {
         return Err(user_error(
             format!("no shape is named `{shape}`"),
             "there are 15M, smollm2-135m and qwen2.5-0.5b",
         ));
     };
     let config = json!({
-        "model_type": "llama", "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
+        "model_type": model_type.name(), "hidden_size": hidden, "num_hidden_layers": layers, "num_attention_heads": heads,
         "num_key_value_heads": kv_heads, "intermediate_size": mlp, "vocab_size": vocabulary,
         "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "hidden_act": "silu",
         "tie_word_embeddings": true,
