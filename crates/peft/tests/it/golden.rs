@@ -1,6 +1,7 @@
 //! `tests/golden/peft`: logits, loss, gradients, merged weights and files of Python PEFT.
 
 use crate::support::{batch, bits, furthest, golden, json, largest, model, state, tensors};
+use taper_models::ModelType;
 use taper_peft::{
     AdapterSection, AdapterWeights, Bias, CONFIG_FILE, Error, LoadMode, LoraConfig, ModuleNames,
     TargetModules, WEIGHTS_FILE, attach, load,
@@ -207,6 +208,20 @@ fn a_new_adapter_has_the_names_shapes_and_configuration_that_peft_writes() {
             expected.to_json(),
             "{case}"
         );
+    }
+}
+
+/// PEFT's own default is q and v for all of these.
+#[test]
+fn every_architecture_has_pefts_default_targets() {
+    for model_type in ModelType::ALL {
+        let base = if model_type == ModelType::Llama { "llama_untied" } else { model_type.name() };
+        let mut model = model(&format!("models/{base}"));
+        let config = LoraConfig { target_modules: None, ..configuration("lora_default") };
+        let adapter = attach(&mut *model, &config, model_type.name(), 5).unwrap();
+        let names: Vec<&str> = adapter.parameters.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(names.len(), 2 * 2 * model.num_blocks(), "{base}: {names:?}");
+        assert!(names.iter().all(|n| n.contains(".q_proj.") || n.contains(".v_proj.")), "{base}: {names:?}");
     }
 }
 
