@@ -5,12 +5,18 @@ use std::path::PathBuf;
 
 const AFTER_HELP: &str = "\
 Examples:
-  taper run recipes/quickstart.toml                      check, train, evaluate, gate, export, report
-  taper check my.toml                                    all that is wrong with recipe and data, without training
+  taper run recipes/quickstart.toml   the whole way, from the data to the report
+  taper check my.toml                 all that is wrong with recipe and data
   taper generate --model BASE --adapter runs/my/adapter --prompt 'Hello'
 
-Exit codes: 0 passed, 1 internal fault, 2 what was given is wrong, 4 nothing was evaluated, 5 not enough data to say,
-100 a gate failed, 130 interrupted (a checkpoint was written).";
+Exit codes:
+    0  passed
+    1  a fault of taper itself
+    2  what was given is wrong: a recipe, a file, a flag
+    4  nothing was evaluated
+    5  inconclusive: not enough data to say
+  100  a gate failed
+  130  interrupted; a checkpoint was written";
 
 /// Fine-tune small language models from JSONL by a recipe, prove the adapter, export it, generate with it.
 #[derive(Debug, Parser)]
@@ -32,7 +38,7 @@ pub(crate) enum Verb {
     /// The training part alone
     Train(RunArgs),
     /// The evaluation part alone, base against the adapter of a run
-    Eval(RecipeArgs),
+    Eval(FolderArgs),
     /// Write artefacts from the adapter of a run, with proof
     Export(ExportArgs),
     /// Answer one prompt
@@ -59,11 +65,18 @@ pub(crate) struct RecipeArgs {
     /// Override a key of the recipe, for example `--set train.max_steps=20`; may be given more than once
     #[arg(long = "set", value_name = "KEY=VALUE")]
     pub(crate) sets: Vec<String>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// A recipe and the folder of its run.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct FolderArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
     /// The run's folder [default: runs/<recipe name>]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) common: CommonArgs,
 }
 
 /// What every verb takes.
@@ -84,7 +97,7 @@ pub(crate) struct CommonArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct RunArgs {
     #[command(flatten)]
-    pub(crate) recipe: RecipeArgs,
+    pub(crate) folder: FolderArgs,
     /// Go on from the newest whole checkpoint in the run's folder
     #[arg(long, conflicts_with = "overwrite")]
     pub(crate) resume: bool,
@@ -107,7 +120,7 @@ pub(crate) struct ExplainArgs {
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ExportArgs {
     #[command(flatten)]
-    pub(crate) recipe: RecipeArgs,
+    pub(crate) folder: FolderArgs,
     /// Formats, comma-separated: peft, merged [default: those of the recipe]
     #[arg(long, value_delimiter = ',', value_name = "FORMATS")]
     pub(crate) format: Vec<String>,
@@ -133,16 +146,16 @@ pub(crate) struct SamplingArgs {
     #[arg(long, default_value_t = 256, value_name = "N")]
     pub(crate) max_new_tokens: usize,
     /// 0 takes the likeliest token each time; 1 samples from the model's own distribution
-    #[arg(long, default_value_t = 0.0, value_name = "T")]
+    #[arg(long, default_value_t = 0.0, value_name = "T", allow_negative_numbers = true)]
     pub(crate) temperature: f64,
     /// Sample from the fewest tokens whose probabilities sum to this; 1 keeps all
-    #[arg(long, default_value_t = 1.0, value_name = "P")]
+    #[arg(long, default_value_t = 1.0, value_name = "P", allow_negative_numbers = true)]
     pub(crate) top_p: f64,
     /// Sample from the K likeliest tokens; 0 keeps all
     #[arg(long, default_value_t = 0, value_name = "K")]
     pub(crate) top_k: usize,
     /// Drop tokens less likely than this share of the likeliest; 0 keeps all
-    #[arg(long, default_value_t = 0.0, value_name = "P")]
+    #[arg(long, default_value_t = 0.0, value_name = "P", allow_negative_numbers = true)]
     pub(crate) min_p: f64,
     /// The same seed gives the same answer
     #[arg(long, default_value_t = 0)]

@@ -52,11 +52,18 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
             say(&fault.problem);
             fault.code
         }
+        // Whoever reads our output has enough of it, as `head` does.
+        None if disk_error(error) == Some(std::io::ErrorKind::BrokenPipe) => ExitCode::Passed,
         None => {
             say(&format!("error: {error:#}"));
-            ExitCode::Fault
+            if disk_error(error).is_some() { ExitCode::UserError } else { ExitCode::Fault }
         }
     }
+}
+
+/// What the disk or a pipe said, when it was one of them.
+fn disk_error(error: &anyhow::Error) -> Option<std::io::ErrorKind> {
+    error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind)
 }
 
 /// An error of the user's doing that has no crate of its own.

@@ -7,6 +7,7 @@ mod interrupt;
 mod output;
 mod session;
 mod summary;
+mod tasks;
 mod workspace;
 
 use clap::Parser;

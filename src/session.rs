@@ -1,41 +1,47 @@
 //! A recipe that is being run: resolved, its base's files found, its data read and checked.
 
-use crate::cli::RecipeArgs;
+use crate::cli::FolderArgs;
 use crate::output::say;
-use crate::workspace::{Base, check_device, prepare_data, resolve, run_folder};
+use crate::workspace::{Base, check_device, prepare, resolve, run_folder};
 use std::path::PathBuf;
 use taper_data::PreparedData;
 use taper_diagnostics::write_bytes_atomically;
+use taper_eval::EvalTask;
 use taper_models::CausalLm;
 use taper_recipe::{ResolvedRun, resolved_toml};
 use taper_train::TrainMethod;
 
 /// Everything that the steps of a run share.
 pub(crate) struct Session {
-    pub(crate) args: RecipeArgs,
+    pub(crate) args: FolderArgs,
     pub(crate) run: ResolvedRun,
     pub(crate) folder: PathBuf,
     pub(crate) base: Base,
     pub(crate) data: PreparedData,
+    /// The evaluations, ready for any candidate.
+    pub(crate) tasks: Vec<EvalTask>,
 }
 
 impl Session {
     /// Check everything that can be checked without weights, and say what will be run.
-    pub(crate) fn open(args: &RecipeArgs) -> anyhow::Result<Self> {
-        check_device(&args.common)?;
-        let run = resolve(args)?;
+    pub(crate) fn open(args: &FolderArgs) -> anyhow::Result<Self> {
+        check_device(&args.recipe.common)?;
+        let run = resolve(&args.recipe)?;
         let folder = run_folder(args, &run);
-        let base = Base::open(&run.recipe.model, &args.common)?;
-        say(&format!(
-            "recipe {}: {}",
-            run.name,
-            run.recipe.description.as_deref().unwrap_or("no description")
-        ));
+        let base = Base::open(&run.recipe.model, &args.recipe.common)?;
+        match &run.recipe.description {
+            Some(description) => say(&format!("recipe {}: {description}", run.name)),
+            None => say(&format!("recipe {}", run.name)),
+        }
         say(&format!("base   {}", run.recipe.model.base));
-        let data = prepare_data(&run, &base)?;
-        let session = Self { args: args.clone(), run, folder, base, data };
-        write_bytes_atomically(&session.path("resolved.toml"), resolved_toml(&session.run).as_bytes())?;
-        Ok(session)
+        let (data, tasks) = prepare(&run, &base)?;
+        Ok(Self { args: args.clone(), run, folder, base, data, tasks })
+    }
+
+    /// Write every value of the run and where it came from.
+    pub(crate) fn write_resolved(&self) -> anyhow::Result<()> {
+        write_bytes_atomically(&self.path("resolved.toml"), resolved_toml(&self.run).as_bytes())?;
+        Ok(())
     }
 
     /// A file or folder of the run.
@@ -55,7 +61,7 @@ impl Session {
 
     /// The command that goes on with this run: the same recipe, overrides and folder, another verb.
     pub(crate) fn command(&self, verb: &str, flags: &str) -> String {
-        let args = &self.args;
+        let args = &self.args.recipe;
         let mut command = format!("taper {verb} {}", shell_word(&args.recipe.to_string_lossy()));
         if !flags.is_empty() {
             command.push_str(&format!(" {flags}"));
@@ -63,8 +69,11 @@ impl Session {
         for set in &args.sets {
             command.push_str(&format!(" --set {}", shell_word(set)));
         }
-        if let Some(out) = &args.out {
+        if let Some(out) = &self.args.out {
             command.push_str(&format!(" --out {}", shell_word(&out.to_string_lossy())));
+        }
+        if args.common.offline {
+            command.push_str(" --offline");
         }
         command
     }

@@ -36,11 +36,22 @@ pub(crate) fn write(
     for line in &facts.usage {
         say(&format!("  {line}"));
     }
-    say(&format!("done in {:.0} s, exit code {}", took.as_secs_f64(), code as u8));
-    if session.args.common.json {
+    say(&format!("done in {:.0} s: {} (exit code {})", took.as_secs_f64(), ending(code), code as u8));
+    if session.args.recipe.common.json {
         print(report.results_json().or_fault()?.trim_end())?;
     }
     Ok(code)
+}
+
+fn ending(code: ExitCode) -> &'static str {
+    match code {
+        ExitCode::Passed => "passed",
+        ExitCode::NothingEvaluated => "nothing was evaluated",
+        ExitCode::Inconclusive => "inconclusive, not enough data to say",
+        ExitCode::GateFailed => "a gate failed",
+        ExitCode::Interrupted => "interrupted",
+        ExitCode::Fault | ExitCode::UserError => "failed",
+    }
 }
 
 /// The figures and the gates, a line each.
@@ -48,7 +59,7 @@ pub(crate) fn tell(judged: &Judged) {
     for evaluation in &judged.evaluations {
         for comparison in &evaluation.comparisons {
             say(&format!(
-                "{}: {} {:.4} -> {:.4} (n={}, p={:.2e}): {:?}",
+                "{}: {} {:.4} -> {:.4} (n={}, p={:.2e}): {}",
                 evaluation.name,
                 comparison.metric,
                 comparison.base,
@@ -153,12 +164,20 @@ fn curve(path: &Path) -> anyhow::Result<Vec<CurvePoint>> {
         return Ok(Vec::new());
     }
     let text = fs_err::read_to_string(path)?;
-    text.lines()
-        .map(|line| {
-            let metrics: Metrics = serde_json::from_str(line)?;
-            Ok(CurvePoint { step: metrics.step, loss: metrics.loss, valid_loss: metrics.eval_loss })
-        })
-        .collect()
+    let mut points: Vec<CurvePoint> = Vec::new();
+    for line in text.lines() {
+        let metrics: Metrics = serde_json::from_str(line)?;
+        let point = CurvePoint { step: metrics.step, loss: metrics.loss, valid_loss: metrics.eval_loss };
+        // A step is logged and validated on two lines.
+        match points.last_mut().filter(|last| last.step == point.step) {
+            Some(last) => {
+                last.loss = last.loss.or(point.loss);
+                last.valid_loss = last.valid_loss.or(point.valid_loss);
+            }
+            None => points.push(point),
+        }
+    }
+    Ok(points)
 }
 
 fn card(session: &Session, judged: &Judged, facts: &RunFacts) -> ModelCard {
@@ -178,7 +197,7 @@ fn card(session: &Session, judged: &Judged, facts: &RunFacts) -> ModelCard {
         base_hub_id: is_hub_id.then(|| recipe.model.base.clone()),
         data: facts.data.clone(),
         scores: scores.collect(),
-        verdict: judged.evaluations.iter().find_map(|e| e.verdict).map(|v| format!("{v:?}").to_lowercase()),
+        verdict: judged.evaluations.iter().find_map(|e| e.verdict).map(|v| v.to_string()),
         usage: facts.usage.clone(),
     }
 }

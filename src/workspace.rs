@@ -1,10 +1,12 @@
 //! What several verbs need: the recipe, the base's files and tokenizer, the data, the run's folder.
 
-use crate::cli::{CommonArgs, RecipeArgs};
+use crate::cli::{CommonArgs, FolderArgs, RecipeArgs};
 use crate::fault::{OrFault, user_error};
 use crate::output::say;
+use crate::tasks::prepare_tasks;
 use std::path::{Path, PathBuf};
 use taper_data::{DataSection, PreparedData, TextEncoder};
+use taper_eval::EvalTask;
 use taper_hub::{HubOptions, ModelFiles, ModelSection, ModelSource};
 use taper_models::{CausalLm, LoadOptions};
 use taper_recipe::ResolvedRun;
@@ -20,7 +22,7 @@ pub(crate) fn resolve(args: &RecipeArgs) -> anyhow::Result<ResolvedRun> {
 }
 
 /// The folder that a run writes to.
-pub(crate) fn run_folder(args: &RecipeArgs, run: &ResolvedRun) -> PathBuf {
+pub(crate) fn run_folder(args: &FolderArgs, run: &ResolvedRun) -> PathBuf {
     args.out.clone().unwrap_or_else(|| Path::new("runs").join(&run.name))
 }
 
@@ -67,19 +69,25 @@ impl Base {
     }
 }
 
-/// Read, tokenise and check the data of a recipe; warnings are told, errors end the verb.
-pub(crate) fn prepare_data(run: &ResolvedRun, base: &Base) -> anyhow::Result<PreparedData> {
-    let section = &run.recipe.data;
-    let seed = run.recipe.train.seed;
-    let data = taper_data::prepare(section, Path::new(""), seed, &base.encoder(section));
+/// Read, tokenise and check the data of a recipe and of its evaluations; warnings are told, errors end the verb.
+pub(crate) fn prepare(run: &ResolvedRun, base: &Base) -> anyhow::Result<(PreparedData, Vec<EvalTask>)> {
+    let mut data = read_data(run, base);
     tell_data(&data);
+    let (tasks, problems) = prepare_tasks(run, base, &data);
+    data.problems.extend(problems);
     if data.problems.has_errors() {
         return Err(taper_data::Error::Problems(data.problems)).or_fault();
     }
     if !data.problems.is_empty() {
         say(&data.problems.to_string());
     }
-    Ok(data)
+    Ok((data, tasks))
+}
+
+/// Read, tokenise and check the data of a recipe.
+pub(crate) fn read_data(run: &ResolvedRun, base: &Base) -> PreparedData {
+    let section = &run.recipe.data;
+    taper_data::prepare(section, Path::new(""), run.recipe.train.seed, &base.encoder(section))
 }
 
 fn tell_data(data: &PreparedData) {

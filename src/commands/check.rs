@@ -1,29 +1,41 @@
 //! `taper check`: recipe and data problems, all at once, with places.
 
 use crate::cli::RecipeArgs;
+use crate::fault::OrFault;
 use crate::output::{print, say};
-use crate::workspace::{Base, resolve};
+use crate::tasks::prepare_tasks;
+use crate::workspace::{Base, check_device, read_data};
 use serde_json::json;
-use std::path::Path;
 use taper_data::PreparedData;
 use taper_diagnostics::{ExitCode, Problem, Problems, Severity};
+use taper_recipe::{RecipeError, ResolvedRun};
 
 pub(crate) fn check(args: &RecipeArgs) -> anyhow::Result<ExitCode> {
-    let run = resolve(args)?;
-    let base = Base::open(&run.recipe.model, &args.common)?;
-    let section = &run.recipe.data;
-    let data = taper_data::prepare(section, Path::new(""), run.recipe.train.seed, &base.encoder(section));
-    let mut problems = run.warnings.clone();
-    problems.extend(data.problems.clone());
-    for note in base.tokenizer.notes() {
-        problems.push(Problem::warning("tokenizer", note.clone()));
-    }
+    check_device(&args.common)?;
+    let (data, problems) = match taper_recipe::resolve(&args.recipe, &args.sets) {
+        Ok(run) => look(args, &run)?,
+        Err(RecipeError::Problems(problems)) => (PreparedData::default(), problems),
+        Err(error) => return Err(error).or_fault(),
+    };
     if args.common.json {
         print(&report(&data, &problems).to_string())?;
     } else {
         tell(&data, &problems);
     }
     Ok(if problems.has_errors() { ExitCode::UserError } else { ExitCode::Passed })
+}
+
+fn look(args: &RecipeArgs, run: &ResolvedRun) -> anyhow::Result<(PreparedData, Problems)> {
+    let base = Base::open(&run.recipe.model, &args.common)?;
+    let data = read_data(run, &base);
+    let (_, of_tasks) = prepare_tasks(run, &base, &data);
+    let mut problems = run.warnings.clone();
+    problems.extend(data.problems.clone());
+    problems.extend(of_tasks);
+    for note in base.tokenizer.notes() {
+        problems.push(Problem::warning("tokenizer", note.clone()));
+    }
+    Ok((data, problems))
 }
 
 fn tell(data: &PreparedData, problems: &Problems) {
@@ -36,10 +48,16 @@ fn tell(data: &PreparedData, problems: &Problems) {
     }
     let errors = problems.iter().filter(|p| p.severity == Severity::Error).count();
     let warnings = problems.len() - errors;
-    say(&match errors {
-        0 => format!("ready to run: no errors, {warnings} warnings"),
-        _ => format!("not ready to run: {errors} errors, {warnings} warnings"),
-    });
+    let not = if errors == 0 { "" } else { "not " };
+    say(&format!("{not}ready to run: {}, {}", counted(errors, "error"), counted(warnings, "warning")));
+}
+
+fn counted(count: usize, what: &str) -> String {
+    match count {
+        0 => format!("no {what}s"),
+        1 => format!("1 {what}"),
+        _ => format!("{count} {what}s"),
+    }
 }
 
 fn report(data: &PreparedData, problems: &Problems) -> serde_json::Value {

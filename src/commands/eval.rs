@@ -1,6 +1,6 @@
 //! `taper eval`: the evaluation part alone, base against what the run trained, as it lies on the disk.
 
-use crate::cli::RecipeArgs;
+use crate::cli::FolderArgs;
 use crate::fault::{OrFault, user_error};
 use crate::interrupt;
 use crate::output::{interactive, print, say};
@@ -8,12 +8,10 @@ use crate::session::Session;
 use crate::summary;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ops::ControlFlow;
+use std::path::PathBuf;
 use std::sync::atomic::Ordering;
-use taper_data::Example;
-use taper_diagnostics::{ExitCode, Problems};
-use taper_eval::{
-    EvalResult, EvalSection, EvalTask, Evaluation, GateOutcome, Renderer, Report, exit_code, judge,
-};
+use taper_diagnostics::ExitCode;
+use taper_eval::{EvalResult, EvalTask, Evaluation, GateOutcome, Report, exit_code, judge};
 use taper_hub::{InitChoice, ModelFiles};
 use taper_models::CausalLm;
 use taper_peft::LoadMode;
@@ -31,7 +29,7 @@ impl Judged {
     }
 }
 
-pub(crate) fn eval(args: &RecipeArgs) -> anyhow::Result<ExitCode> {
+pub(crate) fn eval(args: &FolderArgs) -> anyhow::Result<ExitCode> {
     let session = Session::open(args)?;
     if session.run.recipe.eval.is_empty() {
         say(
@@ -39,13 +37,14 @@ pub(crate) fn eval(args: &RecipeArgs) -> anyhow::Result<ExitCode> {
         );
         return Ok(ExitCode::NothingEvaluated);
     }
+    trained_folder(&session)?;
     let Some(judged) = evaluate_session(&session)? else { return Ok(tell_interrupted(&session)) };
     let facts = summary::facts(&session, None, &[])?;
     let report = Report { facts: &facts, evaluations: &judged.evaluations, gates: &judged.gates };
     let files = report.write(&session.folder).or_fault()?;
     summary::tell(&judged);
     say(&format!("report {}", files.report.display()));
-    if args.common.json {
+    if args.recipe.common.json {
         print(report.results_json().or_fault()?.trim_end())?;
     }
     Ok(judged.exit_code())
@@ -54,8 +53,7 @@ pub(crate) fn eval(args: &RecipeArgs) -> anyhow::Result<ExitCode> {
 /// Evaluate the base and what was trained over every `[[eval]]`; `None` when interrupted.
 pub(crate) fn evaluate_session(session: &Session) -> anyhow::Result<Option<Judged>> {
     let recipe = &session.run.recipe;
-    let tasks =
-        recipe.eval.iter().map(|section| task(session, section)).collect::<anyhow::Result<Vec<_>>>()?;
+    let tasks = &session.tasks;
     let mut bases = vec![None; tasks.len()];
     let mut results = Vec::with_capacity(tasks.len());
     if !tasks.is_empty() {
@@ -68,7 +66,7 @@ pub(crate) fn evaluate_session(session: &Session) -> anyhow::Result<Option<Judge
             }
         }
         let (name, candidate) = load_trained(session, model)?;
-        for task in &tasks {
+        for task in tasks {
             let Some(result) = answer(name, candidate.as_ref(), session, task)? else { return Ok(None) };
             results.push(result);
         }
@@ -83,19 +81,24 @@ pub(crate) fn evaluate_session(session: &Session) -> anyhow::Result<Option<Judge
     Ok(Some(Judged { evaluations, gates }))
 }
 
-/// What the run trained, read back from the disk: the adapter on `base`, or the whole checkpoint.
-pub(crate) fn load_trained(
-    session: &Session,
-    base: Option<Box<dyn CausalLm>>,
-) -> anyhow::Result<(&'static str, Box<dyn CausalLm>)> {
-    let name = if session.trains_all_weights() { "merged" } else { "adapter" };
-    let folder = session.path(name);
+/// Where what the run trained lies.
+fn trained_folder(session: &Session) -> anyhow::Result<PathBuf> {
+    let folder = session.path(if session.trains_all_weights() { "merged" } else { "adapter" });
     if !folder.is_dir() {
         return Err(user_error(
             format!("`{}` does not exist: nothing has been trained yet", folder.display()),
             format!("train first: {}", session.command("train", "")),
         ));
     }
+    Ok(folder)
+}
+
+/// What the run trained, read back from the disk: the adapter on `base`, or the whole checkpoint.
+pub(crate) fn load_trained(
+    session: &Session,
+    base: Option<Box<dyn CausalLm>>,
+) -> anyhow::Result<(&'static str, Box<dyn CausalLm>)> {
+    let folder = trained_folder(session)?;
     if session.trains_all_weights() {
         let files = ModelFiles::of_folder(&folder).or_fault()?;
         let options = session.run.recipe.model.dtype.into();
@@ -107,38 +110,6 @@ pub(crate) fn load_trained(
     };
     taper_peft::load(&folder, model.as_mut(), LoadMode::Inference).or_fault()?;
     Ok(("adapter", model))
-}
-
-fn task(session: &Session, section: &EvalSection) -> anyhow::Result<EvalTask> {
-    let recipe = &session.run.recipe;
-    let encoder = session.base.encoder(&recipe.data);
-    let renderer = Renderer {
-        tokenizer: &session.base.tokenizer,
-        template: session.base.template.as_ref(),
-        encoder: &encoder,
-    };
-    let own: Vec<Example>;
-    let examples = if section.data.is_empty() {
-        &session.data.test.examples
-    } else {
-        own = taper_data::load(section.data.paths(), &recipe.data).or_fault()?.examples;
-        refuse_overlap(session, section, &own)?;
-        &own
-    };
-    EvalTask::prepare(section, examples, &renderer).or_fault()
-}
-
-/// A text that was trained on says nothing about texts that were not.
-fn refuse_overlap(session: &Session, section: &EvalSection, held_out: &[Example]) -> anyhow::Result<()> {
-    let train = &session.data.train.examples;
-    match taper_data::overlap(train, held_out).problem((&section.name, held_out), ("train", train)) {
-        None => Ok(()),
-        Some(problem) => {
-            let mut problems = Problems::new();
-            problems.push(problem);
-            Err(problems).or_fault()
-        }
-    }
 }
 
 fn answer(

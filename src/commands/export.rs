@@ -23,14 +23,14 @@ pub(crate) struct Exported {
 }
 
 pub(crate) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
-    let session = Session::open(&args.recipe)?;
+    let session = Session::open(&args.folder)?;
     let formats = if args.format.is_empty() {
         session.run.recipe.export.formats.clone()
     } else {
         args.format.iter().map(|name| format_named(name)).collect::<anyhow::Result<_>>()?
     };
     let exported = write_formats(&session, &formats)?;
-    if args.recipe.common.json {
+    if args.folder.recipe.common.json {
         let list: Vec<_> = exported
             .iter()
             .map(|e| serde_json::json!({ "format": e.format, "folder": e.folder, "proof": e.proof }))

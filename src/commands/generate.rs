@@ -7,13 +7,14 @@ use crate::workspace::{Base, check_device};
 use serde_json::json;
 use std::io::Read;
 use std::ops::ControlFlow;
-use taper_diagnostics::ExitCode;
+use taper_diagnostics::{ExitCode, Location, Problems};
 use taper_infer::{Engine, EngineOptions, GenerationConfig, Request};
 use taper_models::{CausalLm, LoadOptions};
 use taper_peft::LoadMode;
 use taper_text::{Message, RenderOptions};
 
 pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
+    let config = generation_config(&args.sampling)?;
     let prompt = read_prompt(&args.prompt)?;
     let (base, model) = open_model(&args.model)?;
     let prompt_ids = match (&base.template, args.raw) {
@@ -33,7 +34,7 @@ pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
             taper_text::encode_prompt(&base.tokenizer, &prompt).or_fault()?
         }
     };
-    let config = generation_config(&args.sampling, &base);
+    let config = GenerationConfig { stop_token_ids: stop_ids(&base), ..config };
     let engine = Engine::new(model.as_ref(), &base.tokenizer, EngineOptions::default());
     let requests = Request::numbered([prompt_ids]);
     let json = args.model.common.json;
@@ -71,9 +72,12 @@ fn read_prompt(given: &str) -> anyhow::Result<String> {
     if given != "-" {
         return Ok(given.to_owned());
     }
-    let mut text = String::new();
-    std::io::stdin().lock().read_to_string(&mut text)?;
-    Ok(text.trim_end_matches('\n').to_owned())
+    let mut bytes = Vec::new();
+    std::io::stdin().lock().read_to_end(&mut bytes)?;
+    let text = String::from_utf8(bytes).map_err(|_| {
+        user_error("the prompt on stdin is not UTF-8", "convert it, for example with `iconv`")
+    })?;
+    Ok(text.trim_end_matches(['\r', '\n']).to_owned())
 }
 
 /// The model of the flags, its adapter attached for inference.
@@ -83,14 +87,20 @@ pub(crate) fn open_model(args: &ModelArgs) -> anyhow::Result<(Base, Box<dyn Caus
     let mut model = base.load(LoadOptions::default())?;
     if let Some(folder) = &args.adapter {
         let adapter = taper_peft::load(folder, model.as_mut(), LoadMode::Inference).or_fault()?;
-        say(&format!("adapter {}: {} parameters", folder.display(), adapter.trainable_count()));
+        let count: usize = adapter.weights().iter().map(|(_, tensor)| tensor.elem_count()).sum();
+        say(&format!("adapter {}: {} parameters", folder.display(), count));
     }
     Ok((base, model))
 }
 
-/// The flags as the engine takes them; an answer ends where the chat template ends a turn.
-pub(crate) fn generation_config(args: &SamplingArgs, base: &Base) -> GenerationConfig {
-    GenerationConfig {
+/// An answer ends where the chat template ends a turn.
+pub(crate) fn stop_ids(base: &Base) -> Vec<u32> {
+    base.template.as_ref().map(|t| t.stop_ids(&base.tokenizer)).unwrap_or_default()
+}
+
+/// The flags as the engine takes them, in their ranges.
+pub(crate) fn generation_config(args: &SamplingArgs) -> anyhow::Result<GenerationConfig> {
+    let config = GenerationConfig {
         max_new_tokens: args.max_new_tokens,
         temperature: args.temperature,
         top_p: args.top_p,
@@ -98,7 +108,14 @@ pub(crate) fn generation_config(args: &SamplingArgs, base: &Base) -> GenerationC
         min_p: args.min_p,
         seed: args.seed,
         stop: args.stop.clone(),
-        stop_token_ids: base.template.as_ref().map(|t| t.stop_ids(&base.tokenizer)).unwrap_or_default(),
         ..GenerationConfig::default()
+    };
+    let mut problems = Problems::new();
+    for problem in config.check().iter() {
+        let key = problem.location.as_ref().and_then(|location| location.key.clone()).unwrap_or_default();
+        let flag = format!("--{}", key.replace('_', "-"));
+        problems.push(problem.clone().at(Location::default().with_key(flag)));
     }
+    problems.into_result().or_fault()?;
+    Ok(config)
 }

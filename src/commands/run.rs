@@ -9,7 +9,7 @@ use taper_train::Outcome;
 
 pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let started = std::time::Instant::now();
-    let session = Session::open(&args.recipe)?;
+    let session = Session::open(&args.folder)?;
     let outcome = train::train_session(&session, args)?;
     if let Outcome::Interrupted { checkpoint, .. } = &outcome {
         return Ok(train::tell_interrupted(&session, checkpoint, "run"));

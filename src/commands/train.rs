@@ -14,15 +14,16 @@ use taper_export::MergeOptions;
 use taper_hub::{Fingerprint, InitChoice};
 use taper_models::{CausalLm, ModelConfig};
 use taper_train::{
-    Bar, Lines, Outcome, ProgressSink, RunPlace, Sections, Start, Trained, Trainer, TrainingData,
+    Bar, CheckpointStore, Error, Lines, Outcome, ProgressSink, RunPlace, Sections, Start, Trained, Trainer,
+    TrainingData,
 };
 
 pub(crate) fn train(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let session = Session::open(&args.recipe)?;
+    let session = Session::open(&args.folder)?;
     match train_session(&session, args)? {
         Outcome::Interrupted { checkpoint, .. } => Ok(tell_interrupted(&session, &checkpoint, "train")),
         Outcome::Finished { steps, best, weights_of_step, .. } => {
-            if args.recipe.common.json {
+            if args.folder.recipe.common.json {
                 print(
                     &serde_json::json!({
                         "steps": steps,
@@ -40,8 +41,9 @@ pub(crate) fn train(args: &RunArgs) -> anyhow::Result<ExitCode> {
 
 /// Train, and write what was trained: `adapter/` in PEFT's format, or with `method = "full"` the checkpoint `merged/`.
 pub(crate) fn train_session(session: &Session, args: &RunArgs) -> anyhow::Result<Outcome> {
-    if args.overwrite {
-        remove_earlier_run(&session.folder)?;
+    let start = start(session, args)?;
+    if start == Start::Fresh && !args.overwrite {
+        session.write_resolved()?;
     }
     let recipe = &session.run.recipe;
     let mut model = match recipe.model.init {
@@ -58,20 +60,38 @@ pub(crate) fn train_session(session: &Session, args: &RunArgs) -> anyhow::Result
         optimizer: recipe.optimizer.clone(),
         schedule: recipe.schedule.clone(),
     };
-    let start = if args.resume { Start::Resume } else { Start::Fresh };
     let place = RunPlace {
         folder: session.folder.clone(),
         fingerprints: fingerprints(session)?,
         start,
         interrupt: interrupt::flag()?,
     };
-    let outcome = Trainer::new(model.as_ref(), &trained, data, &sections, place)
-        .and_then(|mut trainer| trainer.run(sink().as_mut()))
-        .or_fault()?;
+    if args.overwrite {
+        remove_earlier_run(&session.folder)?;
+    }
+    let mut trainer = Trainer::new(model.as_ref(), &trained, data, &sections, place).or_fault()?;
+    trainer.prepare().or_fault()?;
+    session.write_resolved()?;
+    let outcome = trainer.run(sink().as_mut()).or_fault()?;
     if let Outcome::Finished { .. } = &outcome {
         write_trained(session, model.as_mut(), &trained)?;
     }
     Ok(outcome)
+}
+
+/// Whether the run begins, found out before weights are loaded. One that was killed before its first checkpoint begins again.
+fn start(session: &Session, args: &RunArgs) -> anyhow::Result<Start> {
+    let folder = &session.folder;
+    match (args.resume, CheckpointStore::new(folder).newest().or_fault()?) {
+        (true, Some(_)) => Ok(Start::Resume),
+        (true, None) if session.path("resolved.toml").is_file() => {
+            say(&format!("no checkpoint in {} yet: beginning at step 1", folder.display()));
+            Ok(Start::Fresh)
+        }
+        (true, None) => Err(Error::NothingToResume { folder: folder.clone() }).or_fault(),
+        (false, Some(newest)) if !args.overwrite => Err(Error::CheckpointsExist { newest }).or_fault(),
+        (false, _) => Ok(Start::Fresh),
+    }
 }
 
 /// Give the model what is trained: an adapter, or all of its weights.
@@ -113,22 +133,42 @@ fn batches(examples: &[TokenizedExample], batch_size: usize) -> Vec<Batch> {
     examples.chunks(batch_size).map(Batch::new).collect()
 }
 
-/// What a checkpoint belongs to: with another base or other training settings it must not be gone on from.
+/// What a checkpoint belongs to: with another base, other validation data or other training settings it must not be gone on from.
 fn fingerprints(session: &Session) -> anyhow::Result<BTreeMap<String, String>> {
     let recipe = &session.run.recipe;
     let base = match recipe.model.init {
         InitChoice::Pretrained => session.base.files.fingerprint().or_fault()?,
         InitChoice::Random => Fingerprint::of_file(&session.base.files.config).or_fault()?,
     };
-    let settings = serde_json::json!([recipe.adapter, recipe.train, recipe.optimizer, recipe.schedule]);
-    let settings = Fingerprint::of_bytes(settings.to_string().as_bytes());
-    Ok(BTreeMap::from([
-        ("base".to_owned(), base.as_str().to_owned()),
-        (
-            "the recipe's [adapter], [train], [optimizer] and [schedule]".to_owned(),
-            settings.as_str().to_owned(),
-        ),
-    ]))
+    let mut fingerprints = BTreeMap::from([
+        ("the base".to_owned(), base.as_str().to_owned()),
+        ("`model.dtype`".to_owned(), serde_json::json!(recipe.model.dtype).to_string()),
+    ]);
+    if !session.data.valid.tokenized.is_empty() {
+        let valid = fingerprint_of(&session.data.valid.tokenized);
+        fingerprints.insert("the validation data".to_owned(), valid.as_str().to_owned());
+    }
+    let sections = serde_json::json!({
+        "adapter": recipe.adapter, "train": recipe.train, "optimizer": recipe.optimizer, "schedule": recipe.schedule,
+    });
+    for (section, values) in sections.as_object().into_iter().flatten() {
+        for (key, value) in values.as_object().into_iter().flatten() {
+            fingerprints.insert(format!("`{section}.{key}`"), value.to_string());
+        }
+    }
+    Ok(fingerprints)
+}
+
+fn fingerprint_of(examples: &[TokenizedExample]) -> Fingerprint {
+    let mut bytes = Vec::new();
+    for example in examples {
+        bytes.extend((example.input_ids.len() as u64).to_le_bytes());
+        for (id, learned) in example.input_ids.iter().zip(&example.loss_mask) {
+            bytes.extend(id.to_le_bytes());
+            bytes.push(u8::from(*learned));
+        }
+    }
+    Fingerprint::of_bytes(&bytes)
 }
 
 /// Bars on a terminal, `key=value` lines elsewhere.
@@ -145,8 +185,11 @@ fn write_trained(session: &Session, model: &mut dyn CausalLm, trained: &Trained)
         }
         None => {
             let folder = session.path("merged");
-            let options =
-                MergeOptions { dtype: session.run.recipe.export.merged_dtype, ..MergeOptions::default() };
+            let options = MergeOptions {
+                dtype: session.run.recipe.export.merged_dtype,
+                chat_template: session.run.recipe.model.chat_template.clone(),
+                ..MergeOptions::default()
+            };
             taper_export::write_merged(model, &session.base.files, &folder, &options).or_fault()?;
             say(&format!("wrote {}: {} parameters", folder.display(), trained.parameter_count()));
         }

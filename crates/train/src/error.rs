@@ -164,7 +164,7 @@ impl Diagnose for Error {
                 Some("give the run what it began with, or start anew in another folder with `--out`".into())
             }
             Self::CheckpointsExist { .. } => {
-                Some("go on from there with `--resume`, or choose another folder with `--out`".into())
+                Some("go on from there with `--resume`, begin again with `--overwrite`, or choose another folder with `--out`".into())
             }
             Self::NothingToResume { .. } => Some("start the run without `--resume`".into()),
             Self::Checkpoint { .. } => Some("remove the folder to go on from an older checkpoint".into()),

@@ -102,6 +102,7 @@ pub struct Trainer<'m> {
     store: CheckpointStore,
     place: RunPlace,
     state: TrainerState,
+    is_prepared: bool,
 }
 
 impl<'m> Trainer<'m> {
@@ -137,12 +138,28 @@ impl<'m> Trainer<'m> {
             files: BTreeMap::new(),
         };
         let store = CheckpointStore::new(&place.folder);
-        Ok(Self { model, trained, data, train: sections.train.clone(), stepper, store, place, state })
+        Ok(Self { model, trained, data, train: sections.train.clone(), stepper, store, place, state, is_prepared: false })
     }
 
     /// Steps of the whole run.
     pub fn total_steps(&self) -> u64 {
         self.state.total_steps
+    }
+
+    /// Hold the run's folder against the start that is asked for, and take up the state of the newest checkpoint when the run
+    /// goes on. Nothing is written. [`Self::run`] does this when it was not done.
+    ///
+    /// # Errors
+    /// When a new run finds checkpoints, or one that goes on finds none or one of another run.
+    pub fn prepare(&mut self) -> Result<()> {
+        if !self.is_prepared {
+            match self.place.start {
+                Start::Fresh => self.check_fresh()?,
+                Start::Resume => self.resume()?,
+            }
+            self.is_prepared = true;
+        }
+        Ok(())
     }
 
     /// Train to the end, or until interrupted.
@@ -151,10 +168,7 @@ impl<'m> Trainer<'m> {
     /// When the run cannot start or go on. A loss or gradient that is not finite stops it before the step is made; the state
     /// before it is then in a checkpoint, which the error names.
     pub fn run(&mut self, sink: &mut dyn ProgressSink) -> Result<Outcome> {
-        match self.place.start {
-            Start::Fresh => self.check_fresh()?,
-            Start::Resume => self.resume()?,
-        }
+        self.prepare()?;
         let metrics = MetricsFile::open(&self.place.folder, self.state.step)?;
         let parameters = self.trained.parameter_count();
         let total_steps = self.state.total_steps;
