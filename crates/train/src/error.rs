@@ -33,6 +33,14 @@ pub enum Error {
         /// Epochs asked for.
         epochs: f64,
     },
+    /// The learning rate would never reach its height.
+    #[error("the warm-up of {warmup_steps} steps does not end before the run of {steps}")]
+    OnlyWarmUp {
+        /// Steps of the warm-up.
+        warmup_steps: u64,
+        /// Steps of the run.
+        steps: u64,
+    },
     /// The data of a step teaches nothing.
     #[error("step {step} has no supervised token")]
     NoTargets {
@@ -160,6 +168,10 @@ impl Diagnose for Error {
                     .into(),
             ),
             Self::NoSteps { .. } => Some("raise `train.num_train_epochs`, or set `train.max_steps`".into()),
+            Self::OnlyWarmUp { .. } => Some(
+                "train longer, or shorten `schedule.warmup_steps` or `schedule.warmup_ratio`: a tenth of the steps or less is usual"
+                    .into(),
+            ),
             Self::OtherRun { .. } => {
                 Some("give the run what it began with, or start anew in another folder with `--out`".into())
             }

@@ -32,8 +32,8 @@ pub enum Event<'a> {
     Validated {
         /// Its line.
         metrics: &'a Metrics,
-        /// The best one so far, this one included.
-        best: &'a BestValidation,
+        /// The best one so far, this one included; `None` while no loss was finite.
+        best: Option<&'a BestValidation>,
     },
     /// A checkpoint was written.
     Saved {
@@ -186,14 +186,15 @@ impl<W: Write> ProgressSink for Lines<W> {
                 report.parameters, report.tokens, report.difference
             )),
             Event::Logged(metrics) => self.logged(metrics),
-            Event::Validated { metrics, best } => self.line(&format!(
-                "event=eval step={}/{} eval_loss={:.4} best_step={} best_loss={:.4}",
-                metrics.step,
-                self.total_steps,
-                metrics.eval_loss.unwrap_or(f64::NAN),
-                best.step,
-                best.loss
-            )),
+            Event::Validated { metrics, best } => {
+                let loss = metrics.eval_loss.unwrap_or(f64::NAN);
+                let best = best.map(|best| format!(" best_step={} best_loss={:.4}", best.step, best.loss));
+                let best = best.unwrap_or_default();
+                self.line(&format!(
+                    "event=eval step={}/{} eval_loss={loss:.4}{best}",
+                    metrics.step, self.total_steps
+                ));
+            }
             Event::Saved { path } => self.line(&format!("event=checkpoint path={}", path.display())),
             Event::Ended { step } => self.line(&format!("event=end step={step}/{}", self.total_steps)),
             Event::Stepped(_) => {}
@@ -226,7 +227,8 @@ mod tests {
         };
         lines.event(&Event::Logged(&metrics));
         let validated = Metrics { step: 4, eval_loss: Some(1.0), ..Metrics::default() };
-        lines.event(&Event::Validated { metrics: &validated, best: &BestValidation { step: 4, loss: 1.0 } });
+        let best = BestValidation { step: 4, loss: 1.0 };
+        lines.event(&Event::Validated { metrics: &validated, best: Some(&best) });
         lines.event(&Event::Ended { step: 4 });
         let text = String::from_utf8(out).unwrap();
         let lines: Vec<&str> = text.lines().collect();

@@ -37,6 +37,11 @@ impl LrSchedule {
         self.total_steps
     }
 
+    /// Steps in which the rate rises.
+    pub fn warmup_steps(&self) -> u64 {
+        self.warmup_steps
+    }
+
     /// The factor of step `step`, counted from 0. Behind the last step it stays where it ended.
     pub fn factor(&self, step: u64) -> f64 {
         if step < self.warmup_steps {

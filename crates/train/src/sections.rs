@@ -243,7 +243,9 @@ impl OptimizerSection {
         );
         faults.number("adam_beta1", self.adam_beta1, share, "0 to below 1", "0.9 is usual");
         faults.number("adam_beta2", self.adam_beta2, share, "0 to below 1", "0.999 is usual");
-        faults.number("adam_epsilon", self.adam_epsilon, positive, "a number above 0", "1e-8 is usual");
+        // The step is made in f32.
+        let lasting = |v: f64| v as f32 > 0.0;
+        faults.number("adam_epsilon", self.adam_epsilon, lasting, "above 1e-45", "1e-8 is usual");
         if let Some(ratio) = self.loraplus_lr_ratio {
             faults.number(
                 "loraplus_lr_ratio",
@@ -350,6 +352,15 @@ mod tests {
         )
         .unwrap();
         assert_eq!(keys(&optimizer.check()).len(), 6);
+    }
+
+    #[test]
+    fn an_epsilon_that_vanishes_in_f32_is_a_fault() {
+        // Where the gradient is zero (A at the first step), the step would be 0 / 0.
+        let optimizer = OptimizerSection { adam_epsilon: 1e-50, ..OptimizerSection::default() };
+        assert_eq!(keys(&optimizer.check()), ["optimizer.adam_epsilon"]);
+        let optimizer = OptimizerSection { adam_epsilon: 1e-30, ..OptimizerSection::default() };
+        assert!(optimizer.check().is_empty());
     }
 
     #[test]

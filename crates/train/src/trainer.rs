@@ -109,7 +109,7 @@ impl<'m> Trainer<'m> {
     /// A run that has made no step. The model's parameters must be those of `trained`.
     ///
     /// # Errors
-    /// When nothing would be trained, or no step made.
+    /// When nothing would be trained, no step made, or none outside the warm-up.
     pub fn new(
         model: &'m dyn CausalLm,
         trained: &'m Trained,
@@ -123,6 +123,9 @@ impl<'m> Trainer<'m> {
             return Err(Error::NoSteps { rows, epochs });
         }
         let schedule = LrSchedule::new(&sections.schedule, total_steps);
+        if schedule.warmup_steps() >= total_steps {
+            return Err(Error::OnlyWarmUp { warmup_steps: schedule.warmup_steps(), steps: total_steps });
+        }
         let stepper = Stepper::new(trained.parameters(), &sections.train, &sections.optimizer, schedule)?;
         let state = TrainerState {
             schema: 1,
@@ -180,8 +183,14 @@ impl<'m> Trainer<'m> {
             let Some(report) = self.step(sink)? else { return self.interrupted(sink) };
             sink.event(&Event::Stepped(&report));
             self.note(&report);
-            self.log(&report, &metrics, sink)?;
+            if self.is_last_step() || report.step.is_multiple_of(self.train.logging_steps) {
+                self.log(&report, &metrics, sink)?;
+            }
             let new_best = self.validate(&metrics, sink)?;
+            // Only the validation tells that this was the last step.
+            if self.stops_early() && self.state.window.target_tokens > 0 {
+                self.log(&report, &metrics, sink)?;
+            }
             if self.save_is_due(new_best) {
                 self.save(sink)?;
             }
@@ -269,10 +278,8 @@ impl<'m> Trainer<'m> {
         window.seconds += report.seconds;
     }
 
+    /// A line about the steps since the last one.
     fn log(&mut self, report: &StepReport, file: &MetricsFile, sink: &mut dyn ProgressSink) -> Result<()> {
-        if !self.is_last_step() && !report.step.is_multiple_of(self.train.logging_steps) {
-            return Ok(());
-        }
         let window = std::mem::take(&mut self.state.window);
         let metrics = Metrics {
             step: report.step,
@@ -289,14 +296,14 @@ impl<'m> Trainer<'m> {
         Ok(())
     }
 
-    /// Validate when it is due; true when the loss is a new best.
+    /// Validate when it is due; true when the loss is a new best. One that is not finite is no better than any other.
     fn validate(&mut self, file: &MetricsFile, sink: &mut dyn ProgressSink) -> Result<bool> {
         if self.data.valid.is_empty() || !(self.is_last_step() || self.falls_on(self.train.eval_steps)) {
             return Ok(false);
         }
         let loss = self.validation_loss()?;
         let step = self.state.step;
-        let new_best = self.state.best.is_none_or(|best| loss < best.loss);
+        let new_best = loss.is_finite() && self.state.best.is_none_or(|best| loss < best.loss);
         if new_best {
             self.state.best = Some(BestValidation { step, loss });
             self.state.validations_since_best = 0;
@@ -306,9 +313,7 @@ impl<'m> Trainer<'m> {
         let epoch = self.data.train.epochs_done();
         let metrics = Metrics { step, epoch, eval_loss: Some(loss), ..Metrics::default() };
         file.append(&metrics)?;
-        if let Some(best) = &self.state.best {
-            sink.event(&Event::Validated { metrics: &metrics, best });
-        }
+        sink.event(&Event::Validated { metrics: &metrics, best: self.state.best.as_ref() });
         Ok(new_best)
     }
 

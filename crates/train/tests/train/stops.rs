@@ -4,7 +4,7 @@ use crate::support::{data, golden, labelled_batch, model, new_adapter, place, se
 use candle_core::{Device, Tensor};
 use fs_err as fs;
 use std::path::Path;
-use taper_data::{DataLoader, DataLoaderOptions, TokenizedExample};
+use taper_data::{Batch, DataLoader, DataLoaderOptions, TokenizedExample};
 use taper_diagnostics::Diagnose;
 use taper_models::CausalLm;
 use taper_train::{
@@ -82,6 +82,7 @@ fn validation_that_gets_no_better_stops_the_run_with_the_best_weights() {
     let mut sections = sections();
     sections.train.max_steps = Some(40);
     sections.train.eval_steps = Some(1);
+    sections.train.logging_steps = 100;
     sections.train.early_stopping_patience = Some(2);
     sections.train.max_grad_norm = 0.0;
     sections.optimizer.learning_rate = 0.3;
@@ -96,9 +97,28 @@ fn validation_that_gets_no_better_stops_the_run_with_the_best_weights() {
     assert_eq!((weights_of_step, best.step), (steps - 2, steps - 2));
     let (sum, targets) = evaluate_loss(trained.as_ref(), &data.valid[0], LOGITS_BYTES).unwrap();
     assert_eq!(sum / targets as f64, best.loss, "the model has the weights of the best validation");
+    let metrics = fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
+    let logged = metrics.lines().filter(|line| line.contains("\"loss\"")).last().unwrap().to_owned();
+    assert!(logged.starts_with(&format!("{{\"step\":{steps},")), "the last steps are in the log: {metrics}");
     // Resuming a run that stopped early stays stopped.
     let (again, _) = run(model("llama_untied"), data, &sections, folder.path(), Start::Resume).unwrap();
     assert!(matches!(again, Outcome::Finished { steps: s, stopped_early: true, .. } if s == steps));
+}
+
+#[test]
+fn a_validation_that_is_not_finite_is_never_the_best() {
+    let weights = tempfile::tempdir().unwrap();
+    let mut poisoned = crate::support::examples(3, 99);
+    poisoned[0].input_ids[1] = 255;
+    let data = TrainingData { valid: vec![Batch::new(&poisoned)], ..data() };
+    let folder = tempfile::tempdir().unwrap();
+    let base = model_with_a_poisoned_token(weights.path());
+    let (outcome, _) = run(base, data, &sections(), folder.path(), Start::Fresh).unwrap();
+    let Outcome::Finished { steps: 11, best: None, weights_of_step: 11, .. } = outcome else {
+        panic!("{outcome:?}")
+    };
+    let state = CheckpointStore::new(folder.path());
+    assert_eq!(state.state(&state.path(11)).unwrap().validations_since_best, 4);
 }
 
 #[test]
@@ -139,4 +159,16 @@ fn a_step_without_a_target_and_a_run_without_a_step_are_errors() {
     let folder = tempfile::tempdir().unwrap();
     let error = run(model("llama_untied"), data(), &none, folder.path(), Start::Fresh).err().unwrap();
     assert!(matches!(error, Error::NoSteps { .. }));
+}
+
+#[test]
+fn a_run_that_is_all_warm_up_is_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut sections = sections();
+    sections.train.max_steps = Some(1);
+    sections.schedule.warmup_steps = None;
+    // Rounded up this is one step, whose rate is 0.
+    sections.schedule.warmup_ratio = Some(0.05);
+    let error = run(model("llama_untied"), data(), &sections, folder.path(), Start::Fresh).err().unwrap();
+    assert!(matches!(error, Error::OnlyWarmUp { warmup_steps: 1, steps: 1 }), "{error}");
 }
