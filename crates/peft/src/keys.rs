@@ -356,7 +356,8 @@ pub(crate) fn check(config: &LoraConfig, prefix: &str, problems: &mut Problems) 
         let message = format!("`lora_alpha` is {}, it must be above 0", config.lora_alpha);
         fault("out-of-range", "lora_alpha", message, "r or twice r is usual");
     }
-    if !(0.0..1.0).contains(&config.lora_dropout) {
+    // Masks are drawn and inputs scaled in f32, where 0.99999999 is 1.
+    if !(0.0..1.0).contains(&(config.lora_dropout as f32)) {
         let message = format!("`lora_dropout` is {}, allowed are 0 to below 1", config.lora_dropout);
         fault("out-of-range", "lora_dropout", message, "it is a share: 0.05 drops every twentieth element");
     }
@@ -546,6 +547,13 @@ mod tests {
         let text = json!({"peft_type": "LORA", "r": 0, "lora_dropout": 1.5, "use_dora": true, "bias": "some", "target_modules": "(q"});
         let problems = parse(&text.to_string()).unwrap_err();
         assert_eq!(keys_of(&problems), ["bias", "use_dora", "r", "lora_dropout", "target_modules"]);
+    }
+
+    #[test]
+    fn a_dropout_that_is_1_in_the_precision_of_training_is_refused() {
+        let of = |dropout: f64| parse(&with("lora_dropout", &json!(dropout)));
+        assert_eq!(keys_of(&of(0.999_999_99).unwrap_err()), ["lora_dropout"]);
+        of(0.999_999).unwrap();
     }
 
     #[test]
