@@ -24,7 +24,7 @@ impl KvCache {
     /// The cache of block `index`.
     ///
     /// # Panics
-    /// When the model has fewer blocks than the cache was made for: a fault of the caller.
+    /// When the model has more blocks than the cache was made for: a fault of the caller.
     pub fn layer_mut(&mut self, index: usize) -> &mut LayerCache {
         &mut self.layers[index]
     }
