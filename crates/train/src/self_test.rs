@@ -79,8 +79,7 @@ fn examine(
     batch: &Batch,
     seed: u64,
 ) -> Result<SelfTestReport> {
-    let at_start = gradients_at(model, trained, batch)?;
-    check_received(&at_start)?;
+    check_received(&gradients_at(model, trained, batch)?)?;
     let mut values = before.to_vec();
     for (parameter, values) in trained.parameters().iter().zip(&mut values) {
         if parameter.kind == ParameterKind::LoraB {
@@ -143,15 +142,13 @@ fn compare_with_difference(
     let mut best = f64::INFINITY;
     for change in CHANGES {
         let scale = change * batch.target_tokens as f64 / slope;
-        let (up, down) = (moved(values, &parts, scale), moved(values, &parts, -scale));
-        // What rounding left of the direction is the direction that was walked.
-        let expected: f64 =
-            parts.iter().zip(up.iter().zip(&down)).map(|(part, (up, down))| part.dot(up, down)).sum();
-        let loss_at = |values: &[Vec<f32>]| -> Result<f64> {
-            trained.set_values(values)?;
+        let expected: f64 = parts.iter().zip(values).map(|(part, values)| part.slope(values, scale)).sum();
+        let loss_at = |scale: f64| -> Result<f64> {
+            let moved = |(part, values): (&Part<'_>, &Vec<f32>)| part.moved(values, scale).collect();
+            trained.set_values(&parts.iter().zip(values).map(moved).collect::<Vec<_>>())?;
             Ok(evaluate_loss(model, batch, LOGITS_BYTES)?.0)
         };
-        let measured = loss_at(&up)? - loss_at(&down)?;
+        let measured = loss_at(scale)? - loss_at(-scale)?;
         best = best.min((measured - expected).abs() / expected.abs());
         if best <= TOLERANCE {
             return Ok(best);
@@ -174,9 +171,18 @@ struct Part<'a> {
 }
 
 impl Part<'_> {
-    fn dot(&self, up: &[f32], down: &[f32]) -> f64 {
-        let walked = up.iter().zip(down).map(|(up, down)| f64::from(*up) - f64::from(*down));
-        self.gradient.iter().zip(walked).map(|(g, d)| f64::from(*g) * d).sum()
+    /// The values moved by `scale` in this part's direction.
+    fn moved(&self, values: &[f32], scale: f64) -> impl Iterator<Item = f32> {
+        let factor = scale * self.weight / self.norm;
+        values.iter().zip(self.gradient).map(move |(v, g)| (f64::from(*v) + factor * f64::from(*g)) as f32)
+    }
+
+    /// What the gradient says of the change of the loss from `-scale` to `scale`. What rounding left of the direction is the
+    /// direction that is walked.
+    fn slope(&self, values: &[f32], scale: f64) -> f64 {
+        let walked = self.moved(values, scale).zip(self.moved(values, -scale));
+        let steps = walked.map(|(up, down)| f64::from(up) - f64::from(down));
+        self.gradient.iter().zip(steps).map(|(g, step)| f64::from(*g) * step).sum()
     }
 }
 
@@ -193,14 +199,4 @@ fn parts_in_order<'a>(parameters: &[Parameter], gradients: &'a Gradients, seed: 
         Part { gradient, norm: sum_of_squares(gradient).sqrt(), weight }
     };
     parameters.iter().enumerate().map(part).collect()
-}
-
-fn moved(values: &[Vec<f32>], parts: &[Part<'_>], scale: f64) -> Vec<Vec<f32>> {
-    let one = |(values, part): (&Vec<f32>, &Part<'_>)| {
-        let factor = scale * part.weight / part.norm;
-        let moved =
-            values.iter().zip(part.gradient).map(|(v, g)| (f64::from(*v) + factor * f64::from(*g)) as f32);
-        moved.collect()
-    };
-    values.iter().zip(parts).map(one).collect()
 }

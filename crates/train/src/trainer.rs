@@ -141,7 +141,17 @@ impl<'m> Trainer<'m> {
             files: BTreeMap::new(),
         };
         let store = CheckpointStore::new(&place.folder);
-        Ok(Self { model, trained, data, train: sections.train.clone(), stepper, store, place, state, is_prepared: false })
+        Ok(Self {
+            model,
+            trained,
+            data,
+            train: sections.train.clone(),
+            stepper,
+            store,
+            place,
+            state,
+            is_prepared: false,
+        })
     }
 
     /// Steps of the whole run.
