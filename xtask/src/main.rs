@@ -6,6 +6,7 @@ mod deid;
 mod dice;
 mod grammar;
 mod names;
+mod schema;
 mod tickets;
 mod tidy;
 mod tokenizer;
@@ -74,6 +75,8 @@ enum Verb {
         /// JSONL files with `messages` or `text`.
         files: Vec<PathBuf>,
     },
+    /// Write the JSON Schema of recipes, for editors.
+    Schema,
     /// Check sizes, words, recipe headers, expected files and datasets.
     Tidy,
 }
@@ -89,6 +92,7 @@ fn main() -> Result<ExitCode> {
         }
         Verb::Dataset { dataset: None, .. } => bail!("name a dataset, or give `--check`"),
         Verb::Lengths { model, files } => lengths(&model, &files),
+        Verb::Schema => schema::write(&root().join("recipes/recipe.schema.json")),
         Verb::Tidy => return tidy_tree(),
     }?;
     Ok(ExitCode::SUCCESS)

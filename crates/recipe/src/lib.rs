@@ -7,11 +7,13 @@ mod builtin;
 mod error;
 mod node;
 mod origin;
+mod paths;
 mod resolve;
 mod resolved_toml;
 mod schema;
 mod sections;
 mod source;
+mod together;
 
 pub use builtin::{BuiltinRecipe, builtin_recipes, find_builtin};
 pub use error::RecipeError;

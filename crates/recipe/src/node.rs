@@ -14,6 +14,8 @@ pub(crate) struct Node {
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum NodeKind {
     Scalar(Value),
+    /// What TOML can write and no key of a recipe takes, and why.
+    Refused(&'static str),
     Array(Vec<Node>),
     Table(Vec<(String, Node)>),
 }
@@ -24,7 +26,7 @@ impl Node {
         match &self.kind {
             NodeKind::Table(entries) => entries.iter().find(|(k, _)| k == segment).map(|(_, n)| n),
             NodeKind::Array(items) => segment.parse::<usize>().ok().and_then(|i| items.get(i)),
-            NodeKind::Scalar(_) => None,
+            NodeKind::Scalar(_) | NodeKind::Refused(_) => None,
         }
     }
 
@@ -33,13 +35,18 @@ impl Node {
         match &mut self.kind {
             NodeKind::Table(entries) => entries.iter_mut().find(|(k, _)| k == segment).map(|(_, n)| n),
             NodeKind::Array(items) => segment.parse::<usize>().ok().and_then(|i| items.get_mut(i)),
-            NodeKind::Scalar(_) => None,
+            NodeKind::Scalar(_) | NodeKind::Refused(_) => None,
         }
     }
 
     /// The value at a dotted key.
     pub(crate) fn at(&self, key: &str) -> Option<&Node> {
-        key.split('.').try_fold(self, |node, segment| node.child(segment))
+        self.at_path(key.split('.'))
+    }
+
+    /// The value at a path of segments, which may have dots in them.
+    pub(crate) fn at_path<'k>(&self, path: impl IntoIterator<Item = &'k str>) -> Option<&Node> {
+        path.into_iter().try_fold(self, |node, segment| node.child(segment))
     }
 
     /// The origin of a dotted key: its own, or that of the nearest table around it.
@@ -107,6 +114,7 @@ impl Node {
     pub(crate) fn to_json(&self) -> Value {
         match &self.kind {
             NodeKind::Scalar(value) => value.clone(),
+            NodeKind::Refused(_) => Value::Null,
             NodeKind::Array(items) => Value::Array(items.iter().map(Node::to_json).collect()),
             NodeKind::Table(entries) => {
                 Value::Object(entries.iter().map(|(k, n)| (k.clone(), n.to_json())).collect::<Map<_, _>>())

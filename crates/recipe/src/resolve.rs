@@ -1,15 +1,18 @@
-//! From a recipe file to a run: read, check, fill in, make paths absolute to their recipe.
+//! From a recipe file to a run: read, check, fill in, make paths absolute.
 
-use crate::node::{Node, NodeKind};
+use crate::node::Node;
+use crate::schema::Findings;
 use crate::sections::Recipe;
-use crate::{Origin, RecipeError, schema, source};
-use serde_json::Value;
+use crate::together::across_sections;
+use crate::{Origin, RecipeError, paths, schema, source};
+use serde_json::json;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use taper_diagnostics::{Location, Problem, Problems};
-use taper_train::TrainMethod;
+use taper_diagnostics::{Diagnose, Location, Problem, Problems};
+use taper_hub::ModelSource;
 
-/// Keys whose values are paths relative to the recipe that says them.
-const PATH_KEYS: [&str; 5] = ["data.train", "data.valid", "data.test", "model.base", "model.chat_template"];
+/// The version of the recipe format that this crate reads.
+const SCHEMA: u64 = 1;
 
 /// A recipe that can be run.
 #[derive(Debug, Clone)]
@@ -18,7 +21,7 @@ pub struct ResolvedRun {
     pub name: String,
     /// The recipe file.
     pub path: PathBuf,
-    /// Every section, defaults filled in.
+    /// Every section, defaults filled in, paths absolute.
     pub recipe: Recipe,
     /// Odd, but no reason not to start.
     pub warnings: Problems,
@@ -28,7 +31,12 @@ pub struct ResolvedRun {
 impl ResolvedRun {
     /// Where the value of a dotted key came from; `None` when it is a default.
     pub fn origin(&self, key: &str) -> Option<Origin> {
-        self.root.at(key).map(|node| node.origin.clone())
+        self.origin_at(&key.split('.').collect::<Vec<_>>())
+    }
+
+    /// [`Self::origin`] of a key by its segments, which may have dots in them.
+    pub(crate) fn origin_at(&self, path: &[&str]) -> Option<Origin> {
+        self.root.at_path(path.iter().copied()).map(|node| node.origin.clone())
     }
 
     /// The place of a dotted key, for a problem that is found later.
@@ -40,51 +48,75 @@ impl ResolvedRun {
 /// Read the recipe at `path`, apply `--set key=value` in order, and check all of it.
 ///
 /// # Errors
-/// Everything that is wrong, at once, each with its file and line.
+/// Everything that is wrong, at once, each with its file and line. What several sections say together is looked at when each
+/// is sound by itself.
 pub fn resolve(path: &Path, sets: &[String]) -> Result<ResolvedRun, RecipeError> {
     let mut root = source::read(path, sets)?;
-    let mut problems = schema::check(&root);
-    problems.extend(missing(&root, path));
-    problems.into_result().map_err(RecipeError::Problems)?;
-    absolute_paths(&mut root, path);
-    let recipe: Recipe = serde_path(&root, path)?;
-    let name = recipe.name.clone().unwrap_or_else(|| {
-        path.file_stem().map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned())
-    });
-    let problems = ranges(&recipe, &root);
-    let warnings = problems.into_result().map_err(RecipeError::Problems)?;
+    known_version(&root).map_err(RecipeError::Problems)?;
+    let mut found = schema::check(&root);
+    missing(&root, path, &mut found);
+    paths::make_absolute(&mut root, &mut found);
+    let mut recipe = filled(&root, path, &mut found)?;
+    ranges(&recipe, &root, &mut found);
+    if found.sections.is_empty() {
+        found.problems.extend(across_sections(&recipe, &root));
+    }
+    let warnings = in_order(&found.problems).into_result().map_err(RecipeError::Problems)?;
+    let stem =
+        || path.file_stem().map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
+    let name = recipe.name.get_or_insert_with(stem).clone();
     Ok(ResolvedRun { name, path: path.to_owned(), recipe, warnings, root })
 }
 
-/// What every recipe has to say.
-fn missing(root: &Node, path: &Path) -> Problems {
+/// A recipe of another format has other keys: nothing else is worth telling.
+fn known_version(root: &Node) -> Result<(), Problems> {
+    let Some(node) = root.child("schema") else { return Ok(()) };
+    let Some(given) = node.to_json().as_u64().filter(|given| *given != SCHEMA) else { return Ok(()) };
     let mut problems = Problems::new();
-    for (key, example) in [
-        ("schema", "schema = 1"),
-        ("model.base", "[model]\nbase = \"HuggingFaceTB/SmolLM2-135M-Instruct\""),
-        ("data.train", "[data]\ntrain = \"train.jsonl\""),
-    ] {
-        if root.at(key).is_none() {
-            problems.push(
-                Problem::error("missing-key", format!("the recipe has no `{key}`"))
-                    .at(Location::file(path))
-                    .hint(format!("add `{}`", example.replace('\n', "` `"))),
-            );
-        }
-    }
-    problems
+    problems.push(
+        Problem::error("schema", format!("recipe format {given} is not known"))
+            .at(node.origin.location("schema"))
+            .hint(format!("this version reads `schema = {SCHEMA}`")),
+    );
+    Err(problems)
 }
 
-/// What a schema cannot say is left to serde; it tells one fault at a time.
-fn serde_path(root: &Node, path: &Path) -> Result<Recipe, RecipeError> {
-    serde_json::from_value(root.to_json()).map_err(|error| {
-        let mut problems = Problems::new();
-        problems.push(Problem::error("recipe", error.to_string()).at(Location::file(path)));
-        RecipeError::Problems(problems)
+/// What every recipe has to say.
+fn missing(root: &Node, path: &Path, found: &mut Findings) {
+    for (key, example) in [
+        ("schema", "`schema = 1`"),
+        ("model.base", "`base = \"HuggingFaceTB/SmolLM2-135M-Instruct\"` under `[model]`"),
+        ("data.train", "`train = \"train.jsonl\"` under `[data]`"),
+    ] {
+        if root.at(key).is_none() {
+            let problem = Problem::error("missing-key", format!("the recipe has no `{key}`"))
+                .at(Location::file(path))
+                .hint(format!("add {example}"));
+            found.push(key, problem);
+        }
+    }
+}
+
+/// The recipe; a section with a fault is left at its defaults.
+fn filled(root: &Node, path: &Path, found: &mut Findings) -> Result<Recipe, RecipeError> {
+    let mut values = root.to_json();
+    if let Some(object) = values.as_object_mut() {
+        for section in &found.sections {
+            object.shift_remove(section);
+        }
+        for (needed, least) in [("schema", json!(SCHEMA)), ("model", json!({})), ("data", json!({}))] {
+            object.entry(needed).or_insert(least);
+        }
+    }
+    serde_json::from_value(values).map_err(|error| {
+        // What the schema cannot say; serde tells one fault at a time, without its place.
+        found.problems.push(Problem::error("recipe", error.to_string()).at(Location::file(path)));
+        RecipeError::Problems(in_order(&found.problems))
     })
 }
 
-fn ranges(recipe: &Recipe, root: &Node) -> Problems {
+/// What each section says of its own values, if all of them have the right type.
+fn ranges(recipe: &Recipe, root: &Node, found: &mut Findings) {
     let mut sections = vec![
         ("model".to_owned(), recipe.model.check()),
         ("data".to_owned(), recipe.data.check()),
@@ -100,84 +132,62 @@ fn ranges(recipe: &Recipe, root: &Node) -> Problems {
     for (i, eval) in recipe.eval.iter().enumerate() {
         sections.push((format!("eval.{i}"), eval.check()));
     }
-    let mut problems = across_sections(recipe, root);
-    for (section, found) in sections {
-        for problem in found.iter() {
-            let key = problem.location.as_ref().and_then(|l| l.key.clone()).unwrap_or_default();
-            // A section names its own key, with or without the section's name before it.
-            let short = key.strip_prefix(&format!("{section}.")).unwrap_or(&key);
-            let key = if short.is_empty() { section.clone() } else { format!("{section}.{short}") };
-            problems.push(problem.clone().at(root.origin_of(&key).location(&key)));
-        }
-    }
-    problems
-}
-
-fn across_sections(recipe: &Recipe, root: &Node) -> Problems {
-    let mut problems = Problems::new();
-    let at = |key: &str| root.origin_of(key).location(key);
-    if recipe.schema != 1 {
-        problems.push(
-            Problem::error("schema", format!("recipe format {} is not known", recipe.schema))
-                .at(at("schema"))
-                .hint("this version reads `schema = 1`"),
-        );
-    }
-    match (recipe.train.method, &recipe.adapter) {
-        (TrainMethod::Full, Some(_)) => problems.push(
-            Problem::error("conflict", "`train.method = \"full\"` trains all weights, yet there is an `[adapter]`")
-                .at(at("adapter"))
-                .hint("remove `[adapter]`, or set `train.method = \"adapter\"`"),
-        ),
-        (TrainMethod::Adapter, None) => problems.push(
-            Problem::error("missing-key", "the recipe has no `[adapter]`")
-                .at(at("train.method"))
-                .hint("add `[adapter]` (its defaults are a LoRA on all linear layers), or `train.method = \"full\"`"),
-        ),
-        _ => {}
-    }
-    let mut names = Vec::new();
-    for (i, eval) in recipe.eval.iter().enumerate() {
-        if names.contains(&eval.name) {
-            problems.push(
-                Problem::error("conflict", format!("two evaluations are named `{}`", eval.name))
-                    .at(at(&format!("eval.{i}.name"))),
-            );
-        }
-        names.push(eval.name.clone());
-    }
-    problems
-}
-
-/// Paths are relative to the recipe that says them; on the command line, to where the command runs.
-fn absolute_paths(root: &mut Node, recipe: &Path) {
-    let mut keys: Vec<String> = PATH_KEYS.iter().map(|k| (*k).to_owned()).collect();
-    if let Some(NodeKind::Array(evals)) = root.child("eval").map(|n| &n.kind) {
-        keys.extend((0..evals.len()).map(|i| format!("eval.{i}.data")));
-    }
-    let home = recipe.parent().unwrap_or(Path::new(".")).to_owned();
-    for key in keys {
-        let Some(node) = key.split('.').try_fold(&mut *root, |node, segment| node.child_mut(segment)) else {
+    let faulty: BTreeSet<String> = found.sections.clone();
+    for (section, problems) in sections {
+        if faulty.contains(section.split('.').next().unwrap_or(&section)) {
             continue;
-        };
-        let hub_id_allowed = key == "model.base";
-        match &mut node.kind {
-            NodeKind::Array(items) => items.iter_mut().for_each(|item| join(item, &home, hub_id_allowed)),
-            _ => join(node, &home, hub_id_allowed),
         }
+        for problem in problems.iter() {
+            let key = placed_key(problem, &section);
+            found.push(&key, problem.clone().at(root.origin_of(&key).location(&key)));
+        }
+    }
+    if !found.sections.contains("model")
+        && let Err(error) = ModelSource::of_section(&recipe.model, Path::new(""))
+    {
+        let problem = Problem::error("model", error.to_string());
+        let problem = Problem { hint: error.hint(), ..problem };
+        found.push("model", problem.at(root.origin_of("model.revision").location("model.revision")));
     }
 }
 
-fn join(node: &mut Node, home: &Path, hub_id_allowed: bool) {
-    let folder = match &node.origin {
-        Origin::File { path, .. } => path.parent().unwrap_or(home).to_owned(),
-        Origin::CommandLine | Origin::Default => PathBuf::new(),
-    };
-    let NodeKind::Scalar(Value::String(text)) = &mut node.kind else { return };
-    let joined = folder.join(&*text);
-    // `owner/name` is a folder where there is one, and a hub id elsewhere.
-    let is_path = joined.exists() || text.starts_with('.') || Path::new(&*text).is_absolute();
-    if !hub_id_allowed || is_path {
-        *text = joined.to_string_lossy().into_owned();
+/// A section names its own key, with or without the section's name before it.
+pub(crate) fn placed_key(problem: &Problem, section: &str) -> String {
+    let key = problem.location.as_ref().and_then(|l| l.key.clone()).unwrap_or_default();
+    let own = key.strip_prefix(section).and_then(|key| key.strip_prefix('.')).unwrap_or(&key);
+    if own.is_empty() { section.to_owned() } else { format!("{section}.{own}") }
+}
+
+/// As they stand in the files; what has no line comes first.
+fn in_order(problems: &Problems) -> Problems {
+    let mut sorted: Vec<&Problem> = problems.iter().collect();
+    sorted.sort_by_key(|problem| problem.location.as_ref().map(|l| (l.file.clone(), l.line)));
+    let mut problems = Problems::new();
+    sorted.into_iter().cloned().for_each(|problem| problems.push(problem));
+    problems
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sections_own_key_gets_the_sections_name_once() {
+        let named = |key: &str| Problem::error("x", "").at(Location::default().with_key(key));
+        assert_eq!(placed_key(&named("r"), "adapter"), "adapter.r");
+        assert_eq!(placed_key(&named("adapter.r"), "adapter"), "adapter.r");
+        assert_eq!(placed_key(&named("limit"), "eval.1"), "eval.1.limit");
+        assert_eq!(placed_key(&Problem::error("x", ""), "gate"), "gate");
+    }
+
+    #[test]
+    fn problems_stand_in_the_order_of_the_file() {
+        let mut problems = Problems::new();
+        for line in [9, 2, 5] {
+            problems.push(Problem::error("x", line.to_string()).at(Location::line("r.toml", line)));
+        }
+        problems.push(Problem::error("x", "set").at(Location::default().with_key("--set a.b")));
+        let order: Vec<String> = in_order(&problems).iter().map(|p| p.message.clone()).collect();
+        assert_eq!(order, ["set", "2", "5", "9"]);
     }
 }

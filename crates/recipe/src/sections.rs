@@ -10,7 +10,7 @@ use taper_peft::AdapterSection;
 use taper_train::{OptimizerSection, ScheduleSection, TrainSection};
 
 /// One fine-tuning run: which base, which data, how to train, how to judge, what to write.
-#[derive(Debug, Clone, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Recipe {
     /// Version of the recipe format: 1.

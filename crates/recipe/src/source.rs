@@ -17,8 +17,8 @@ pub(crate) fn read(path: &Path, sets: &[String]) -> Result<Node, RecipeError> {
     let mut root = read_with_base(path, &mut Vec::new())?;
     let mut problems = Problems::new();
     for set in sets {
-        if let Err(problem) = apply_set(&mut root, set) {
-            problems.push(problem);
+        if let Err(found) = apply_set(&mut root, set) {
+            problems.extend(found);
         }
     }
     problems.into_result().map_err(RecipeError::Problems)?;
@@ -27,70 +27,86 @@ pub(crate) fn read(path: &Path, sets: &[String]) -> Result<Node, RecipeError> {
 
 fn read_with_base(path: &Path, trail: &mut Vec<PathBuf>) -> Result<Node, RecipeError> {
     let text = read_text(path)?;
-    let mut node = parse(path, &text).map_err(one)?;
-    let canonical = path.canonicalize().unwrap_or_else(|_| path.to_owned());
-    if trail.contains(&canonical) || trail.len() >= MOST_EXTENDS {
-        return Err(one(Problem::error("extends-cycle", "recipes extend each other without end")
-            .at(Location::file(path).with_key("extends"))));
+    let mut node = parse(path, &text).map_err(RecipeError::Problems)?;
+    trail.push(path.canonicalize().unwrap_or_else(|_| path.to_owned()));
+    let Some((base, at)) = take_extends(&mut node).map_err(RecipeError::Problems)? else { return Ok(node) };
+    let base = path.parent().unwrap_or(Path::new("")).join(base);
+    let is_in_trail = base.canonicalize().is_ok_and(|base| trail.contains(&base));
+    if is_in_trail || trail.len() >= MOST_EXTENDS {
+        return Err(stop(Problem::error("extends-cycle", "recipes extend each other without end").at(at)));
     }
-    trail.push(canonical);
-    let Some(base) = take_extends(&mut node).map_err(one)? else { return Ok(node) };
-    let folder = path.parent().unwrap_or(Path::new("."));
-    let base = read_with_base(&folder.join(base), trail)?;
+    let base = read_with_base(&base, trail).map_err(|error| match error {
+        RecipeError::Read { path, source } => {
+            let message = format!("cannot read `{}`: {source}", path.display());
+            stop(
+                Problem::error("extends", message)
+                    .at(at)
+                    .hint("the path is relative to the recipe that says it"),
+            )
+        }
+        problems => problems,
+    })?;
     Ok(node.over(base))
 }
 
-fn one(problem: Problem) -> RecipeError {
+fn one(problem: Problem) -> Problems {
     let mut problems = Problems::new();
     problems.push(problem);
-    RecipeError::Problems(problems)
+    problems
+}
+
+fn stop(problem: Problem) -> RecipeError {
+    RecipeError::Problems(one(problem))
 }
 
 fn read_text(path: &Path) -> Result<String, RecipeError> {
     let unreadable = |source| RecipeError::Read { path: path.to_owned(), source };
     let length = fs_err::metadata(path).map_err(unreadable)?.len();
     if length > MOST_BYTES {
-        return Err(one(Problem::error("recipe-size", format!("a recipe of {length} bytes"))
-            .at(Location::file(path))
-            .hint("a recipe is a small TOML file; data belongs in the files that `[data]` names")));
+        return Err(stop(
+            Problem::error("recipe-size", format!("a recipe of {length} bytes"))
+                .at(Location::file(path))
+                .hint("a recipe is a small TOML file; data belongs in the files that `[data]` names"),
+        ));
     }
     fs_err::read_to_string(path).map_err(unreadable)
 }
 
-fn take_extends(node: &mut Node) -> Result<Option<String>, Problem> {
+/// What a recipe extends and where it says so; it is gone from the values.
+fn take_extends(node: &mut Node) -> Result<Option<(String, Location)>, Problems> {
     let NodeKind::Table(entries) = &mut node.kind else { return Ok(None) };
     let Some(index) = entries.iter().position(|(k, _)| k == "extends") else { return Ok(None) };
     let (_, extends) = entries.remove(index);
+    let at = extends.origin.location("extends");
     match extends.kind {
-        NodeKind::Scalar(Value::String(base)) => Ok(Some(base)),
-        _ => Err(Problem::error("wrong-type", "`extends` is the path of one recipe")
-            .at(extends.origin.location("extends"))),
+        NodeKind::Scalar(Value::String(base)) if !base.is_empty() => Ok(Some((base, at))),
+        _ => Err(one(Problem::error("wrong-type", "`extends` is the path of one recipe").at(at))),
     }
 }
 
-fn parse(path: &Path, text: &str) -> Result<Node, Problem> {
+fn parse(path: &Path, text: &str) -> Result<Node, Problems> {
     let document = Document::parse(text).map_err(|error| {
         let line = error.span().map_or(1, |span| line_of(text, span.start));
-        Problem::error("toml-syntax", error.message().trim().replace('\n', ", "))
-            .at(Location::line(path, line))
+        let message = error.message().trim().replace('\n', ", ");
+        one(Problem::error("toml-syntax", message).at(Location::line(path, line)))
     })?;
-    table_node(path, text, document.as_table(), 1)
+    Ok(table_node(path, text, document.as_table(), 1))
 }
 
-fn table_node(path: &Path, text: &str, table: &dyn TableLike, line: usize) -> Result<Node, Problem> {
+fn table_node(path: &Path, text: &str, table: &dyn TableLike, line: usize) -> Node {
     let mut entries = Vec::new();
     for (name, item) in table.iter() {
         // A key's own line; a table made by a dotted header has none and takes that of what is in it.
         let span = table.key(name).and_then(toml_edit::Key::span).or_else(|| item.span());
         let line = span.map_or(line, |span| line_of(text, span.start));
-        entries.push((name.to_owned(), item_node(path, text, item, line)?));
+        entries.push((name.to_owned(), item_node(path, text, item, line)));
     }
-    Ok(Node { origin: origin(path, line), kind: NodeKind::Table(entries) })
+    Node { origin: origin(path, line), kind: NodeKind::Table(entries) }
 }
 
-fn item_node(path: &Path, text: &str, item: &Item, line: usize) -> Result<Node, Problem> {
+fn item_node(path: &Path, text: &str, item: &Item, line: usize) -> Node {
     match item {
-        Item::None => Ok(Node { origin: origin(path, line), kind: NodeKind::Scalar(Value::Null) }),
+        Item::None => Node { origin: origin(path, line), kind: NodeKind::Scalar(Value::Null) },
         Item::Value(value) => value_node(path, text, value, line),
         Item::Table(table) => {
             let line = table.span().map_or(line, |span| line_of(text, span.start));
@@ -103,23 +119,24 @@ fn item_node(path: &Path, text: &str, item: &Item, line: usize) -> Result<Node, 
                     let line = table.span().map_or(line, |span| line_of(text, span.start));
                     table_node(path, text, table, line)
                 })
-                .collect::<Result<_, _>>()?;
-            Ok(Node { origin: origin(path, line), kind: NodeKind::Array(items) })
+                .collect();
+            Node { origin: origin(path, line), kind: NodeKind::Array(items) }
         }
     }
 }
 
-fn value_node(path: &Path, text: &str, value: &toml_edit::Value, line: usize) -> Result<Node, Problem> {
-    let refuse = |what: &str| Err(Problem::error("wrong-type", what).at(Location::line(path, line)));
-    let scalar = match value {
-        toml_edit::Value::String(s) => Value::String(s.value().clone()),
-        toml_edit::Value::Integer(i) => Value::from(*i.value()),
+fn value_node(path: &Path, text: &str, value: &toml_edit::Value, line: usize) -> Node {
+    let kind = match value {
+        toml_edit::Value::String(s) => NodeKind::Scalar(Value::String(s.value().clone())),
+        toml_edit::Value::Integer(i) => NodeKind::Scalar(Value::from(*i.value())),
         toml_edit::Value::Float(f) => match serde_json::Number::from_f64(*f.value()) {
-            Some(number) => Value::Number(number),
-            None => return refuse("a number here is finite: neither `nan` nor `inf`"),
+            Some(number) => NodeKind::Scalar(Value::Number(number)),
+            None => NodeKind::Refused("is finite: neither `nan` nor `inf`"),
         },
-        toml_edit::Value::Boolean(b) => Value::Bool(*b.value()),
-        toml_edit::Value::Datetime(_) => return refuse("no key of a recipe is a date"),
+        toml_edit::Value::Boolean(b) => NodeKind::Scalar(Value::Bool(*b.value())),
+        toml_edit::Value::Datetime(_) => {
+            NodeKind::Refused("is no date or time; a text that looks like one stands in quotes")
+        }
         toml_edit::Value::Array(array) => {
             let items = array
                 .iter()
@@ -127,12 +144,12 @@ fn value_node(path: &Path, text: &str, value: &toml_edit::Value, line: usize) ->
                     let line = item.span().map_or(line, |span| line_of(text, span.start));
                     value_node(path, text, item, line)
                 })
-                .collect::<Result<_, _>>()?;
-            return Ok(Node { origin: origin(path, line), kind: NodeKind::Array(items) });
+                .collect();
+            NodeKind::Array(items)
         }
         toml_edit::Value::InlineTable(table) => return table_node(path, text, table, line),
     };
-    Ok(Node { origin: origin(path, line), kind: NodeKind::Scalar(scalar) })
+    Node { origin: origin(path, line), kind }
 }
 
 fn origin(path: &Path, line: usize) -> Origin {
@@ -144,27 +161,34 @@ fn line_of(text: &str, offset: usize) -> usize {
 }
 
 /// `key=value`: the value is TOML, and what is no TOML is a string, so that `--set model.base=../m` needs no quotes.
-fn apply_set(root: &mut Node, set: &str) -> Result<(), Problem> {
-    let malformed = |what: String| {
-        Problem::error("set", what)
-            .hint("write `--set section.key=value`, for example `--set train.max_steps=20`")
-    };
+fn apply_set(root: &mut Node, set: &str) -> Result<(), Problems> {
+    let refused = |what: String, hint: &str| one(Problem::error("set", what).hint(hint));
+    let usage = "write `--set section.key=value`, for example `--set train.max_steps=20`";
     let Some((key, raw)) = set.split_once('=') else {
-        return Err(malformed(format!("`--set {set}` has no `=`")));
+        return Err(refused(format!("`--set {set}` has no `=`"), usage));
     };
     let key = key.trim();
     if key.is_empty() || key.split('.').any(str::is_empty) {
-        return Err(malformed(format!("`--set {set}` names no key")));
+        return Err(refused(format!("`--set {set}` names no key"), usage));
     }
-    let text = format!("value = {raw}\n");
-    let kind = match parse(Path::new("--set"), &text).ok().and_then(|table| table.child("value").cloned()) {
-        Some(node) => node.kind,
-        None => NodeKind::Scalar(Value::String(raw.to_owned())),
-    };
-    let value = on_command_line(kind);
-    root.set(key, value).map_err(|segment| {
-        malformed(format!("`--set {set}`: `{segment}` is inside something that is no table"))
+    if key == "extends" || key.starts_with("extends.") {
+        let what = "`--set extends` comes too late: the recipe has been read by then".to_owned();
+        return Err(refused(what, "write `extends` into a recipe of your own, above what it changes"));
+    }
+    root.set(key, on_command_line(value_of(raw))).map_err(|segment| {
+        let what = "stands in a list that is not so long, or in something that is no table";
+        refused(format!("`--set {set}`: `{segment}` {what}"), usage)
     })
+}
+
+/// The value that a text after `=` is.
+fn value_of(raw: &str) -> NodeKind {
+    let parsed = parse(Path::new("--set"), &format!("value = {raw}\n")).map(|node| node.kind);
+    match parsed {
+        // A line break in the text would begin another key.
+        Ok(NodeKind::Table(mut entries)) if entries.len() == 1 => entries.remove(0).1.kind,
+        _ => NodeKind::Scalar(Value::String(raw.to_owned())),
+    }
 }
 
 fn on_command_line(kind: NodeKind) -> Node {
@@ -175,7 +199,7 @@ fn on_command_line(kind: NodeKind) -> Node {
         NodeKind::Table(entries) => {
             NodeKind::Table(entries.into_iter().map(|(k, n)| (k, on_command_line(n.kind))).collect())
         }
-        scalar @ NodeKind::Scalar(_) => scalar,
+        single @ (NodeKind::Scalar(_) | NodeKind::Refused(_)) => single,
     };
     Node { origin: Origin::CommandLine, kind }
 }

@@ -1,0 +1,122 @@
+//! Paths of a recipe: relative to the file that says them, on the command line to where the command runs; absolute from here on,
+//! so that `resolved.toml` means the same wherever it is read.
+
+use crate::Origin;
+use crate::node::{Node, NodeKind};
+use crate::schema::Findings;
+use serde_json::Value;
+use std::path::{Component, Path, PathBuf};
+use taper_diagnostics::{Diagnose, Problem};
+use taper_hub::ModelSource;
+
+/// Keys whose values are paths, besides `model.base` and the `data` of each `[[eval]]`.
+const PATH_KEYS: [&str; 4] = ["data.train", "data.valid", "data.test", "model.chat_template"];
+
+/// Make every path absolute. A base that is neither a folder nor a hub id is a problem.
+pub(crate) fn make_absolute(root: &mut Node, found: &mut Findings) {
+    let mut keys: Vec<String> = PATH_KEYS.iter().map(|k| (*k).to_owned()).collect();
+    if let Some(NodeKind::Array(evals)) = root.child("eval").map(|n| &n.kind) {
+        keys.extend((0..evals.len()).map(|i| format!("eval.{i}.data")));
+    }
+    for key in keys {
+        let Some(node) = at_mut(root, &key) else { continue };
+        match &mut node.kind {
+            NodeKind::Array(items) => items.iter_mut().for_each(file),
+            _ => file(node),
+        }
+    }
+    if let Some(node) = at_mut(root, "model.base") {
+        base(node, found);
+    }
+}
+
+fn at_mut<'a>(root: &'a mut Node, key: &str) -> Option<&'a mut Node> {
+    key.split('.').try_fold(root, |node, segment| node.child_mut(segment))
+}
+
+/// What a path beside this value is relative to.
+fn folder_of(origin: &Origin) -> PathBuf {
+    match origin {
+        Origin::File { path, .. } => path.parent().unwrap_or(Path::new("")).to_owned(),
+        Origin::CommandLine | Origin::Default => PathBuf::new(),
+    }
+}
+
+fn file(node: &mut Node) {
+    let folder = folder_of(&node.origin);
+    let NodeKind::Scalar(Value::String(text)) = &mut node.kind else { return };
+    // An empty path stays one, for its section to complain of.
+    if !text.is_empty() {
+        *text = absolute(&folder.join(&*text)).to_string_lossy().into_owned();
+    }
+}
+
+fn base(node: &mut Node, found: &mut Findings) {
+    let at = node.origin.location("model.base");
+    let folder = folder_of(&node.origin);
+    let NodeKind::Scalar(Value::String(text)) = &mut node.kind else { return };
+    if text.trim().is_empty() {
+        return;
+    }
+    match ModelSource::parse_in(&folder, text) {
+        Ok(ModelSource::Folder(path)) => *text = absolute(&path).to_string_lossy().into_owned(),
+        Ok(ModelSource::Hub { .. }) => {}
+        Err(error) => {
+            let problem = Problem { hint: error.hint(), ..Problem::error("model", error.to_string()) };
+            found.push("model.base", problem.at(at));
+        }
+    }
+}
+
+/// The path from the root of the file system, without `.` and `..` unless a link makes them mean something else.
+fn absolute(path: &Path) -> PathBuf {
+    let full = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let clean = without_dots(&full);
+    match (full.canonicalize(), clean.canonicalize()) {
+        (Ok(one), Ok(other)) if one == other => clean,
+        (Err(_), Err(_)) => clean,
+        _ => full,
+    }
+}
+
+fn without_dots(path: &Path) -> PathBuf {
+    let mut clean = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir => {
+                clean.pop();
+            }
+            other => clean.push(other),
+        }
+    }
+    clean
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dots_are_taken_out() {
+        assert_eq!(without_dots(Path::new("/a/b/../c/./d")), Path::new("/a/c/d"));
+        assert_eq!(absolute(Path::new("/no/such/../file")), Path::new("/no/file"));
+        let here = std::env::current_dir().unwrap();
+        assert_eq!(absolute(Path::new("no-such-file")), here.join("no-such-file"));
+    }
+
+    #[test]
+    #[cfg(unix)]
+    fn dots_behind_a_link_stay() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path();
+        fs_err::create_dir_all(root.join("a/b")).unwrap();
+        fs_err::write(root.join("a/file"), "").unwrap();
+        fs_err::os::unix::fs::symlink(root.join("a/b"), root.join("link")).unwrap();
+        let through = root.join("link/../file");
+        assert_eq!(absolute(&through), through);
+        fs_err::write(root.join("file"), "").unwrap();
+        assert_eq!(absolute(&through), through, "another file of that name lies where the dots seem to lead");
+        assert_eq!(absolute(&root.join("a/b/../file")), root.join("a/file"));
+    }
+}

@@ -1,0 +1,193 @@
+//! What the sections of a recipe say together: contradictions, and keys that have no effect beside others.
+
+use crate::node::Node;
+use crate::resolve::placed_key;
+use crate::sections::Recipe;
+use taper_diagnostics::{Location, Problem, Problems};
+use taper_eval::EvalSection;
+use taper_export::ExportFormat;
+use taper_hub::InitChoice;
+use taper_train::{TrainMethod, TrainSection, check_together};
+
+/// Everything that can be known from the recipe alone and that no section knows of itself.
+pub(crate) fn across_sections(recipe: &Recipe, root: &Node) -> Problems {
+    let mut faults = Faults { root, problems: Problems::new() };
+    faults.name(recipe);
+    faults.method(recipe);
+    faults.validation(recipe);
+    faults.length(recipe);
+    faults.evaluations(recipe);
+    faults.gates(recipe);
+    for problem in check_together(&recipe.train, &recipe.optimizer, &recipe.schedule).iter() {
+        let key = problem.location.as_ref().and_then(|l| l.key.clone()).unwrap_or_default();
+        faults.problems.push(problem.clone().at(faults.at(&key)));
+    }
+    faults.problems
+}
+
+struct Faults<'a> {
+    root: &'a Node,
+    problems: Problems,
+}
+
+impl Faults<'_> {
+    fn at(&self, key: &str) -> Location {
+        self.root.origin_of(key).location(key)
+    }
+
+    fn push(&mut self, key: &str, problem: Problem) {
+        let at = self.at(key);
+        self.problems.push(problem.at(at));
+    }
+
+    /// The name is that of a folder.
+    fn name(&mut self, recipe: &Recipe) {
+        let Some(name) = &recipe.name else { return };
+        let is_folder_name = !name.trim().is_empty()
+            && name != "."
+            && name != ".."
+            && !name.chars().any(|c| c.is_control() || matches!(c, '/' | '\\'));
+        if !is_folder_name {
+            let problem =
+                Problem::error("out-of-range", format!("`name` is {name:?}, which no folder can be named"));
+            self.push(
+                "name",
+                problem.hint("the run is written to `runs/<name>`; another folder is named by `--out`"),
+            );
+        }
+    }
+
+    /// What is trained, from which start, and what can be exported of it.
+    fn method(&mut self, recipe: &Recipe) {
+        let is_full = recipe.train.method == TrainMethod::Full;
+        match &recipe.adapter {
+            Some(_) if is_full => self.push(
+                "adapter",
+                Problem::error("conflict", "`train.method = \"full\"` trains all weights, yet there is an `[adapter]`")
+                    .hint("remove `[adapter]`, or set `train.method = \"adapter\"`"),
+            ),
+            None if !is_full => self.push(
+                "train.method",
+                Problem::error("missing-key", "the recipe has no `[adapter]`")
+                    .hint("add `[adapter]` (its defaults are a LoRA on all linear layers), or `train.method = \"full\"`"),
+            ),
+            _ => {}
+        }
+        if recipe.model.init == InitChoice::Random && !is_full {
+            self.push(
+                "model.init",
+                Problem::error("conflict", "`model.init = \"random\"` with an adapter: the random base would not be kept")
+                    .hint("set `train.method = \"full\"` to train all weights, or take the weights of the checkpoint"),
+            );
+        }
+        if is_full && recipe.export.formats.contains(&ExportFormat::Peft) {
+            self.push(
+                "export.formats",
+                Problem::error(
+                    "conflict",
+                    "`export.formats` has \"peft\", and full training makes no adapter",
+                )
+                .hint("set `formats = [\"merged\"]` under `[export]`"),
+            );
+        }
+    }
+
+    /// Keys that ask for validation, without data for it.
+    fn validation(&mut self, recipe: &Recipe) {
+        if !recipe.data.valid.is_empty() || recipe.data.validation_split > 0.0 {
+            return;
+        }
+        let train = &recipe.train;
+        for (key, is_set) in [
+            ("eval_steps", train.eval_steps.is_some()),
+            ("early_stopping_patience", train.early_stopping_patience.is_some()),
+        ] {
+            if is_set {
+                self.push(
+                    &format!("train.{key}"),
+                    Problem::error("no-effect", format!("`{key}` is set, but there is nothing to validate on"))
+                        .hint("name a `valid` file under `[data]`, hold a share out with `validation_split`, or remove the key"),
+                );
+            }
+        }
+    }
+
+    /// One file that gives the length of the run twice. To override the one by the other is what `extends` and `--set` are for.
+    fn length(&mut self, recipe: &Recipe) {
+        let file_of = |key: &str| self.root.at(key).and_then(|_| self.at(key).file);
+        let (epochs, steps) = (file_of("train.num_train_epochs"), file_of("train.max_steps"));
+        let is_default = recipe.train.num_train_epochs == TrainSection::default().num_train_epochs;
+        if recipe.train.max_steps.is_some() && epochs.is_some() && epochs == steps && !is_default {
+            self.push(
+                "train.num_train_epochs",
+                Problem::warning("no-effect", "`num_train_epochs` has no effect, since `max_steps` is set")
+                    .hint("remove one of them"),
+            );
+        }
+    }
+
+    fn evaluations(&mut self, recipe: &Recipe) {
+        for (i, eval) in recipe.eval.iter().enumerate() {
+            if recipe.eval[..i].iter().any(|earlier| earlier.name == eval.name) {
+                self.push(
+                    &format!("eval.{i}.name"),
+                    Problem::error("conflict", format!("two evaluations are named `{}`", eval.name))
+                        .hint("give each `[[eval]]` a `name` of its own"),
+                );
+            }
+            if eval.data.is_empty() && recipe.data.test.is_empty() {
+                self.push(
+                    &format!("eval.{i}"),
+                    Problem::error("missing-key", format!("the evaluation `{}` has no data", eval.name))
+                        .hint("name a `test` file under `[data]`, or `data` in this `[[eval]]`"),
+                );
+            }
+            for key in without_effect(eval) {
+                self.push(
+                    &format!("eval.{i}.{key}"),
+                    Problem::warning(
+                        "no-effect",
+                        format!("`{key}` has no effect: `perplexity` alone writes no answers"),
+                    )
+                    .hint("remove it, or measure `exact_match` or `json_fields` too"),
+                );
+            }
+        }
+    }
+
+    fn gates(&mut self, recipe: &Recipe) {
+        for problem in recipe.gate.check_against(&recipe.eval).iter() {
+            self.push(&placed_key(problem, "gate"), problem.clone());
+        }
+        let limits = recipe.gate.limits();
+        if recipe.gate.eval.is_some() && limits.is_empty() {
+            self.push(
+                "gate.eval",
+                Problem::error("no-effect", "`gate.eval` is set, but there is no limit for it")
+                    .hint("add a limit, for example `min_exact_match = 0.8`, or remove `eval`"),
+            );
+        }
+        if recipe.model.init == InitChoice::Random {
+            for limit in limits.iter().filter(|limit| limit.kind.is_comparison()) {
+                let key = limit.kind.key();
+                self.push(
+                    &format!("gate.{key}"),
+                    Problem::error("conflict", format!("`{key}` compares with the base, and there is none"))
+                        .hint("a model from random weights is held to limits of its own, for example `max_perplexity`"),
+                );
+            }
+        }
+    }
+}
+
+/// Keys with a value of their own that only answers would show.
+fn without_effect(eval: &EvalSection) -> Vec<&'static str> {
+    let default = EvalSection::default();
+    let changed = [
+        ("max_new_tokens", eval.max_new_tokens != default.max_new_tokens),
+        ("batch_size", eval.batch_size != default.batch_size),
+        ("normalize", eval.normalize != default.normalize),
+    ];
+    let changed = changed.into_iter().filter(|(_, changed)| *changed && !eval.generates());
+    changed.map(|(key, _)| key).collect()
+}
