@@ -20,13 +20,13 @@ pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Re
     let named = |error: io::Error| {
         io::Error::new(error.kind(), format!("failed to write `{}`: {error}", path.display()))
     };
-    let temporary =
-        tempfile::Builder::new().prefix(".taper-").suffix(".tmp").tempfile_in(folder).map_err(named)?;
+    let mut builder = tempfile::Builder::new();
+    builder.prefix(".taper-").suffix(".tmp");
+    let temporary = like_ordinary_files(&mut builder).tempfile_in(folder).map_err(named)?;
     let mut writer = BufWriter::with_capacity(1 << 20, temporary);
     fill(&mut writer).map_err(named)?;
     let temporary = writer.into_inner().map_err(|e| named(e.into_error()))?;
     temporary.as_file().sync_all().map_err(named)?;
-    make_readable(temporary.as_file()).map_err(named)?;
     temporary.persist(path).map_err(|e| named(e.error))?;
     sync_folder(folder)
 }
@@ -39,16 +39,20 @@ pub fn write_bytes_atomically(path: &Path, bytes: &[u8]) -> io::Result<()> {
     write_atomically(path, |writer| writer.write_all(bytes))
 }
 
-/// Temporary files are made for their owner alone; what a run leaves is an ordinary file.
+/// Temporary files are made for their owner alone; what a run leaves is an ordinary file, as private as the umask asks.
 #[cfg(unix)]
-fn make_readable(file: &std::fs::File) -> io::Result<()> {
+fn like_ordinary_files<'a, 'b, 'c>(
+    builder: &'a mut tempfile::Builder<'b, 'c>,
+) -> &'a mut tempfile::Builder<'b, 'c> {
     use std::os::unix::fs::PermissionsExt;
-    file.set_permissions(std::fs::Permissions::from_mode(0o644))
+    builder.permissions(std::fs::Permissions::from_mode(0o666))
 }
 
 #[cfg(not(unix))]
-fn make_readable(_: &std::fs::File) -> io::Result<()> {
-    Ok(())
+fn like_ordinary_files<'a, 'b, 'c>(
+    builder: &'a mut tempfile::Builder<'b, 'c>,
+) -> &'a mut tempfile::Builder<'b, 'c> {
+    builder
 }
 
 /// A rename is durable once its folder is.
@@ -65,6 +69,32 @@ fn sync_folder(_: &Path) -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// The mode of a written file is that of an ordinary one: this process's umask holds, also a strict one. The umask is
+    /// the process's own, so the comparison is made in a child that has another.
+    #[cfg(unix)]
+    #[test]
+    fn a_file_is_as_private_as_the_umask_asks() {
+        const CHILD: &str = "TAPER_TEST_UMASK_CHILD";
+        const NAME: &str = "atomic::tests::a_file_is_as_private_as_the_umask_asks";
+        use std::os::unix::fs::PermissionsExt;
+        if std::env::var_os(CHILD).is_none() {
+            for umask in ["077", "022"] {
+                let script = format!("umask {umask}; exec \"$0\" --exact {NAME}");
+                let this = std::env::current_exe().unwrap();
+                let mut child = std::process::Command::new("sh");
+                let child = child.arg("-c").arg(script).arg(this).env(CHILD, "1");
+                assert!(child.output().unwrap().status.success(), "umask {umask}");
+            }
+            return;
+        }
+        let folder = tempfile::tempdir().unwrap();
+        let (ordinary, written) = (folder.path().join("ordinary"), folder.path().join("written"));
+        fs::write(&ordinary, b"x").unwrap();
+        write_bytes_atomically(&written, b"x").unwrap();
+        let mode = |path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&written), mode(&ordinary));
+    }
 
     #[test]
     fn a_failed_write_leaves_the_old_file_and_no_litter() {

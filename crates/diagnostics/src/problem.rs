@@ -221,13 +221,16 @@ impl std::error::Error for Problems {}
 
 impl Diagnose for Problems {}
 
-/// The text of an error with the texts of what caused it.
+/// The text of an error with the texts of what caused it. Many an error ends with its cause's words; they are told once.
 fn chain(error: &dyn Diagnose) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
+        let words = cause.to_string();
+        if !text.ends_with(&words) {
+            text.push_str(": ");
+            text.push_str(&words);
+        }
         source = cause.source();
     }
     text
@@ -246,6 +249,30 @@ mod tests {
             problem.to_string(),
             "error[unknown-key]: unknown key `lerning_rate`\n  --> r.toml:7 `optimizer.lerning_rate`\n  help: did you mean `learning_rate`?"
         );
+    }
+
+    /// An error whose text already ends with that of its cause, as `{source}` in a message makes it.
+    #[derive(Debug)]
+    struct Wrapped(std::io::Error);
+
+    impl fmt::Display for Wrapped {
+        fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            write!(f, "failed to read `a.json`: {}", self.0)
+        }
+    }
+
+    impl std::error::Error for Wrapped {
+        fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+            Some(&self.0)
+        }
+    }
+
+    impl Diagnose for Wrapped {}
+
+    #[test]
+    fn a_cause_that_the_error_has_told_is_not_told_again() {
+        let problem = Problem::from_error("read", &Wrapped(std::io::Error::other("disk on fire")));
+        assert_eq!(problem.message, "failed to read `a.json`: disk on fire");
     }
 
     #[test]
