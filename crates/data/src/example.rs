@@ -111,13 +111,20 @@ impl Example {
         match &self.kind {
             ExampleKind::Chat { messages, tools, .. } => {
                 let before = messages.split_last().map_or(messages.as_slice(), |(_, before)| before);
-                let mut key: String = before.iter().map(message_key).collect();
-                key.extend(tools.iter().map(Value::to_string));
-                key
+                turns_key(before, tools)
             }
             ExampleKind::Completion { prompt, .. } => prompt.clone(),
             ExampleKind::Text(text) => text.clone(),
         }
+    }
+
+    /// The inputs of the answers that an example holds before its last one: what stands before each earlier turn of the
+    /// assistant. One who was shown a conversation was shown these answers too.
+    pub(crate) fn earlier_input_keys(&self) -> Vec<String> {
+        let ExampleKind::Chat { messages, tools, .. } = &self.kind else { return Vec::new() };
+        let turns = messages.iter().enumerate().take(messages.len().saturating_sub(1));
+        let answers = turns.filter(|(index, message)| *index > 0 && message.is_assistant());
+        answers.map(|(index, _)| turns_key(&messages[..index], tools)).collect()
     }
 
     /// The answer as one string, by which examples are compared.
@@ -128,6 +135,12 @@ impl Example {
             ExampleKind::Text(_) => String::new(),
         }
     }
+}
+
+fn turns_key(messages: &[Message], tools: &[Value]) -> String {
+    let mut key: String = messages.iter().map(message_key).collect();
+    key.extend(tools.iter().map(Value::to_string));
+    key
 }
 
 fn message_key(message: &Message) -> String {

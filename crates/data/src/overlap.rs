@@ -11,6 +11,15 @@ const PAIRS_NAMED: usize = 3;
 /// A 128-bit hash of a text; two texts with the same one are taken for the same.
 type Key = u128;
 
+/// An input, to the byte and but for case and white space.
+struct Input {
+    exact: Key,
+    normalised: Key,
+}
+
+/// What counts as an example's inputs.
+type InputsOf = fn(&Example) -> Vec<Input>;
+
 /// An example by what is compared.
 struct Keys {
     input: Key,
@@ -28,29 +37,39 @@ pub struct Overlap {
     pub exact: usize,
 }
 
-/// Which examples of `held_out` have an input that occurs in `train`.
+/// Which examples of `held_out` have an input that occurs in `train`, as the input of any answer there: in a
+/// conversation each turn of the assistant is one.
 pub fn overlap(train: &[Example], held_out: &[Example]) -> Overlap {
-    let mut inputs: HashMap<Key, usize> = HashMap::with_capacity(train.len());
-    let mut exact_inputs: HashMap<Key, usize> = HashMap::with_capacity(train.len());
-    for (index, keys) in train.iter().map(keys).enumerate() {
-        inputs.entry(keys.input_normalised).or_insert(index);
-        exact_inputs.entry(keys.input).or_insert(index);
-    }
-    let mut found = Overlap::default();
-    for (index, keys) in held_out.iter().map(keys).enumerate() {
-        if let Some(&twin) = exact_inputs.get(&keys.input) {
-            found.exact += 1;
-            found.pairs.push((index, twin));
-        } else if let Some(&twin) = inputs.get(&keys.input_normalised) {
-            found.pairs.push((index, twin));
-        }
-    }
-    found
+    matching((train, all_inputs), (held_out, last_input))
 }
 
-/// Indices of the examples of `train` whose input occurs in `held_out`, each with the index of the first one there.
+/// Indices of the examples of `train` of which an input occurs in `held_out`, each with the index of the first one there.
 pub(crate) fn leaking(train: &[Example], held_out: &[Example]) -> Vec<(usize, usize)> {
-    overlap(held_out, train).pairs
+    matching((held_out, last_input), (train, all_inputs)).pairs
+}
+
+/// Which examples of `asked` have an input among those of `known`; each set comes with what counts as an input there.
+fn matching(
+    (known, known_inputs): (&[Example], InputsOf),
+    (asked, asked_inputs): (&[Example], InputsOf),
+) -> Overlap {
+    let mut exact: HashMap<Key, usize> = HashMap::with_capacity(known.len());
+    let mut normalised: HashMap<Key, usize> = HashMap::with_capacity(known.len());
+    for (index, example) in known.iter().enumerate() {
+        for input in known_inputs(example) {
+            exact.entry(input.exact).or_insert(index);
+            normalised.entry(input.normalised).or_insert(index);
+        }
+    }
+    let mut found = Overlap::default();
+    for (index, example) in asked.iter().enumerate() {
+        let inputs = asked_inputs(example);
+        let twin = inputs.iter().find_map(|input| exact.get(&input.exact));
+        found.exact += usize::from(twin.is_some());
+        let twin = twin.or_else(|| inputs.iter().find_map(|input| normalised.get(&input.normalised)));
+        found.pairs.extend(twin.map(|&twin| (index, twin)));
+    }
+    found
 }
 
 impl Overlap {
@@ -116,29 +135,75 @@ pub(crate) fn duplicates(name: &str, examples: &[Example]) -> Vec<Problem> {
     same.into_iter().chain(contrary).collect()
 }
 
-/// A number for each example, equal for equal inputs (case and white space aside): what a split must not tear apart.
+/// A number for each example, equal for examples of which one's input is an input in the other (case and white space
+/// aside): what a split must not tear apart. Numbers count from 0 by first appearance.
 pub(crate) fn groups(examples: &[Example]) -> Vec<usize> {
-    let mut numbers: HashMap<Key, usize> = HashMap::new();
-    let number = |example: &Example| {
-        let next = numbers.len();
-        *numbers.entry(keys(example).input_normalised).or_insert(next)
-    };
-    examples.iter().map(number).collect()
+    // Each example points to an earlier one of its group, or to itself.
+    let mut parents: Vec<usize> = (0..examples.len()).collect();
+    let mut first_with: HashMap<Key, usize> = HashMap::with_capacity(examples.len());
+    for (index, example) in examples.iter().enumerate() {
+        for input in last_input(example) {
+            let first = *first_with.entry(input.normalised).or_insert(index);
+            join(&mut parents, first, index);
+        }
+    }
+    for (index, example) in examples.iter().enumerate() {
+        for input in all_inputs(example) {
+            if let Some(&asking) = first_with.get(&input.normalised) {
+                join(&mut parents, asking, index);
+            }
+        }
+    }
+    let mut numbers: HashMap<usize, usize> = HashMap::new();
+    (0..examples.len())
+        .map(|index| {
+            let next = numbers.len();
+            *numbers.entry(root(&mut parents, index)).or_insert(next)
+        })
+        .collect()
+}
+
+fn join(parents: &mut [usize], a: usize, b: usize) {
+    let (a, b) = (root(parents, a), root(parents, b));
+    parents[a.max(b)] = a.min(b);
+}
+
+fn root(parents: &mut [usize], mut index: usize) -> usize {
+    while parents[index] != index {
+        parents[index] = parents[parents[index]];
+        index = parents[index];
+    }
+    index
+}
+
+fn last_input(example: &Example) -> Vec<Input> {
+    vec![input(example, &example.input_key())]
+}
+
+fn all_inputs(example: &Example) -> Vec<Input> {
+    let earlier = example.earlier_input_keys();
+    earlier.iter().map(|text| input(example, text)).chain(last_input(example)).collect()
+}
+
+fn input(example: &Example, text: &str) -> Input {
+    Input { exact: hash(kind(example), text), normalised: hash(kind(example), &normalise(text)) }
 }
 
 fn keys(example: &Example) -> Keys {
-    let (input, answer) = (example.input_key(), example.answer_key());
-    // Rows of plain text have no answer: the text is all there is.
-    let kind = match example.kind {
+    let (input, answer) = (input(example, &example.input_key()), example.answer_key());
+    Keys {
+        input: input.exact,
+        input_normalised: input.normalised,
+        answer: hash(kind(example), &answer),
+        answer_normalised: hash(kind(example), &normalise(&answer)),
+    }
+}
+
+/// Rows of plain text have no answer: the text is all there is.
+fn kind(example: &Example) -> &'static str {
+    match example.kind {
         ExampleKind::Text(_) => "text",
         _ => "pair",
-    };
-    let key = |text: &str| hash(kind, text);
-    Keys {
-        input: key(&input),
-        input_normalised: key(&normalise(&input)),
-        answer: key(&answer),
-        answer_normalised: key(&normalise(&answer)),
     }
 }
 
@@ -197,6 +262,44 @@ mod tests {
         );
         assert_eq!(overlap(&train, &test[..1]).problem(("test", &test), ("train", &train)), None);
         assert_eq!(leaking(&train, &test), [(0, 1), (2, 2)]);
+    }
+
+    fn conversation(line: usize, texts: &[&str]) -> Example {
+        let roles = ["user", "assistant"].into_iter().cycle();
+        let messages = roles.zip(texts).map(|(role, text)| taper_text::Message::new(role, *text)).collect();
+        Example {
+            place: RowPlace { file: Path::new("c.jsonl").into(), line, element: None },
+            kind: ExampleKind::Chat { messages, tools: Vec::new(), last_turn_only: false },
+        }
+    }
+
+    #[test]
+    fn a_question_from_the_middle_of_a_trained_conversation_is_a_leak() {
+        let train =
+            [conversation(1, &["other", "x"]), conversation(2, &["q1", "a1", "q2", "a2", "q3", "a3"])];
+        let test = [
+            conversation(1, &["q1", "a1"]),
+            conversation(2, &["Q1", "a1", "q2", "?"]),
+            conversation(3, &["q2", "a2"]),
+        ];
+        assert_eq!(overlap(&train, &test), Overlap { pairs: vec![(0, 1), (1, 1)], exact: 1 });
+        assert_eq!(leaking(&train, &test), [(1, 0)]);
+        // The other way round nothing was trained on that is asked: the long conversation's own question is new.
+        assert_eq!(overlap(&test[..1], &train[1..]), Overlap::default());
+    }
+
+    #[test]
+    fn a_split_keeps_a_conversation_and_its_beginnings_together() {
+        let rows = [
+            conversation(1, &["q1", "a1", "q2", "a2"]),
+            conversation(2, &["r1", "a1"]),
+            conversation(3, &["q1", "a1"]),
+            conversation(4, &["q1", "a1", "q9", "a9"]),
+            conversation(5, &["R1", "a2"]),
+        ];
+        assert_eq!(groups(&rows), [0, 1, 0, 0, 1]);
+        // Without the short row nothing ties the two long ones: neither asks what the other one was taught.
+        assert_eq!(groups(&[rows[0].clone(), rows[3].clone()]), [0, 1]);
     }
 
     #[test]
