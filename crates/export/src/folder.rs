@@ -19,8 +19,9 @@ impl NewFolder {
         };
         let named = |source| Error::Write { path: target.to_owned(), source };
         fs_err::create_dir_all(parent).map_err(named)?;
-        let temporary =
-            tempfile::Builder::new().prefix(".taper-").suffix(".tmp").tempdir_in(parent).map_err(named)?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".taper-").suffix(".tmp");
+        let temporary = like_ordinary_folders(&mut builder).tempdir_in(parent).map_err(named)?;
         Ok(Self { temporary, target: target.to_owned() })
     }
 
@@ -34,7 +35,6 @@ impl NewFolder {
     pub(crate) fn place(self) -> Result<PathBuf> {
         let named = |source| Error::Write { path: self.target.clone(), source };
         flush(self.temporary.path()).map_err(named)?;
-        make_readable(self.temporary.path()).map_err(named)?;
         let aside = self.temporary.path().with_extension("old");
         let replaces = self.target.exists();
         if replaces {
@@ -71,16 +71,20 @@ fn sync_folder(_: &Path) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Temporary folders are made for their owner alone; what a run leaves is an ordinary folder.
+/// Temporary folders are made for their owner alone; what a run leaves is an ordinary folder, as private as the umask asks.
 #[cfg(unix)]
-fn make_readable(folder: &Path) -> std::io::Result<()> {
+fn like_ordinary_folders<'a, 'b, 'c>(
+    builder: &'a mut tempfile::Builder<'b, 'c>,
+) -> &'a mut tempfile::Builder<'b, 'c> {
     use std::os::unix::fs::PermissionsExt;
-    fs_err::set_permissions(folder, std::fs::Permissions::from_mode(0o755))
+    builder.permissions(std::fs::Permissions::from_mode(0o777))
 }
 
 #[cfg(not(unix))]
-fn make_readable(_: &Path) -> std::io::Result<()> {
-    Ok(())
+fn like_ordinary_folders<'a, 'b, 'c>(
+    builder: &'a mut tempfile::Builder<'b, 'c>,
+) -> &'a mut tempfile::Builder<'b, 'c> {
+    builder
 }
 
 #[cfg(test)]
@@ -107,6 +111,31 @@ mod tests {
             assert_eq!(names(&target), [content]);
         }
         assert_eq!(names(&here.path().join("runs")), ["merged"]);
+    }
+
+    /// As for files: the umask of the process holds, also a strict one; a child has it.
+    #[cfg(unix)]
+    #[test]
+    fn a_folder_is_as_private_as_the_umask_asks() {
+        const CHILD: &str = "TAPER_TEST_UMASK_CHILD";
+        const NAME: &str = "folder::tests::a_folder_is_as_private_as_the_umask_asks";
+        use std::os::unix::fs::PermissionsExt;
+        if std::env::var_os(CHILD).is_none() {
+            for umask in ["077", "022"] {
+                let script = format!("umask {umask}; exec \"$0\" --exact {NAME}");
+                let this = std::env::current_exe().unwrap();
+                let mut child = std::process::Command::new("sh");
+                let child = child.arg("-c").arg(script).arg(this).env(CHILD, "1");
+                assert!(child.output().unwrap().status.success(), "umask {umask}");
+            }
+            return;
+        }
+        let here = tempfile::tempdir().unwrap();
+        let ordinary = here.path().join("ordinary");
+        fs_err::create_dir(&ordinary).unwrap();
+        let placed = NewFolder::new(&here.path().join("placed")).unwrap().place().unwrap();
+        let mode = |path| fs_err::metadata(path).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(&placed), mode(&ordinary));
     }
 
     #[test]
