@@ -2,8 +2,10 @@
 
 use crate::workspace::Base;
 use taper_data::{Example, PreparedData};
-use taper_diagnostics::{Problem, Problems};
+use taper_diagnostics::{Problem, Problems, Severity};
 use taper_eval::{EvalSection, EvalTask, Renderer};
+use taper_infer::longest_sequence;
+use taper_models::ModelConfig;
 use taper_recipe::ResolvedRun;
 
 /// Every `[[eval]]` ready for any candidate, and what is wrong with those that are not.
@@ -18,23 +20,26 @@ pub(crate) fn prepare_tasks(
         if section.data.is_empty() && data.problems.has_errors() {
             continue;
         }
-        match task(run, section, base, data) {
+        let mut found = Problems::new();
+        match task(run, section, base, data, &mut found) {
             Ok(task) => tasks.push(task),
-            Err(found) => found.iter().for_each(|problem| {
-                let place =
-                    problem.location.clone().unwrap_or_else(|| run.location(&format!("eval.{index}")));
-                problems.push(problem.clone().at(place));
-            }),
+            Err(errors) => found.extend(errors),
+        }
+        for problem in found.iter() {
+            let place = problem.location.clone().unwrap_or_else(|| run.location(&format!("eval.{index}")));
+            problems.push(problem.clone().at(place));
         }
     }
     (tasks, problems)
 }
 
+/// One evaluation, ready; what a person should know of its data goes to `notes`.
 fn task(
     run: &ResolvedRun,
     section: &EvalSection,
     base: &Base,
     data: &PreparedData,
+    notes: &mut Problems,
 ) -> Result<EvalTask, Problems> {
     let encoder = base.encoder(&run.recipe.data);
     let renderer =
@@ -43,11 +48,20 @@ fn task(
     let examples = if section.data.is_empty() {
         &data.test.examples
     } else {
-        own = taper_data::load(section.data.paths(), &run.recipe.data).map_err(of_data)?.examples;
+        let dataset = taper_data::load(section.data.paths(), &run.recipe.data).map_err(of_data)?;
+        notes.extend(dataset.report.notes);
+        // Left out as `data.on_error = "skip"` asks, and never silently.
+        let skipped = dataset.report.skipped.iter().cloned();
+        skipped.for_each(|row| notes.push(Problem { severity: Severity::Warning, ..row }));
+        own = dataset.examples;
         refuse_overlap(section, &own, &data.train.examples)?;
         &own
     };
-    EvalTask::prepare(section, examples, &renderer).map_err(of_eval)
+    let task = EvalTask::prepare(section, examples, &renderer).map_err(of_eval)?;
+    let config = ModelConfig::read(&base.files.config)
+        .map_err(|error| one(Problem::from_error("unusable-config", &error)))?;
+    let too_long = task.check_length(longest_sequence(&config));
+    if too_long.is_empty() { Ok(task) } else { Err(too_long) }
 }
 
 /// A text that was trained on says nothing about texts that were not.

@@ -1,6 +1,6 @@
 //! Run a candidate over a task.
 
-use crate::metric::{exact_match, json_fields};
+use crate::metric::{exact_match, json_fields, without_thoughts};
 use crate::{Error, EvalItem, EvalResult, EvalTask, Metric, Result, SampleRecord};
 use std::ops::ControlFlow;
 use taper_infer::{Completion, Engine, EngineOptions, GenerationConfig, Request, Scored, token_losses};
@@ -103,7 +103,8 @@ fn record(
 ) -> SampleRecord {
     let normalize = task.section.normalize;
     let asks = |metric| task.section.metrics.contains(&metric);
-    let pair = item.expected.as_deref().zip(completion.as_ref().map(|c| c.text.as_str()));
+    let pair = item.expected.as_deref().zip(completion.as_ref());
+    let pair = pair.map(|(expected, c)| (expected, without_thoughts(&c.text, expected)));
     SampleRecord {
         id: item.id.clone(),
         exact_match: pair

@@ -11,6 +11,16 @@ pub fn exact_match(expected: &str, output: &str, normalize: Normalize) -> bool {
     normalized(expected, normalize) == normalized(output, normalize)
 }
 
+/// The answer in `output`, without what a reasoning model thought before it: a first `<think>` block. Where the expected
+/// answer has such a block itself, or the thoughts do not end, nothing is taken out.
+pub fn without_thoughts<'a>(output: &'a str, expected: &str) -> &'a str {
+    let thoughts = |text: &'a str| text.trim_start().strip_prefix("<think>")?.split_once("</think>");
+    match thoughts(output) {
+        Some((_, answer)) if !expected.trim_start().starts_with("<think>") => answer.trim_start(),
+        _ => output,
+    }
+}
+
 /// A text with what is overlooked taken out.
 pub fn normalized(text: &str, normalize: Normalize) -> Cow<'_, str> {
     match normalize {
@@ -105,7 +115,10 @@ fn collect(value: &Value, path: String, leaves: &mut BTreeMap<String, Value>) {
 fn equal_leaf(a: &Value, b: &Value, normalize: Normalize) -> bool {
     match (a, b) {
         (Value::String(a), Value::String(b)) => exact_match(a, b, normalize),
-        (Value::Number(a), Value::Number(b)) => a == b || a.as_f64() == b.as_f64(),
+        // As doubles only where one is not whole: large whole numbers share a double.
+        (Value::Number(a), Value::Number(b)) => {
+            a == b || ((a.is_f64() || b.is_f64()) && a.as_f64() == b.as_f64())
+        }
         (a, b) => a == b,
     }
 }
@@ -135,6 +148,20 @@ mod tests {
         }
     }
 
+    #[test]
+    fn what_is_thought_before_an_answer_is_not_the_answer() {
+        for (expected, output, answer) in [
+            ("yes", "<think>\n\n</think>\n\nyes", "yes"),
+            ("yes", "\n<think>is it? </think> yes", "yes"),
+            // Thoughts that never end, tags inside an answer, and thoughts that are expected stay.
+            ("yes", "<think>yes", "<think>yes"),
+            ("yes", "yes <think>x</think>", "yes <think>x</think>"),
+            ("<think>a</think>yes", "<think>a</think>yes", "<think>a</think>yes"),
+        ] {
+            assert_eq!(without_thoughts(output, expected), answer, "{output:?}");
+        }
+    }
+
     fn fields(expected: &str, output: &str) -> JsonFields {
         json_fields(expected, output, Normalize::Whitespace).unwrap()
     }
@@ -150,6 +177,8 @@ mod tests {
         assert!((got.f1() - 2.0 * 4.0 / 12.0).abs() < 1e-15);
         assert_eq!(fields(r#"{"a": 1}"#, r#"{"a": 1.0}"#).equal, 1);
         assert_eq!(fields(r#"{"a": "1"}"#, r#"{"a": 1}"#).equal, 0);
+        // Two whole numbers that are the same double are still two account numbers.
+        assert_eq!(fields(r#"{"a": 9007199254740993}"#, r#"{"a": 9007199254740992}"#).equal, 0);
     }
 
     #[test]

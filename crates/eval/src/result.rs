@@ -129,9 +129,9 @@ fn signature(metric: Metric, section: &EvalSection) -> String {
     let normalize = section.normalize.name();
     let most = section.max_new_tokens;
     match metric {
-        Metric::ExactMatch => format!("exact_match|normalize:{normalize}|greedy|max_new_tokens:{most}|v1"),
+        Metric::ExactMatch => format!("exact_match|normalize:{normalize}|greedy|max_new_tokens:{most}|v2"),
         Metric::JsonFields => {
-            format!("json_fields|micro_f1|normalize:{normalize}|greedy|max_new_tokens:{most}|v1")
+            format!("json_fields|micro_f1|normalize:{normalize}|greedy|max_new_tokens:{most}|v2")
         }
         Metric::Perplexity => "perplexity|supervised_tokens|v1".into(),
     }

@@ -79,7 +79,8 @@ impl EvalSection {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Metric {
-    /// Share of answers that equal the expected one (see `normalize`).
+    /// Share of answers that equal the expected one (see `normalize`). What a reasoning model writes first in a
+    /// `<think>` block is not part of its answer.
     ExactMatch,
     /// `exp` of the mean loss over the supervised tokens of the expected answers; lower is better.
     Perplexity,

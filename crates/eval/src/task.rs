@@ -83,6 +83,28 @@ impl EvalTask {
     }
 }
 
+impl EvalTask {
+    /// The items that a model of at most `limit` tokens cannot be measured on, up to 20 of them: what is scored must fit as a
+    /// whole, a prompt with at least one token behind it.
+    pub fn check_length(&self, limit: usize) -> Problems {
+        let mut problems = Problems::new();
+        for item in &self.items {
+            let scored = self.section.metrics.contains(&Metric::Perplexity).then_some(item.input_ids.len());
+            let prompted = self.section.generates().then_some(item.prompt_ids.len() + 1);
+            let Some(tokens) = scored.max(prompted).filter(|tokens| *tokens > limit) else { continue };
+            let message =
+                format!("the example takes {tokens} tokens, the model's longest sequence is {limit}");
+            let hint =
+                "shorten the row or take it out, or take a base with a longer `max_position_embeddings`";
+            problems.push(Problem::error("too-long", message).at(item.place.location()).hint(hint));
+            if problems.len() >= MOST_PROBLEMS {
+                break;
+            }
+        }
+        problems
+    }
+}
+
 /// `limit` indices drawn by the seed, in rising order; all when there are not more.
 fn choose(examples: usize, section: &EvalSection) -> Vec<usize> {
     let mut indices: Vec<usize> = (0..examples).collect();
@@ -138,6 +160,11 @@ fn unmeasurable(section: &EvalSection, example: &Example, expected: Option<&str>
         let hint = "measure `perplexity` alone, or evaluate on rows with an answer";
         return Some(Problem::error("no-answer", message).at(at).hint(hint));
     };
+    if expected.trim().is_empty() {
+        let message = format!("`{generated}` compares texts, and the expected answer has none");
+        let hint = "an answer that only calls tools can be measured by `perplexity`; give such rows an `[[eval]]` of their own";
+        return Some(Problem::error("no-answer", message).at(at).hint(hint));
+    }
     if section.metrics.contains(&Metric::JsonFields)
         && json_fields(expected, expected, section.normalize).is_none()
     {

@@ -219,3 +219,43 @@ fn an_evaluation_can_be_broken_off() {
     assert!(result.unwrap().is_none());
     assert_eq!(seen, [1, 2, 3]);
 }
+
+#[test]
+fn an_answer_that_only_calls_tools_has_no_text_to_match() {
+    let setup = setup();
+    let call = serde_json::json!({ "messages": [
+        { "role": "user", "content": "weather?" },
+        { "role": "assistant", "content": "", "tool_calls": [
+            { "type": "function", "function": { "name": "weather", "arguments": {} } }
+        ] }
+    ] });
+    let examples = setup.examples(&[call.to_string()]);
+    // A candidate that says nothing at all would be right on every such row.
+    let Err(Error::Problems(problems)) = setup.prepare(&EvalSection::default(), &examples) else {
+        panic!("it was accepted")
+    };
+    let problem = problems.iter().next().unwrap();
+    assert_eq!((problem.code, problem.location.as_ref().unwrap().line), ("no-answer", Some(1)));
+}
+
+#[test]
+fn items_that_the_model_cannot_hold_are_told_before_it_runs() {
+    let setup = setup();
+    let rows =
+        [row("short", "answer"), row("question", &"long answer ".repeat(40)), row(&"why ".repeat(90), "x")];
+    let task = setup.prepare(&EvalSection::default(), &setup.examples(&rows)).unwrap();
+    let longest = |i: usize| task.items[i].input_ids.len();
+    assert!(task.check_length(longest(1).max(longest(2))).is_empty());
+    let lines = |limit| -> Vec<Option<usize>> {
+        task.check_length(limit).iter().map(|p| p.location.as_ref().unwrap().line).collect()
+    };
+    assert_eq!(lines(longest(0)), [Some(2), Some(3)]);
+    assert_eq!(lines(0), [Some(1), Some(2), Some(3)]);
+    // Where nothing is scored only the prompt has to fit, with one token of the answer.
+    let section = EvalSection { metrics: vec![Metric::ExactMatch], ..EvalSection::default() };
+    let generating = EvalTask { section, ..task.clone() };
+    let prompt = task.items[1].prompt_ids.len();
+    let told =
+        |limit| generating.check_length(limit).iter().any(|p| p.location.as_ref().unwrap().line == Some(2));
+    assert!(told(prompt) && !told(prompt + 1));
+}

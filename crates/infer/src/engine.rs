@@ -5,7 +5,7 @@
 //! "Orca", OSDI 2022; the shared budget as in Agrawal et al., "Sarathi-Serve", 2024). Since a batch is a flat run of tokens
 //! there is no padding, and a sequence's numbers do not depend on its neighbours.
 
-use crate::pass::{last_logits, longest, must_run_alone, values_and_width};
+use crate::pass::{last_logits, longest_sequence, must_run_alone, values_and_width};
 use crate::sequence::Sequence;
 use crate::{Completion, Error, FinishReason, GenerationConfig, Result};
 use rayon::prelude::*;
@@ -139,7 +139,7 @@ impl<'a> Engine<'a> {
 
     fn check(&self, requests: &[Request], config: &GenerationConfig) -> Result<()> {
         config.check().into_result().map_err(Error::Config)?;
-        let limit = longest(self.model);
+        let limit = longest_sequence(self.model.config());
         for (prompt, request) in requests.iter().enumerate() {
             let tokens = request.prompt_ids.len();
             if tokens == 0 {
@@ -216,7 +216,7 @@ impl<'a> Engine<'a> {
         if !goes_on {
             return Ok(Some(FinishReason::Cancelled));
         }
-        let full = sequence.tokens.len() >= longest(self.model);
+        let full = sequence.tokens.len() >= longest_sequence(self.model.config());
         let length = sequence.written() >= config.max_new_tokens || full;
         Ok(length.then_some(FinishReason::Length))
     }

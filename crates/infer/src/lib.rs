@@ -17,6 +17,7 @@ pub use completion::{Completion, FinishReason};
 pub use config::GenerationConfig;
 pub use engine::{Delta, Engine, EngineOptions, Listener, Request};
 pub use error::{Error, Result};
+pub use pass::longest_sequence;
 pub use sampler::{Sampler, distribution};
 pub use score::{Scored, token_losses};
 pub use stop::StopScanner;

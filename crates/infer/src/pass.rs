@@ -3,7 +3,7 @@
 use crate::error::doing;
 use crate::{Error, Result};
 use candle_core::Tensor;
-use taper_models::{CausalLm, RopeScaling};
+use taper_models::{CausalLm, ModelConfig, RopeScaling};
 use taper_nn::{ForwardContext, KvCache, SequenceLayout};
 
 /// The hidden states `[n, H]` of the wanted rows behind the last block and before the final norm.
@@ -71,9 +71,9 @@ pub(crate) fn values_and_width(logits: &Tensor) -> Result<(Vec<f32>, usize)> {
     Ok((values, v))
 }
 
-/// The model's longest sequence: `max_position_embeddings`, stretched where its rotary embedding stretches beyond it.
-pub(crate) fn longest(model: &dyn CausalLm) -> usize {
-    let config = model.config();
+/// The longest sequence of a model, in tokens: `max_position_embeddings`, stretched where its rotary embedding stretches
+/// beyond it. Prompt and answer have to fit in it.
+pub fn longest_sequence(config: &ModelConfig) -> usize {
     let stretched = |tokens: usize, factor: f64| (tokens as f64 * factor) as usize;
     let most = config.max_position_embeddings;
     match config.rope.scaling {
@@ -96,6 +96,6 @@ pub(crate) fn check_length(
     tokens: usize,
     make: impl FnOnce(usize) -> Error,
 ) -> Result<()> {
-    let limit = longest(model);
+    let limit = longest_sequence(model.config());
     if tokens > limit { Err(make(limit)) } else { Ok(()) }
 }
