@@ -204,7 +204,7 @@ fn config() -> Value {
         "head_dim": 32,
         "hidden_act": "silu",
         "hidden_size": 192,
-        "initializer_range": 0.02,
+        "initializer_range": 0.07,
         "intermediate_size": 512,
         "max_position_embeddings": MAX_POSITIONS,
         "mlp_bias": false,

@@ -4,6 +4,7 @@
 
 mod chat;
 mod copying;
+mod drill;
 mod prose;
 mod reading;
 mod records;
@@ -25,13 +26,21 @@ pub(crate) use vocabulary::COMMON;
 /// turned into characters by it, so that the corpus does not depend on the tokenizer that is trained on it).
 const CHARACTERS_PER_TEN_TOKENS: usize = 25;
 /// Of 100 characters, how many stand in chats.
-const CHAT_PERCENT: usize = 65;
+const CHAT_PERCENT: usize = 64;
+/// Of 100 characters, how many stand in drills. The rest is plain text.
+const DRILL_PERCENT: usize = 22;
 /// One document in this many is set aside for validation.
 const VALID_EVERY: u64 = 100;
 
 /// The files that [`write`] makes.
-pub(crate) const FILES: [&str; 4] =
-    ["train-text.jsonl", "train-chat.jsonl", "valid-text.jsonl", "valid-chat.jsonl"];
+pub(crate) const FILES: [&str; 6] = [
+    "train-text.jsonl",
+    "train-chat.jsonl",
+    "train-drill.jsonl",
+    "valid-text.jsonl",
+    "valid-chat.jsonl",
+    "valid-drill.jsonl",
+];
 
 /// The grammar of the corpus.
 pub(crate) fn grammar() -> Grammar {
@@ -50,14 +59,21 @@ pub(crate) fn chat_row(grammar: &Grammar, seed: u64, index: u64) -> Value {
     json!({ "messages": chat::conversation(&mut scene) })
 }
 
-/// Write the four files of a corpus of about `tokens` tokens.
+/// Drill `index` as a `{"prompt": ..., "completion": ...}` row.
+pub(crate) fn drill_row(seed: u64, index: u64) -> Value {
+    drill::row(Dice::new(seed, "corpus-drill", index))
+}
+
+/// Write the six files of a corpus of about `tokens` tokens.
 pub(crate) fn write(out: &Path, tokens: usize, seed: u64) -> Result<()> {
     let grammar = grammar();
     let characters = tokens * CHARACTERS_PER_TEN_TOKENS / 10;
     let chats = characters * CHAT_PERCENT / 100;
+    let drills = characters * DRILL_PERCENT / 100;
     fs_err::create_dir_all(out)?;
-    fill(out, "text", characters - chats, |index| text_row(&grammar, seed, index))?;
-    fill(out, "chat", chats, |index| chat_row(&grammar, seed, index))
+    fill(out, "text", characters - chats - drills, |index| text_row(&grammar, seed, index))?;
+    fill(out, "chat", chats, |index| chat_row(&grammar, seed, index))?;
+    fill(out, "drill", drills, |index| drill_row(seed, index))
 }
 
 /// Rows until `characters` of content are reached, every hundredth to the validation file.
@@ -80,11 +96,11 @@ fn fill(out: &Path, kind: &str, characters: usize, row: impl Fn(u64) -> Value) -
     Ok(())
 }
 
-/// The texts of a row of either form.
+/// The texts of a row of any form.
 pub(crate) fn contents(row: &Value) -> Vec<&str> {
     match row.get("messages").and_then(Value::as_array) {
         Some(messages) => messages.iter().filter_map(|m| m["content"].as_str()).collect(),
-        None => row["text"].as_str().into_iter().collect(),
+        None => ["text", "prompt", "completion"].iter().filter_map(|key| row[key].as_str()).collect(),
     }
 }
 
@@ -138,7 +154,12 @@ mod tests {
         let corpus_grammar = grammar();
         let mut seen = BTreeSet::new();
         for index in 0..8000 {
-            for row in [text_row(&corpus_grammar, 1, index), chat_row(&corpus_grammar, 1, index)] {
+            let rows = [
+                text_row(&corpus_grammar, 1, index),
+                chat_row(&corpus_grammar, 1, index),
+                drill_row(1, index),
+            ];
+            for row in rows {
                 for text in contents(&row) {
                     for mark in
                         ["[NAME]", "[DATE]", "[PHONE]", "[ID]", "[PLACE]", "\"priority\"", "\"customer\""]
