@@ -33,7 +33,7 @@ impl Session {
             Some(description) => say(&format!("recipe {}: {description}", run.name)),
             None => say(&format!("recipe {}", run.name)),
         }
-        say(&format!("base   {}", run.recipe.model.base));
+        say(&format!("base   {}", base.source));
         let (data, tasks) = prepare(&run, &base)?;
         Ok(Self { args: args.clone(), run, folder, base, data, tasks })
     }

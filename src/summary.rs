@@ -11,7 +11,7 @@ use std::time::Duration;
 use taper_diagnostics::{ExitCode, write_bytes_atomically};
 use taper_eval::{CurvePoint, GateStatus, Measured, Report, RunFacts};
 use taper_export::ModelCard;
-use taper_hub::Fingerprint;
+use taper_hub::{Fingerprint, ModelSource};
 use taper_train::{Metrics, Outcome};
 
 /// Write everything, tell a person the result, and end with the run's exit code.
@@ -116,7 +116,7 @@ fn setup(session: &Session, outcome: Option<&Outcome>) -> Vec<(String, String)> 
     };
     let mut setup = vec![
         ("recipe", session.run.path.display().to_string()),
-        ("base", recipe.model.base.clone()),
+        ("base", session.base.source.to_string()),
         ("method", method),
         ("learning rate", recipe.optimizer.learning_rate.to_string()),
         ("seed", recipe.train.seed.to_string()),
@@ -153,7 +153,7 @@ fn usage(session: &Session) -> Vec<String> {
     let model = if session.trains_all_weights() {
         format!("--model {}", session.path("merged").display())
     } else {
-        format!("--model {} --adapter {}", session.run.recipe.model.base, session.path("adapter").display())
+        format!("--model {} --adapter {}", session.base.source, session.path("adapter").display())
     };
     vec![format!("taper generate {model} --prompt '...'"), format!("taper chat {model}")]
 }
@@ -189,12 +189,15 @@ fn card(session: &Session, judged: &Judged, facts: &RunFacts) -> ModelCard {
             (format!("{} ({})", measured.metric.title(), evaluation.name), score(base), score(Some(measured)))
         })
     });
-    let is_hub_id = !Path::new(&recipe.model.base).exists();
+    let base_hub_id = match &session.base.source {
+        ModelSource::Hub { id, .. } => Some(id.clone()),
+        ModelSource::Folder(_) => None,
+    };
     ModelCard {
         title: session.run.name.clone(),
         description: recipe.description.clone(),
-        base: recipe.model.base.clone(),
-        base_hub_id: is_hub_id.then(|| recipe.model.base.clone()),
+        base: session.base.source.to_string(),
+        base_hub_id,
         data: facts.data.clone(),
         scores: scores.collect(),
         verdict: judged.evaluations.iter().find_map(|e| e.verdict).map(|v| v.to_string()),
@@ -219,7 +222,7 @@ fn run_json(session: &Session, code: ExitCode, took: Duration) -> anyhow::Result
         "seconds": (took.as_secs_f64() * 10.0).round() / 10.0,
         "taper": env!("CARGO_PKG_VERSION"),
         "recipe": { "file": session.run.path, "sha256": Fingerprint::of_file(&session.run.path).or_fault()?.as_str() },
-        "base": { "name": recipe.model.base, "sha256": session.base.files.fingerprint().or_fault()?.as_str() },
+        "base": { "name": session.base.source.to_string(), "sha256": session.base.files.fingerprint().or_fault()?.as_str() },
         "data": data,
         "adapter_sha256": adapter.as_ref().map(Fingerprint::as_str),
         "hardware": { "device": "cpu", "threads": std::thread::available_parallelism().map_or(1, usize::from) },

@@ -28,6 +28,7 @@ pub(crate) fn run_folder(args: &FolderArgs, run: &ResolvedRun) -> PathBuf {
 
 /// The base's files and how it reads text.
 pub(crate) struct Base {
+    pub(crate) source: ModelSource,
     pub(crate) files: ModelFiles,
     pub(crate) tokenizer: Tokenizer,
     pub(crate) template: Option<ChatTemplate>,
@@ -49,7 +50,7 @@ impl Base {
         };
         let tokenizer = Tokenizer::load(&tokenizer_files).or_fault()?;
         let template = ChatTemplate::load(&tokenizer_files, &tokenizer).or_fault()?;
-        Ok(Self { files, tokenizer, template })
+        Ok(Self { source, files, tokenizer, template })
     }
 
     /// The base that `--model` names.

@@ -11,7 +11,7 @@ use std::path::Path;
 use taper_data::{Batch, DataLoader, DataLoaderOptions, TokenizedExample};
 use taper_diagnostics::ExitCode;
 use taper_export::MergeOptions;
-use taper_hub::{Fingerprint, InitChoice};
+use taper_hub::{Fingerprint, InitChoice, ModelSource};
 use taper_models::{CausalLm, ModelConfig};
 use taper_train::{
     Bar, CheckpointStore, Error, Lines, Outcome, ProgressSink, RunPlace, Sections, Start, Trained, Trainer,
@@ -99,7 +99,12 @@ fn attach(session: &Session, model: &mut dyn CausalLm) -> anyhow::Result<Trained
     let recipe = &session.run.recipe;
     let trained = match &recipe.adapter {
         Some(section) => {
-            let config = section.to_config(&recipe.model.base);
+            let mut config = section.to_config(&recipe.model.base);
+            // PEFT loads the base by these two.
+            if let ModelSource::Hub { id, revision } = &session.base.source {
+                config.base_model_name_or_path = Some(id.clone());
+                config.revision = revision.clone();
+            }
             let model_type = model.config().model_type.name();
             let adapter = taper_peft::attach(model, &config, model_type, recipe.train.seed).or_fault()?;
             Trained::adapter(adapter)

@@ -1,0 +1,213 @@
+//! A case for each key: the value to try, what stands beside it in both runs, and what is looked at.
+
+use crate::see;
+use crate::world::Ran;
+use serde_json::Value;
+
+/// How a key is tried.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Case {
+    /// The key as in the schema.
+    pub(crate) key: &'static str,
+    /// The recipe, without `.toml`.
+    pub(crate) recipe: &'static str,
+    /// What brings the key in.
+    pub(crate) change: Change,
+    /// Settings of both runs.
+    pub(crate) beside: &'static [&'static str],
+    /// The verb.
+    pub(crate) verb: &'static str,
+    /// What is looked at.
+    pub(crate) see: fn(&Ran) -> Value,
+    /// Exit codes that are no failure of the case, besides 0.
+    pub(crate) may_end_with: &'static [i32],
+}
+
+/// What brings a key in.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Change {
+    /// `--set` with this value.
+    Set(&'static str),
+    /// Another recipe: this one.
+    Recipe(&'static str),
+}
+
+/// A key, a value, a verb, and what is looked at.
+const fn case(key: &'static str, value: &'static str, verb: &'static str, see: fn(&Ran) -> Value) -> Case {
+    Case { key, recipe: "recipe", change: Change::Set(value), beside: &[], verb, see, may_end_with: &[] }
+}
+
+impl Case {
+    const fn beside(self, beside: &'static [&'static str]) -> Self {
+        Self { beside, ..self }
+    }
+
+    const fn of(self, recipe: &'static str) -> Self {
+        Self { recipe, ..self }
+    }
+
+    const fn may_end_with(self, may_end_with: &'static [i32]) -> Self {
+        Self { may_end_with, ..self }
+    }
+}
+
+/// What a wrong value ends with.
+const REFUSED: &[i32] = &[2];
+/// What a gate ends with that is not kept.
+const FAILED: &[i32] = &[100];
+/// A rate at which the validation gets worse before the end.
+const DIVERGING: &[&str] = &[
+    "train.num_train_epochs=8",
+    "train.eval_steps=1",
+    "train.max_grad_norm=0",
+    "optimizer.learning_rate=0.3",
+];
+
+/// The cases of the binary.
+pub(crate) fn cases() -> Vec<Case> {
+    [top(), model(), adapter(), data(), train(), optimizer(), schedule(), eval(), gate(), export()].concat()
+}
+
+fn top() -> Vec<Case> {
+    let extends = Case { change: Change::Recipe("extending"), ..case("extends", "", "train", see::weights) };
+    vec![
+        // There is one format yet.
+        case("schema", "2", "check", see::refusal).may_end_with(REFUSED),
+        case("name", "another", "train", see::runs),
+        case("description", "what it is for", "train", see::first_line),
+        extends,
+    ]
+}
+
+fn model() -> Vec<Case> {
+    vec![
+        case("model.base", "../other", "train", see::losses),
+        case("model.revision", "v1", "train", see::losses).beside(&["model.base=owner/tiny"]),
+        case("model.dtype", "bf16", "train", see::losses),
+        case("model.chat_template", "../other.jinja", "explain", see::explained),
+        case("model.init", "random", "train", see::losses).of("full"),
+    ]
+}
+
+fn adapter() -> Vec<Case> {
+    vec![
+        case("adapter.r", "2", "train", see::shapes),
+        case("adapter.lora_alpha", "64", "train", see::weights),
+        case("adapter.lora_dropout", "0.5", "train", see::weights),
+        case("adapter.target_modules", "[\"q_proj\"]", "train", see::shapes),
+        case("adapter.exclude_modules", "[\"q_proj\"]", "train", see::shapes),
+        case("adapter.rank_pattern", "{ q_proj = 2 }", "train", see::shapes),
+        case("adapter.alpha_pattern", "{ q_proj = 64 }", "train", see::weights),
+        case("adapter.layers_to_transform", "[1]", "train", see::shapes),
+        case("adapter.use_rslora", "true", "train", see::weights),
+        case("adapter.bias", "all", "train", see::shapes),
+        case("adapter.modules_to_save", "[\"lm_head\"]", "train", see::shapes),
+        case("adapter.init_lora_weights", "gaussian", "train", see::weights),
+    ]
+}
+
+fn data() -> Vec<Case> {
+    vec![
+        case("data.train", "../more.jsonl", "train", see::tokens),
+        case("data.valid", "../more_valid.jsonl", "train", see::validation_losses),
+        case("data.test", "../more_test.jsonl", "eval", see::items),
+        case("data.format", "text", "explain", see::explained)
+            .of("bare")
+            .beside(&["data.train=../both.jsonl"]),
+        case("data.columns", "{ prompt = \"question\" }", "explain", see::explained)
+            .of("bare")
+            .beside(&["data.train=../columns.jsonl"]),
+        case("data.max_length", "16", "check", see::checked).may_end_with(REFUSED),
+        case("data.packing", "true", "train", see::tokens),
+        case("data.truncation", "drop", "check", see::checked)
+            .beside(&["data.train=../long.jsonl", "data.max_length=100"])
+            .may_end_with(REFUSED),
+        case("data.on_error", "skip", "check", see::checked)
+            .beside(&["data.train=../faulty.jsonl"])
+            .may_end_with(REFUSED),
+        case("data.supervise", "all", "explain", see::explained),
+        case("data.system_prompt", "Answer with a colour.", "explain", see::explained),
+        case("data.apply_chat_template", "false", "explain", see::explained)
+            .of("bare")
+            .beside(&["data.train=../columns.jsonl"]),
+        case("data.shuffle", "false", "train", see::weights),
+        case("data.validation_split", "0.25", "check", see::checked).of("bare"),
+    ]
+}
+
+fn train() -> Vec<Case> {
+    vec![
+        case("train.method", "full", "train", see::files).of("unsaid").may_end_with(REFUSED),
+        case("train.num_train_epochs", "2", "train", see::steps),
+        case("train.max_steps", "1", "train", see::steps),
+        case("train.batch_size", "2", "train", see::steps),
+        case("train.gradient_accumulation_steps", "3", "train", see::steps),
+        case("train.seed", "7", "train", see::weights),
+        case("train.max_grad_norm", "0.001", "train", see::weights),
+        case("train.neftune_noise_alpha", "5.0", "train", see::losses),
+        case("train.logging_steps", "2", "train", see::steps),
+        case("train.eval_steps", "1", "train", see::validated),
+        case("train.save_steps", "1", "train", see::checkpoints)
+            .beside(&["train.save_total_limit=9", "train.load_best_model_at_end=false"]),
+        case("train.save_total_limit", "1", "train", see::checkpoints).beside(&["train.save_steps=1"]),
+        case("train.early_stopping_patience", "1", "train", see::steps).beside(DIVERGING),
+        case("train.load_best_model_at_end", "false", "train", see::weights).beside(DIVERGING),
+        case("train.self_test", "true", "train", see::self_test),
+    ]
+}
+
+fn optimizer() -> Vec<Case> {
+    vec![
+        // There is one optimiser yet.
+        case("optimizer.name", "sgd", "check", see::refusal).may_end_with(REFUSED),
+        case("optimizer.learning_rate", "1e-3", "train", see::rates),
+        case("optimizer.weight_decay", "0.5", "train", see::weights),
+        case("optimizer.adam_beta1", "0.5", "train", see::weights),
+        case("optimizer.adam_beta2", "0.5", "train", see::weights),
+        case("optimizer.adam_epsilon", "0.01", "train", see::weights),
+        case("optimizer.loraplus_lr_ratio", "16", "train", see::weights),
+    ]
+}
+
+fn schedule() -> Vec<Case> {
+    vec![
+        case("schedule.lr_scheduler_type", "cosine", "train", see::rates),
+        case("schedule.warmup_steps", "1", "train", see::rates),
+        case("schedule.warmup_ratio", "0.3", "train", see::rates),
+        case("schedule.min_lr_ratio", "0.5", "train", see::rates),
+        case("schedule.decay_ratio", "1.0", "train", see::rates)
+            .beside(&["schedule.lr_scheduler_type=warmup_stable_decay"]),
+    ]
+}
+
+fn eval() -> Vec<Case> {
+    vec![
+        case("eval.name", "another", "eval", see::evaluations),
+        case("eval.data", "../more_test.jsonl", "eval", see::items),
+        case("eval.metrics", "[\"perplexity\"]", "eval", see::measured),
+        case("eval.max_new_tokens", "1", "eval", see::written),
+        case("eval.limit", "2", "eval", see::items),
+        case("eval.normalize", "lenient", "eval", see::scores).beside(&["eval.0.data=../echo.jsonl"]),
+        case("eval.seed", "3", "eval", see::items).beside(&["eval.0.limit=2"]),
+    ]
+}
+
+fn gate() -> Vec<Case> {
+    const JSON: &[&str] = &["eval.0.data=../json.jsonl", "eval.0.metrics=[\"json_fields\"]"];
+    vec![
+        case("gate.eval", "second", "eval", see::gated).of("two").beside(&["gate.max_perplexity=1e9"]),
+        case("gate.min_exact_match", "1.0", "eval", see::code).may_end_with(FAILED),
+        case("gate.min_exact_match_gain", "1.0", "eval", see::code).may_end_with(FAILED),
+        case("gate.min_json_fields", "1.0", "eval", see::code).beside(JSON).may_end_with(FAILED),
+        case("gate.min_json_fields_gain", "1.0", "eval", see::code).beside(JSON).may_end_with(FAILED),
+        case("gate.max_perplexity", "1.0", "eval", see::code).may_end_with(FAILED),
+        case("gate.max_perplexity_ratio", "0.001", "eval", see::code).may_end_with(FAILED),
+    ]
+}
+
+fn export() -> Vec<Case> {
+    vec![
+        case("export.formats", "[\"merged\"]", "export", see::merged),
+        case("export.merged_dtype", "bf16", "export", see::merged).beside(&["export.formats=[\"merged\"]"]),
+    ]
+}

@@ -1,0 +1,189 @@
+//! What is looked at: values that a key is for, taken from what a command wrote and printed. `null` when it is not there.
+
+use crate::world::Ran;
+use serde_json::{Map, Value, json};
+use std::path::{Path, PathBuf};
+use taper_hub::Fingerprint;
+
+pub(crate) fn code(ran: &Ran) -> Value {
+    json!(ran.code)
+}
+
+/// What was refused, and nothing where all was well.
+pub(crate) fn refusal(ran: &Ran) -> Value {
+    let refused = ran.err.lines().find(|line| line.starts_with("error["));
+    json!([ran.code, refused])
+}
+
+/// What people read first: the run's name and description.
+pub(crate) fn first_line(ran: &Ran) -> Value {
+    json!(ran.err.lines().next())
+}
+
+/// The names of the runs' folders.
+pub(crate) fn runs(ran: &Ran) -> Value {
+    json!(names_in(&ran.folder.join("runs")))
+}
+
+/// What lies in the run's folder.
+pub(crate) fn files(ran: &Ran) -> Value {
+    if ran.code == 0 { json!(names_in(&run_folder(ran))) } else { json!("nothing") }
+}
+
+/// The bytes of the adapter.
+pub(crate) fn weights(ran: &Ran) -> Value {
+    let path = run_folder(ran).join("adapter/adapter_model.safetensors");
+    Fingerprint::of_file(&path).map_or(Value::Null, |hash| json!(hash.as_str()))
+}
+
+/// The adapter's tensors and their shapes.
+pub(crate) fn shapes(ran: &Ran) -> Value {
+    let path = run_folder(ran).join("adapter/adapter_model.safetensors");
+    let tensors = taper_testkit::read_safetensors(&path);
+    tensors.iter().map(|(name, tensor)| (name.clone(), json!(tensor.dims()))).collect::<Map<_, _>>().into()
+}
+
+/// The types of the merged model's tensors, and nothing where there is none.
+pub(crate) fn merged(ran: &Ran) -> Value {
+    let path = run_folder(ran).join("merged/model.safetensors");
+    if !path.is_file() {
+        return json!("no merged model");
+    }
+    let tensors = taper_testkit::read_safetensors(&path);
+    tensors
+        .iter()
+        .map(|(name, tensor)| (name.clone(), json!(tensor.dtype().as_str())))
+        .collect::<Map<_, _>>()
+        .into()
+}
+
+/// The steps that have a line of training.
+pub(crate) fn steps(ran: &Ran) -> Value {
+    logged(ran, "loss", "step")
+}
+
+/// The steps that were validated.
+pub(crate) fn validated(ran: &Ran) -> Value {
+    logged(ran, "eval_loss", "step")
+}
+
+/// The validation losses.
+pub(crate) fn validation_losses(ran: &Ran) -> Value {
+    logged(ran, "eval_loss", "eval_loss")
+}
+
+/// The training loss, step by step.
+pub(crate) fn losses(ran: &Ran) -> Value {
+    logged(ran, "loss", "loss")
+}
+
+/// The learning rate, step by step.
+pub(crate) fn rates(ran: &Ran) -> Value {
+    logged(ran, "loss", "learning_rate")
+}
+
+/// The tokens seen, step by step.
+pub(crate) fn tokens(ran: &Ran) -> Value {
+    logged(ran, "loss", "tokens")
+}
+
+/// The checkpoints that were kept.
+pub(crate) fn checkpoints(ran: &Ran) -> Value {
+    json!(names_in(&run_folder(ran).join("checkpoints")))
+}
+
+/// Whether the self-test was told of.
+pub(crate) fn self_test(ran: &Ran) -> Value {
+    json!(ran.err.contains("event=self_test"))
+}
+
+/// `taper check --json`.
+pub(crate) fn checked(ran: &Ran) -> Value {
+    serde_json::from_str(&ran.out).unwrap_or_default()
+}
+
+/// `taper explain --json`: text, tokens, which of them are learned.
+pub(crate) fn explained(ran: &Ran) -> Value {
+    let all: Value = serde_json::from_str(&ran.out).unwrap_or_default();
+    if all.is_null() { all } else { json!([all["text"], all["tokens"]]) }
+}
+
+/// The names of the evaluations.
+pub(crate) fn evaluations(ran: &Ran) -> Value {
+    of_evaluations(ran, |evaluation| evaluation["name"].clone())
+}
+
+/// The metrics that were measured.
+pub(crate) fn measured(ran: &Ran) -> Value {
+    of_evaluations(ran, |evaluation| evaluation["metrics"].clone())
+}
+
+/// The values that the trained model reached.
+pub(crate) fn scores(ran: &Ran) -> Value {
+    let values = |evaluation: &Value| {
+        let measured = evaluation["candidate"]["measured"].as_array().into_iter().flatten();
+        measured.map(|m| json!([m["metric"], m["value"]])).collect::<Vec<_>>().into()
+    };
+    of_evaluations(ran, values)
+}
+
+/// Which evaluation each gate was held against.
+pub(crate) fn gated(ran: &Ran) -> Value {
+    let gates = results(ran)["gates"].as_array().cloned();
+    gates
+        .map_or(Value::Null, |gates| gates.iter().map(|gate| gate["eval"].clone()).collect::<Vec<_>>().into())
+}
+
+/// The ids of the items that were evaluated.
+pub(crate) fn items(ran: &Ran) -> Value {
+    of_samples(ran, |sample| sample["id"].clone())
+}
+
+/// Tokens that the trained model wrote.
+pub(crate) fn written(ran: &Ran) -> Value {
+    of_samples(ran, |sample| sample["candidates"]["adapter"]["completion_tokens"].clone())
+}
+
+/// The only run of a command.
+fn run_folder(ran: &Ran) -> PathBuf {
+    let runs = ran.folder.join("runs");
+    let names = names_in(&runs);
+    assert_eq!(names.len(), 1, "{}", ran.all());
+    runs.join(&names[0])
+}
+
+fn names_in(folder: &Path) -> Vec<String> {
+    let entries = fs_err::read_dir(folder).into_iter().flatten();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    names
+}
+
+fn lines_of(path: &Path) -> Vec<Value> {
+    let text = fs_err::read_to_string(path).unwrap_or_default();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// A field of those lines of `metrics.jsonl` that have `has`.
+fn logged(ran: &Ran, has: &str, field: &str) -> Value {
+    let lines = lines_of(&run_folder(ran).join("metrics.jsonl"));
+    let found: Vec<Value> =
+        lines.iter().filter(|line| line.get(has).is_some()).map(|line| line[field].clone()).collect();
+    if found.is_empty() { Value::Null } else { found.into() }
+}
+
+fn results(ran: &Ran) -> Value {
+    let path = run_folder(ran).join("eval/results.json");
+    if path.is_file() { taper_testkit::read_json(&path) } else { Value::Null }
+}
+
+fn of_evaluations(ran: &Ran, see: impl Fn(&Value) -> Value) -> Value {
+    let evaluations = results(ran)["evaluations"].as_array().cloned();
+    evaluations.map_or(Value::Null, |all| all.iter().map(see).collect::<Vec<_>>().into())
+}
+
+fn of_samples(ran: &Ran, see: impl Fn(&Value) -> Value) -> Value {
+    let samples = lines_of(&run_folder(ran).join("eval/samples.jsonl"));
+    if samples.is_empty() { Value::Null } else { samples.iter().map(see).collect::<Vec<_>>().into() }
+}
