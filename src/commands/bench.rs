@@ -26,6 +26,7 @@ const SHAPES: [(&str, ModelType, [usize; 6]); 3] = [
 ];
 
 pub(crate) fn bench(verb: &BenchVerb) -> anyhow::Result<ExitCode> {
+    refuse_zeros(verb)?;
     let figures = match verb {
         BenchVerb::Train { shape, batch, seq, steps, dtype, checkpointing } => {
             train(shape, *batch, *seq, *steps, dtype, *checkpointing)?
@@ -36,6 +37,22 @@ pub(crate) fn bench(verb: &BenchVerb) -> anyhow::Result<ExitCode> {
     };
     print(&figures.to_string())?;
     Ok(ExitCode::Passed)
+}
+
+/// Nothing measured must not look like a measurement.
+fn refuse_zeros(verb: &BenchVerb) -> anyhow::Result<()> {
+    let sizes = match verb {
+        BenchVerb::Train { batch, seq, steps, .. } => {
+            [("--batch", *batch), ("--seq", *seq), ("--steps", *steps)]
+        }
+        BenchVerb::Generate { batch, prompt, tokens, .. } => {
+            [("--batch", *batch), ("--prompt", *prompt), ("--tokens", *tokens)]
+        }
+    };
+    match sizes.into_iter().find(|(_, size)| *size == 0) {
+        Some((flag, _)) => Err(user_error(format!("`{flag}` is 0"), "it takes 1 or more")),
+        None => Ok(()),
+    }
 }
 
 fn random_model(shape: &str, dtype: &str) -> anyhow::Result<Box<dyn CausalLm>> {
