@@ -11,5 +11,5 @@ mod suggest;
 
 pub use atomic::{write_atomically, write_bytes_atomically};
 pub use exit::ExitCode;
-pub use problem::{Diagnose, Located, Location, Problem, Problems, Severity};
+pub use problem::{Diagnose, Located, Location, Problem, Problems, Severity, with_cause};
 pub use suggest::{did_you_mean, list_names};

@@ -221,19 +221,27 @@ impl std::error::Error for Problems {}
 
 impl Diagnose for Problems {}
 
-/// The text of an error with the texts of what caused it. Many an error ends with its cause's words; they are told once.
+/// The text of an error with the texts of what caused it.
 fn chain(error: &dyn Diagnose) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(cause) = source {
-        let words = cause.to_string();
-        if !text.ends_with(&words) {
-            text.push_str(": ");
-            text.push_str(&words);
-        }
+        text = with_cause(text, cause);
         source = cause.source();
     }
     text
+}
+
+/// `text: cause`, without what is told already: many an error ends with its cause's words, and an error of the disk names the
+/// file (``failed to open file `a.txt`: permission denied``) that `text` may have named.
+pub fn with_cause(text: String, cause: &dyn std::error::Error) -> String {
+    let words = cause.to_string();
+    let told = |path: &str| !path.is_empty() && text.contains(&format!("`{path}`"));
+    let words = match words.split_once("`: ") {
+        Some((what, why)) if what.rsplit('`').next().is_some_and(told) => why,
+        _ => &words,
+    };
+    if text.ends_with(words) { text } else { format!("{text}: {words}") }
 }
 
 #[cfg(test)]
@@ -249,6 +257,14 @@ mod tests {
             problem.to_string(),
             "error[unknown-key]: unknown key `lerning_rate`\n  --> r.toml:7 `optimizer.lerning_rate`\n  help: did you mean `learning_rate`?"
         );
+    }
+
+    #[test]
+    fn a_file_that_was_named_is_not_named_again_by_its_cause() {
+        let cause = std::io::Error::other("failed to open file `a.txt`: permission denied");
+        assert_eq!(with_cause("cannot read `a.txt`".into(), &cause), "cannot read `a.txt`: permission denied");
+        let other = "cannot read `b.txt`: failed to open file `a.txt`: permission denied";
+        assert_eq!(with_cause("cannot read `b.txt`".into(), &cause), other);
     }
 
     /// An error whose text already ends with that of its cause, as `{source}` in a message makes it.

@@ -175,7 +175,7 @@ impl Diagnose for Error {
                 "copy or download the folder again, all files of it".into()
             }
             Self::Offline { .. } => {
-                "unset HF_HUB_OFFLINE, fill the cache on a machine with a network, or name a folder".into()
+                "leave out `--offline` (or HF_HUB_OFFLINE), fill the cache on a machine with a network, or name a folder".into()
             }
             Self::Fetch { source, .. } => fetch_hint(&source.to_string()),
             Self::Io(_) => return None,
