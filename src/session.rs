@@ -28,7 +28,7 @@ impl Session {
         check_device(&args.recipe.common)?;
         let run = resolve(&args.recipe)?;
         let folder = run_folder(args, &run);
-        let base = Base::open(&run.recipe.model, &args.recipe.common)?;
+        let base = Base::of_recipe(&run.recipe.model, &args.recipe.common)?;
         match &run.recipe.description {
             Some(description) => say(&format!("recipe {}: {description}", run.name)),
             None => say(&format!("recipe {}", run.name)),
@@ -80,7 +80,7 @@ impl Session {
 }
 
 /// A word as a POSIX shell reads it back.
-fn shell_word(word: &str) -> String {
+pub(crate) fn shell_word(word: &str) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=:,@+".contains(c);
     let is_plain = !word.is_empty() && word.chars().all(plain);
     if is_plain { word.to_owned() } else { format!("'{}'", word.replace('\'', r"'\''")) }

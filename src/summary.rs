@@ -4,7 +4,8 @@ use crate::commands::eval::Judged;
 use crate::commands::export::Exported;
 use crate::fault::OrFault;
 use crate::output::{print, say};
-use crate::session::Session;
+use crate::session::{Session, shell_word};
+use anyhow::Context;
 use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
@@ -150,10 +151,11 @@ fn files(session: &Session, exported: &[Exported]) -> Vec<(String, String)> {
 }
 
 fn usage(session: &Session) -> Vec<String> {
+    let folder = |name: &str| shell_word(&session.path(name).to_string_lossy());
     let model = if session.trains_all_weights() {
-        format!("--model {}", session.path("merged").display())
+        format!("--model {}", folder("merged"))
     } else {
-        format!("--model {} --adapter {}", session.base.source, session.path("adapter").display())
+        format!("--model {} --adapter {}", shell_word(&session.base.source.to_string()), folder("adapter"))
     };
     vec![format!("taper generate {model} --prompt '...'"), format!("taper chat {model}")]
 }
@@ -165,8 +167,9 @@ fn curve(path: &Path) -> anyhow::Result<Vec<CurvePoint>> {
     }
     let text = fs_err::read_to_string(path)?;
     let mut points: Vec<CurvePoint> = Vec::new();
-    for line in text.lines() {
-        let metrics: Metrics = serde_json::from_str(line)?;
+    for (index, line) in text.lines().enumerate() {
+        let metrics: Metrics = serde_json::from_str(line)
+            .with_context(|| format!("{}:{} is no line of metrics", path.display(), index + 1))?;
         let point = CurvePoint { step: metrics.step, loss: metrics.loss, valid_loss: metrics.eval_loss };
         // A step is logged and validated on two lines.
         match points.last_mut().filter(|last| last.step == point.step) {
@@ -210,6 +213,7 @@ fn run_json(session: &Session, code: ExitCode, took: Duration) -> anyhow::Result
     let recipe = &session.run.recipe;
     let data: Vec<_> = [&recipe.data.train, &recipe.data.valid, &recipe.data.test]
         .into_iter()
+        .chain(recipe.eval.iter().map(|eval| &eval.data))
         .flat_map(|list| list.paths())
         .map(|path| Ok(json!({ "file": path, "sha256": Fingerprint::of_file(path).or_fault()?.as_str() })))
         .collect::<anyhow::Result<_>>()?;

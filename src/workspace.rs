@@ -26,6 +26,10 @@ pub(crate) fn run_folder(args: &FolderArgs, run: &ResolvedRun) -> PathBuf {
     args.out.clone().unwrap_or_else(|| Path::new("runs").join(&run.name))
 }
 
+/// The date that chat templates see in a run of a recipe, seconds since 1970: 26 July 2024, which Llama 3's template writes when it is
+/// given no clock. With today's, the same recipe would train on other texts tomorrow (invariant 4).
+const DATE_OF_RUNS: u64 = 1_721_952_000;
+
 /// The base's files and how it reads text.
 pub(crate) struct Base {
     pub(crate) source: ModelSource,
@@ -36,7 +40,7 @@ pub(crate) struct Base {
 
 impl Base {
     /// Find the files and open the tokenizer; loads no weights.
-    pub(crate) fn open(section: &ModelSection, common: &CommonArgs) -> anyhow::Result<Self> {
+    fn open(section: &ModelSection, common: &CommonArgs) -> anyhow::Result<Self> {
         let source = ModelSource::of_section(section, Path::new("")).or_fault()?;
         let mut options = HubOptions { progress: crate::output::interactive(), ..HubOptions::from_env() };
         options.offline |= common.offline;
@@ -51,6 +55,14 @@ impl Base {
         let tokenizer = Tokenizer::load(&tokenizer_files).or_fault()?;
         let template = ChatTemplate::load(&tokenizer_files, &tokenizer).or_fault()?;
         Ok(Self { source, files, tokenizer, template })
+    }
+
+    /// The base of a recipe, whose template sees the same date in every run.
+    pub(crate) fn of_recipe(section: &ModelSection, common: &CommonArgs) -> anyhow::Result<Self> {
+        let mut base = Self::open(section, common)?;
+        let fixed = base.template.take().map(|t| t.with_fixed_clock(DATE_OF_RUNS, &base.tokenizer));
+        base.template = fixed.transpose().or_fault()?;
+        Ok(base)
     }
 
     /// The base that `--model` names.

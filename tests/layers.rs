@@ -6,13 +6,13 @@ use std::path::Path;
 /// Rows `| layer | `name` | ... |` of the table; development crates have no layer and may import anything.
 fn layers() -> BTreeMap<String, u32> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("ARCHITECTURE.md");
-    let text = fs_err::read_to_string(path).unwrap();
+    let text = fs_err::read_to_string(path).expect("ARCHITECTURE.md");
     let mut layers = BTreeMap::new();
     for line in text.lines() {
         let cells: Vec<&str> = line.split('|').map(str::trim).collect();
         let [_, layer, name, ..] = cells.as_slice() else { continue };
         let Ok(layer) = layer.parse::<u32>() else { continue };
-        let name = name.split('`').nth(1).unwrap();
+        let name = name.split('`').nth(1).expect("a name in backticks");
         let package = if name == "taper" { name.to_owned() } else { format!("taper-{name}") };
         layers.insert(package, layer);
     }

@@ -26,7 +26,7 @@ pub(crate) fn check(args: &RecipeArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn look(args: &RecipeArgs, run: &ResolvedRun) -> anyhow::Result<(PreparedData, Problems)> {
-    let base = Base::open(&run.recipe.model, &args.common)?;
+    let base = Base::of_recipe(&run.recipe.model, &args.common)?;
     let data = read_data(run, &base);
     let (_, of_tasks) = prepare_tasks(run, &base, &data);
     let mut problems = run.warnings.clone();

@@ -9,7 +9,7 @@ use taper_diagnostics::ExitCode;
 
 pub(crate) fn explain(args: &ExplainArgs) -> anyhow::Result<ExitCode> {
     let run = resolve(&args.recipe)?;
-    let base = Base::open(&run.recipe.model, &args.recipe.common)?;
+    let base = Base::of_recipe(&run.recipe.model, &args.recipe.common)?;
     let section = &run.recipe.data;
     let train = taper_data::load(section.train.paths(), section).or_fault()?;
     let encoder = base.encoder(section);
