@@ -1,9 +1,10 @@
-//! Paths of a recipe: relative to the file that says them, on the command line to where the command runs; absolute from here on,
-//! so that `resolved.toml` means the same wherever it is read.
+//! Paths of a recipe: relative to the file that says them, on the command line to where the command runs. They are made absolute,
+//! so that `resolved.toml` means the same wherever it is read; messages and reports show them as seen from the current folder.
 
 use crate::Origin;
 use crate::node::{Node, NodeKind};
 use crate::schema::Findings;
+use crate::sections::Recipe;
 use serde_json::Value;
 use std::path::{Component, Path, PathBuf};
 use taper_diagnostics::{Diagnose, Problem};
@@ -65,6 +66,27 @@ fn base(node: &mut Node, found: &mut Findings) {
             let problem = Problem { hint: error.hint(), ..Problem::error("model", error.to_string()) };
             found.push("model.base", problem.at(at));
         }
+    }
+}
+
+/// Paths below the current folder without it, as a person there would write them.
+pub(crate) fn see_from_here(recipe: &mut Recipe) {
+    let Ok(here) = std::env::current_dir() else { return };
+    let seen =
+        |path: &Path| path.strip_prefix(&here).ok().filter(|p| !p.as_os_str().is_empty()).map(Path::to_owned);
+    let data = &mut recipe.data;
+    for list in [&mut data.train, &mut data.valid, &mut data.test]
+        .into_iter()
+        .chain(recipe.eval.iter_mut().map(|eval| &mut eval.data))
+    {
+        *list = list.paths().iter().map(|path| seen(path).unwrap_or_else(|| path.clone())).collect();
+    }
+    if let Some(path) = &mut recipe.model.chat_template {
+        *path = seen(path).unwrap_or_else(|| path.clone());
+    }
+    // What is no folder would be taken for a hub id.
+    if let Some(path) = seen(Path::new(&recipe.model.base)).filter(|path| path.is_dir()) {
+        recipe.model.base = path.to_string_lossy().into_owned();
     }
 }
 

@@ -3,9 +3,9 @@
 use crate::node::Node;
 use crate::schema::Findings;
 use crate::sections::Recipe;
-use crate::together::across_sections;
+use crate::together::{across_sections, fill_in};
 use crate::{Origin, RecipeError, paths, schema, source};
-use serde_json::json;
+use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use taper_diagnostics::{Diagnose, Location, Problem, Problems};
@@ -14,6 +14,9 @@ use taper_hub::ModelSource;
 /// The version of the recipe format that this crate reads.
 const SCHEMA: u64 = 1;
 
+/// Codes of problems that a section has with several of its keys together.
+const COMBINED: [&str; 4] = ["conflict", "contradiction", "no-effect", "unused-key"];
+
 /// A recipe that can be run.
 #[derive(Debug, Clone)]
 pub struct ResolvedRun {
@@ -21,8 +24,10 @@ pub struct ResolvedRun {
     pub name: String,
     /// The recipe file.
     pub path: PathBuf,
-    /// Every section, defaults filled in, paths absolute.
+    /// Every section, defaults filled in. Paths are seen from the current folder, absolute where they lead out of it.
     pub recipe: Recipe,
+    /// The same with absolute paths.
+    pub(crate) absolute: Recipe,
     /// Odd, but no reason not to start.
     pub warnings: Problems,
     root: Node,
@@ -51,12 +56,14 @@ impl ResolvedRun {
 /// Everything that is wrong, at once, each with its file and line. What several sections say together is looked at when each
 /// is sound by itself.
 pub fn resolve(path: &Path, sets: &[String]) -> Result<ResolvedRun, RecipeError> {
-    let mut root = source::read(path, sets)?;
+    let (mut root, malformed) = source::read(path, sets)?;
     known_version(&root).map_err(RecipeError::Problems)?;
     let mut found = schema::check(&root);
+    found.problems.extend(malformed);
     missing(&root, path, &mut found);
     paths::make_absolute(&mut root, &mut found);
     let mut recipe = filled(&root, path, &mut found)?;
+    fill_in(&mut recipe, &root);
     ranges(&recipe, &root, &mut found);
     if found.sections.is_empty() {
         found.problems.extend(across_sections(&recipe, &root));
@@ -65,7 +72,9 @@ pub fn resolve(path: &Path, sets: &[String]) -> Result<ResolvedRun, RecipeError>
     let stem =
         || path.file_stem().map_or_else(|| "run".to_owned(), |stem| stem.to_string_lossy().into_owned());
     let name = recipe.name.get_or_insert_with(stem).clone();
-    Ok(ResolvedRun { name, path: path.to_owned(), recipe, warnings, root })
+    let absolute = recipe.clone();
+    paths::see_from_here(&mut recipe);
+    Ok(ResolvedRun { name, path: path.to_owned(), recipe, absolute, warnings, root })
 }
 
 /// A recipe of another format has other keys: nothing else is worth telling.
@@ -97,25 +106,42 @@ fn missing(root: &Node, path: &Path, found: &mut Findings) {
     }
 }
 
-/// The recipe; a section with a fault is left at its defaults.
+/// The recipe; a value with a fault is left at its default, or else the whole section.
 fn filled(root: &Node, path: &Path, found: &mut Findings) -> Result<Recipe, RecipeError> {
-    let mut values = root.to_json();
-    if let Some(object) = values.as_object_mut() {
-        for section in &found.sections {
-            object.shift_remove(section);
-        }
-        for (needed, least) in [("schema", json!(SCHEMA)), ("model", json!({})), ("data", json!({}))] {
-            object.entry(needed).or_insert(least);
-        }
+    if let Ok(recipe) = serde_json::from_value(without(root, &found.keys)) {
+        return Ok(recipe);
     }
-    serde_json::from_value(values).map_err(|error| {
+    serde_json::from_value(without(root, &found.sections)).map_err(|error| {
         // What the schema cannot say; serde tells one fault at a time, without its place.
         found.problems.push(Problem::error("recipe", error.to_string()).at(Location::file(path)));
         RecipeError::Problems(in_order(&found.problems))
     })
 }
 
-/// What each section says of its own values, if all of them have the right type.
+/// The values without those of `keys`; in a list, the whole list is left out. What every recipe needs is there.
+fn without(root: &Node, keys: &BTreeSet<String>) -> Value {
+    let mut values = root.to_json();
+    for key in keys {
+        let mut segments: Vec<&str> = key.split('.').collect();
+        while segments.last().is_some_and(|segment| segment.parse::<usize>().is_ok()) {
+            segments.pop();
+        }
+        let Some(last) = segments.pop() else { continue };
+        let table =
+            values.pointer_mut(&segments.iter().map(|segment| format!("/{segment}")).collect::<String>());
+        if let Some(table) = table.and_then(Value::as_object_mut) {
+            table.shift_remove(last);
+        }
+    }
+    if let Some(object) = values.as_object_mut() {
+        for (needed, least) in [("schema", json!(SCHEMA)), ("model", json!({})), ("data", json!({}))] {
+            object.entry(needed).or_insert(least);
+        }
+    }
+    values
+}
+
+/// What each section says of its own values; nothing of those that have a fault already.
 fn ranges(recipe: &Recipe, root: &Node, found: &mut Findings) {
     let mut sections = vec![
         ("model".to_owned(), recipe.model.check()),
@@ -132,14 +158,17 @@ fn ranges(recipe: &Recipe, root: &Node, found: &mut Findings) {
     for (i, eval) in recipe.eval.iter().enumerate() {
         sections.push((format!("eval.{i}"), eval.check()));
     }
-    let faulty: BTreeSet<String> = found.sections.clone();
+    let of_types =
+        Findings { keys: found.keys.clone(), sections: found.sections.clone(), ..Findings::default() };
     for (section, problems) in sections {
-        if faulty.contains(section.split('.').next().unwrap_or(&section)) {
-            continue;
-        }
         for problem in problems.iter() {
             let key = placed_key(problem, &section);
-            found.push(&key, problem.clone().at(root.origin_of(&key).location(&key)));
+            // Where one key has a fault, what is said of two of them may hold of its default alone.
+            let may_be_of_default = COMBINED.contains(&problem.code)
+                && of_types.sections.contains(section.split('.').next().unwrap_or(&section));
+            if !of_types.has(&key) && !may_be_of_default {
+                found.push(&key, problem.clone().at(root.origin_of(&key).location(&key)));
+            }
         }
     }
     if !found.sections.contains("model")

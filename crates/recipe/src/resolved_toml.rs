@@ -10,7 +10,7 @@ use std::fmt::Write;
 pub fn resolved_toml(run: &ResolvedRun) -> String {
     let mut text =
         format!("# {}: every value of this run, and where it came from\n", run.name.escape_debug());
-    let Ok(Value::Object(mut recipe)) = serde_json::to_value(&run.recipe) else { return text };
+    let Ok(Value::Object(mut recipe)) = serde_json::to_value(&run.absolute) else { return text };
     recipe.shift_remove("extends");
     for (key, value) in recipe.iter().filter(|(_, v)| !is_section(v)) {
         entry(&mut text, run, &[key], value);

@@ -58,10 +58,11 @@ fn whole_recipe() -> Value {
     schemars::schema_for!(Recipe).to_value()
 }
 
-/// What was found, and which keys of the top level have an error.
+/// What was found, and which keys, and keys of the top level, have an error.
 #[derive(Debug, Default)]
 pub(crate) struct Findings {
     pub problems: Problems,
+    pub keys: BTreeSet<String>,
     pub sections: BTreeSet<String>,
 }
 
@@ -70,8 +71,23 @@ impl Findings {
     pub(crate) fn push(&mut self, key: &str, problem: Problem) {
         if problem.severity == Severity::Error {
             self.sections.insert(key.split('.').next().unwrap_or(key).to_owned());
+            self.keys.insert(key.to_owned());
         }
         self.problems.push(problem);
+    }
+
+    /// Whether the value of `key`, or one around or inside it, has an error.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        let is_below =
+            |key: &str, other: &str| key.strip_prefix(other).is_some_and(|rest| rest.starts_with('.'));
+        self.keys.iter().any(|found| found == key || is_below(key, found) || is_below(found, key))
+    }
+
+    /// Take up what another search found.
+    fn extend(&mut self, other: Findings) {
+        self.problems.extend(other.problems);
+        self.keys.extend(other.keys);
+        self.sections.extend(other.sections);
     }
 }
 
@@ -132,10 +148,7 @@ impl<'a> Checker<'a> {
             trial.found
         });
         match trials.min_by_key(|found| found.problems.len()) {
-            Some(found) => {
-                self.found.problems.extend(found.problems);
-                self.found.sections.extend(found.sections);
-            }
+            Some(found) => self.found.extend(found),
             None => {
                 let wanted = alternatives.iter().map(|a| describe(self.deref(a))).filter(|d| d != "nothing");
                 let wanted = wanted.collect::<Vec<_>>().join(" or ");

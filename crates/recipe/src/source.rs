@@ -4,7 +4,7 @@ use crate::node::{Node, NodeKind};
 use crate::{Origin, RecipeError};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
-use taper_diagnostics::{Location, Problem, Problems};
+use taper_diagnostics::{Location, Problem, Problems, with_cause};
 use toml_edit::{Document, Item, TableLike};
 
 /// A recipe longer than this is no recipe.
@@ -12,8 +12,8 @@ const MOST_BYTES: u64 = 1 << 20;
 /// How many recipes may stand on each other.
 const MOST_EXTENDS: usize = 8;
 
-/// Read `path` and all that it extends, then apply `--set key=value` in order.
-pub(crate) fn read(path: &Path, sets: &[String]) -> Result<Node, RecipeError> {
+/// Read `path` and all that it extends, then apply `--set key=value` in order. Those that are malformed are left out and told.
+pub(crate) fn read(path: &Path, sets: &[String]) -> Result<(Node, Problems), RecipeError> {
     let mut root = read_with_base(path, &mut Vec::new())?;
     let mut problems = Problems::new();
     for set in sets {
@@ -21,8 +21,7 @@ pub(crate) fn read(path: &Path, sets: &[String]) -> Result<Node, RecipeError> {
             problems.extend(found);
         }
     }
-    problems.into_result().map_err(RecipeError::Problems)?;
-    Ok(root)
+    Ok((root, problems))
 }
 
 fn read_with_base(path: &Path, trail: &mut Vec<PathBuf>) -> Result<Node, RecipeError> {
@@ -37,7 +36,7 @@ fn read_with_base(path: &Path, trail: &mut Vec<PathBuf>) -> Result<Node, RecipeE
     }
     let base = read_with_base(&base, trail).map_err(|error| match error {
         RecipeError::Read { path, source } => {
-            let message = format!("cannot read `{}`: {source}", path.display());
+            let message = with_cause(format!("cannot read `{}`", path.display()), &source);
             stop(
                 Problem::error("extends", message)
                     .at(at)
@@ -87,7 +86,10 @@ fn take_extends(node: &mut Node) -> Result<Option<(String, Location)>, Problems>
 fn parse(path: &Path, text: &str) -> Result<Node, Problems> {
     let document = Document::parse(text).map_err(|error| {
         let line = error.span().map_or(1, |span| line_of(text, span.start));
-        let message = error.message().trim().replace('\n', ", ");
+        let found = error.span().and_then(|span| text.get(span)).map(str::trim);
+        let found = found.filter(|found| !found.is_empty() && found.len() <= 40 && !found.contains('\n'));
+        let found = found.map_or_else(String::new, |found| format!(", at `{found}`"));
+        let message = format!("{}{found}", error.message().trim().replace('\n', ", "));
         one(Problem::error("toml-syntax", message).at(Location::line(path, line)))
     })?;
     Ok(table_node(path, text, document.as_table(), 1))
@@ -219,7 +221,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         write(folder.path(), "base.toml", "[train]\nseed = 1\nmax_steps = 5\n");
         let path = write(folder.path(), "own.toml", "extends = \"base.toml\"\n\n[train]\nseed = 2\n");
-        let node = read(&path, &["train.batch_size=4".into(), "model.base=../m".into()]).unwrap();
+        let (node, malformed) =
+            read(&path, &["train.batch_size=4".into(), "model.base=../m".into()]).unwrap();
+        assert!(malformed.is_empty());
         assert_eq!(
             node.to_json(),
             serde_json::json!({"train": {"seed": 2, "max_steps": 5, "batch_size": 4}, "model": {"base": "../m"}})
@@ -241,13 +245,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = write(folder.path(), "a.toml", "[train]\nseed = = 2\n");
         assert!(read(&path, &[]).unwrap_err().to_string().contains("a.toml:2"));
+        let path = write(folder.path(), "b.toml", "[train]\nseed = 1\nseed = 2\n");
+        let told = read(&path, &[]).unwrap_err().to_string();
+        assert!(told.contains("duplicate key, at `seed`") && told.contains("b.toml:3"), "{told}");
     }
 
     #[test]
     fn a_set_without_a_key_is_refused() {
         let folder = tempfile::tempdir().unwrap();
         let path = write(folder.path(), "a.toml", "");
-        let error = read(&path, &["train".into(), "=3".into(), "a..b=3".into()]).unwrap_err();
+        let (_, error) = read(&path, &["train".into(), "=3".into(), "a..b=3".into()]).unwrap();
         assert_eq!(error.to_string().matches("error[set]").count(), 3);
     }
 }

@@ -9,6 +9,13 @@ use taper_export::ExportFormat;
 use taper_hub::InitChoice;
 use taper_train::{TrainMethod, TrainSection, check_together};
 
+/// Defaults that depend on another section: full training makes no adapter, so the whole model is what is written.
+pub(crate) fn fill_in(recipe: &mut Recipe, root: &Node) {
+    if recipe.train.method == TrainMethod::Full && root.at("export.formats").is_none() {
+        recipe.export.formats = vec![ExportFormat::Merged];
+    }
+}
+
 /// Everything that can be known from the recipe alone and that no section knows of itself.
 pub(crate) fn across_sections(recipe: &Recipe, root: &Node) -> Problems {
     let mut faults = Faults { root, problems: Problems::new() };
@@ -105,7 +112,7 @@ impl Faults<'_> {
             if is_set {
                 self.push(
                     &format!("train.{key}"),
-                    Problem::error("no-effect", format!("`{key}` is set, but there is nothing to validate on"))
+                    Problem::warning("no-effect", format!("`{key}` has no effect: there is nothing to validate on"))
                         .hint("name a `valid` file under `[data]`, hold a share out with `validation_split`, or remove the key"),
                 );
             }
@@ -138,7 +145,7 @@ impl Faults<'_> {
             if eval.data.is_empty() && recipe.data.test.is_empty() {
                 self.push(
                     &format!("eval.{i}"),
-                    Problem::error("missing-key", format!("the evaluation `{}` has no data", eval.name))
+                    Problem::error("missing-key", format!("the evaluation `{}` has no examples", eval.name))
                         .hint("name a `test` file under `[data]`, or `data` in this `[[eval]]`"),
                 );
             }

@@ -1,6 +1,7 @@
 //! What sections say together.
 
 use crate::support::{LEAST, Place, problems, run, told};
+use taper_export::ExportFormat;
 
 const FULL: &str = "\
 schema = 1
@@ -45,14 +46,10 @@ fn full_training_has_no_adapter_to_export() {
             "--set export.formats conflict: `export.formats` has \"peft\", and full training makes no adapter | {hint}"
         )]
     );
-    // The default is the adapter.
-    let told = problems(&FULL.replace("formats = [\"merged\"]\n", ""));
-    assert_eq!(
-        told,
-        [format!(
-            "6 export.formats conflict: `export.formats` has \"peft\", and full training makes no adapter | {hint}"
-        )]
-    );
+    // Where nothing is said, it is what there is.
+    let unsaid = FULL.replace("[export]\nformats = [\"merged\"]\n", "");
+    assert_eq!(run(&unsaid).recipe.export.formats, [ExportFormat::Merged]);
+    assert_eq!(run(LEAST).recipe.export.formats, [ExportFormat::Peft]);
 }
 
 #[test]
@@ -85,7 +82,7 @@ fn evaluations_have_names_of_their_own_and_data() {
     assert_eq!(
         told,
         [
-            "7 eval.0 missing-key: the evaluation `a` has no data | name a `test` file under `[data]`, or `data` in this `[[eval]]`",
+            "7 eval.0 missing-key: the evaluation `a` has no examples | name a `test` file under `[data]`, or `data` in this `[[eval]]`",
             "13 eval.2.name conflict: two evaluations are named `a` | give each `[[eval]]` a `name` of its own",
         ]
     );
@@ -135,20 +132,25 @@ fn training_sections_are_looked_at_together() {
 }
 
 #[test]
-fn keys_of_validation_need_data_to_validate_on() {
+fn keys_of_validation_are_warned_of_without_data_to_validate_on() {
     let keys = "[train]\neval_steps = 5\nearly_stopping_patience = 2\n";
-    let told = with(keys);
-    assert_eq!(told.len(), 2);
-    assert!(
-        told[0].starts_with(
-            "8 train.eval_steps no-effect: `eval_steps` is set, but there is nothing to validate on | "
-        ),
-        "{told:?}"
-    );
-    assert!(told[1].starts_with("9 train.early_stopping_patience no-effect: "), "{told:?}");
     let place = Place::with(&format!("{LEAST}{keys}"));
-    assert_eq!(place.problems(&["data.valid=v.jsonl"]), [""; 0]);
-    assert_eq!(place.problems(&["data.validation_split=0.1"]), [""; 0]);
+    let warned = |set: &str| place.resolve(&[set]).unwrap().warnings.iter().map(told).collect::<Vec<_>>();
+    let hint =
+        "name a `valid` file under `[data]`, hold a share out with `validation_split`, or remove the key";
+    assert_eq!(
+        warned("train.seed=1"),
+        [
+            format!(
+                "8 train.eval_steps no-effect: `eval_steps` has no effect: there is nothing to validate on | {hint}"
+            ),
+            format!(
+                "9 train.early_stopping_patience no-effect: `early_stopping_patience` has no effect: there is nothing to validate on | {hint}"
+            ),
+        ]
+    );
+    assert_eq!(warned("data.valid=v.jsonl"), [""; 0]);
+    assert_eq!(warned("data.validation_split=0.1"), [""; 0]);
 }
 
 #[test]

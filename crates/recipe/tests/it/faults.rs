@@ -232,6 +232,19 @@ fn values_out_of_range_are_told_together_with_wrong_types_elsewhere() {
             "12 optimizer.learning_rate out-of-range: `learning_rate` is 3, allowed is above 0 to 1 | 2e-4 is usual for adapters",
             "13 optimizer.adam_beta1 out-of-range: `adam_beta1` is 1, allowed is 0 to below 1 | 0.9 is usual",
             "15 schedule.lr_scheduler_type wrong-type: `schedule.lr_scheduler_type` is one of `constant`, `linear`, `cosine`, `warmup_stable_decay`, not `1`",
+            "16 schedule.decay_ratio out-of-range: `decay_ratio` is 7, allowed is above 0 to 1 | 0.1 to 0.2 are usual",
+        ]
+    );
+}
+
+#[test]
+fn nothing_is_said_of_a_default_in_the_place_of_a_wrong_value() {
+    let told = with("[schedule]\nlr_scheduler_type = \"wsd\"\ndecay_ratio = 0.2\nmin_lr_ratio = 2\n");
+    assert_eq!(
+        told,
+        [
+            "8 schedule.lr_scheduler_type unknown-value: `schedule.lr_scheduler_type` cannot be `wsd` | it can be `constant`, `linear`, `cosine`, `warmup_stable_decay`",
+            "10 schedule.min_lr_ratio out-of-range: `min_lr_ratio` is 2, allowed is 0 to 1 | 0.1 is usual",
         ]
     );
 }
@@ -285,15 +298,18 @@ fn what_is_set_on_the_command_line_is_named_as_such() {
             "--set adapter.r wrong-type: `adapter.r` is a whole number from 0, not `8.5`",
             "--set train.sed unknown-key: unknown key `train.sed` | did you mean `seed`?",
             "--set optimizer.name unknown-value: `optimizer.name` cannot be `adam` | did you mean `adamw`? It can be `adamw`",
+            "--set train.batch_size out-of-range: `batch_size` is 0, at least 1 is needed | leave the key out to have the default",
         ]
     );
-    let told = place.problems(&["eval.0.limit=3", "extends=other.toml", "schema.x=1"]);
+    let told = place.problems(&["train", "extends=other.toml", "schema.x=1", "train.seed=x"]);
     let usage = "write `--set section.key=value`, for example `--set train.max_steps=20`";
     assert_eq!(
         told,
         [
+            format!("set: `--set train` has no `=` | {usage}"),
             "set: `--set extends` comes too late: the recipe has been read by then | write `extends` into a recipe of your own, above what it changes".to_owned(),
             format!("set: `--set schema.x=1`: `x` stands in a list that is not so long, or in something that is no table | {usage}"),
+            "--set train.seed wrong-type: `train.seed` is a whole number from 0, not `x`".to_owned(),
         ]
     );
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Paths are relative to the file that says them, and absolute when all is resolved.
+//! Paths are relative to the file that says them; resolved, they hold from the current folder.
 
 use crate::support::{LEAST, Place};
 use std::path::Path;
@@ -36,12 +36,13 @@ fn paths_of_the_command_line_are_relative_to_where_it_runs() {
     let sets =
         ["model.base=./base", "data.train=[\"a.jsonl\", \"b/c.jsonl\"]", "model.chat_template=x.jinja"];
     let recipe = place.resolve(&sets).unwrap().recipe;
+    assert_eq!(texts(&recipe.data.train), ["a.jsonl", "b/c.jsonl"]);
+    assert_eq!(recipe.model.chat_template.unwrap(), Path::new("x.jinja"));
+    // What is not there must not be taken for a hub id.
     assert_eq!(Path::new(&recipe.model.base), here.join("base"));
-    assert_eq!(recipe.data.train.paths(), [here.join("a.jsonl"), here.join("b/c.jsonl")]);
-    assert_eq!(recipe.model.chat_template.unwrap(), here.join("x.jinja"));
     // A folder that is there needs no `./`.
-    let recipe = place.resolve(&["model.base=src"]).unwrap().recipe;
-    assert_eq!(Path::new(&recipe.model.base), here.join("src"));
+    assert_eq!(place.resolve(&["model.base=./src"]).unwrap().recipe.model.base, "src");
+    assert_eq!(place.resolve(&["model.base=src"]).unwrap().recipe.model.base, "src");
 }
 
 #[test]
