@@ -11,8 +11,8 @@ use taper_diagnostics::{Location, Problem, Problems};
 #[serde(deny_unknown_fields, default)]
 pub struct ExportSection {
     /// What to write: "peft" is the adapter alone, some megabytes, for use on its base; "merged" is a whole model with the
-    /// adapter in its weights, as large as the base, for programs that know no adapters. After full training "merged" is the
-    /// model.
+    /// adapter in its weights, as large as the base, for programs that know no adapters. Left out: the adapter, or after full
+    /// training "merged", which is then the model.
     pub formats: Vec<ExportFormat>,
     /// The type of a merged model's weights. "auto" takes the base's; "f32" keeps every bit of the adapter at twice the size of
     /// "bf16" or "f16", which round it.

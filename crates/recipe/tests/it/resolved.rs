@@ -1,6 +1,7 @@
 //! `resolved.toml` says everything and is itself a recipe of the same run.
 
 use crate::support::{LEAST, Place};
+use proptest::prelude::*;
 use std::path::{Path, PathBuf};
 use taper_recipe::{ResolvedRun, builtin_recipes, resolve, resolved_toml};
 
@@ -147,6 +148,21 @@ fn every_built_in_recipe_comes_back_as_it_was() {
         seen += 1;
     }
     assert!(seen >= 8);
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn any_text_comes_back_as_it_was(description in any::<String>(), column in "(?s).+") {
+        let mut recipe: toml_edit::DocumentMut = LEAST.parse().unwrap();
+        recipe["description"] = toml_edit::value(description.as_str());
+        recipe["data"]["columns"]["text"] = toml_edit::value(column.as_str());
+        let run = Place::with(&recipe.to_string()).resolve(&[]).unwrap();
+        prop_assert_eq!(run.recipe.description.as_ref(), Some(&description));
+        prop_assert_eq!(&run.recipe.data.columns["text"], &column);
+        prop_assert_eq!(again(&run).0.recipe, run.recipe);
+    }
 }
 
 #[test]
