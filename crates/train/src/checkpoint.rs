@@ -189,7 +189,7 @@ impl CheckpointStore {
         fs::write(temporary.join(STATE_FILE), text).map_err(disk("write", &path))?;
         sync_all(&temporary).map_err(disk("write", &temporary))?;
         if path.exists() {
-            fs::remove_dir_all(&path).map_err(disk("remove", &path))?;
+            self.discard(state.step)?;
         }
         fs::rename(&temporary, &path).map_err(disk("write", &path))?;
         sync(&self.folder).map_err(disk("write", &self.folder))?;
@@ -204,13 +204,7 @@ impl CheckpointStore {
         let steps = self.steps()?;
         let newest = steps.last().copied();
         let removable = steps.iter().copied().filter(|step| Some(*step) != newest && Some(*step) != best);
-        for step in removable.take(steps.len().saturating_sub(limit.max(1))) {
-            let path = self.path(step);
-            // A half-removed checkpoint must not look whole: without its state it is none.
-            fs::remove_file(path.join(STATE_FILE)).map_err(disk("remove", &path))?;
-            fs::remove_dir_all(&path).map_err(disk("remove", &path))?;
-        }
-        Ok(())
+        removable.take(steps.len().saturating_sub(limit.max(1))).try_for_each(|step| self.discard(step))
     }
 
     /// Remove all checkpoints: a run starts anew.
@@ -244,7 +238,18 @@ impl CheckpointStore {
         names.collect::<io::Result<_>>().map_err(disk("read", &self.folder))
     }
 
-    fn remove_unfinished(&self) -> Result<()> {
+    /// Remove a checkpoint. It first takes a temporary name: half of one must not be seen, not even after a kill.
+    fn discard(&self, step: u64) -> Result<()> {
+        let (path, temporary) = (self.path(step), self.folder.join(format!("{TEMPORARY}removed-{step}")));
+        fs::rename(&path, &temporary).map_err(disk("remove", &path))?;
+        fs::remove_dir_all(&temporary).map_err(disk("remove", &path))
+    }
+
+    /// Remove what a kill left of checkpoints that were being written or removed.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn remove_unfinished(&self) -> Result<()> {
         for name in self.names()?.iter().filter(|name| name.starts_with(TEMPORARY)) {
             let path = self.folder.join(name);
             fs::remove_dir_all(&path).map_err(disk("remove", &path))?;

@@ -182,6 +182,7 @@ impl<'m> Trainer<'m> {
     /// before it is then in a checkpoint, which the error names.
     pub fn run(&mut self, sink: &mut dyn ProgressSink) -> Result<Outcome> {
         self.prepare()?;
+        self.store.remove_unfinished()?;
         let metrics = MetricsFile::open(&self.place.folder, self.state.step)?;
         let parameters = self.trained.parameter_count();
         let total_steps = self.state.total_steps;
