@@ -14,6 +14,7 @@ mod generate;
 mod help;
 mod hostile_data;
 mod offline;
+mod real_base;
 mod recipe_errors;
 mod recipe_verbs;
 mod repeat;
