@@ -41,6 +41,12 @@ pub(crate) struct Base {
 impl Base {
     /// Find the files and open the tokenizer; loads no weights.
     fn open(section: &ModelSection, common: &CommonArgs) -> anyhow::Result<Self> {
+        if let Some(path) = section.chat_template.as_ref().filter(|path| !path.is_file()) {
+            return Err(user_error(
+                format!("there is no chat template `{}`", path.display()),
+                "`model.chat_template` is relative to the recipe file that says it",
+            ));
+        }
         let source = ModelSource::of_section(section, Path::new("")).or_fault()?;
         let mut options = HubOptions { progress: crate::output::interactive(), ..HubOptions::from_env() };
         options.offline |= common.offline;

@@ -189,6 +189,24 @@ fn conversations_without_a_template_are_told_what_to_do() {
 }
 
 #[test]
+fn a_template_that_cannot_be_used_is_told_by_its_file() {
+    let desk = without_weights();
+    let with = |template: &str| {
+        let set = format!("model.chat_template={template}");
+        desk.taper(&["check", "recipe.toml", "--set", &set]).exits(2)
+    };
+    with("nowhere.jinja").tells(&["no chat template `nowhere.jinja`", "help:"]);
+    desk.write("broken.jinja", "{% for m in %}");
+    with("broken.jinja").tells(&["`broken.jinja` does not parse", "--> broken.jinja:1"]);
+    // Time is bounded, whatever a template asks for; each example takes it all.
+    desk.write("train.jsonl", row("one", "two"));
+    desk.write("recipe.toml", &RECIPE[..RECIPE.find("valid =").unwrap()]);
+    let endless = "{% for i in range(90000) %}{% for j in range(90000) %}{% for k in range(90000) %}{% endfor %}{% endfor %}{% endfor %}";
+    desk.write("endless.jinja", endless);
+    with("endless.jinja").tells(&["`endless.jinja` failed", "out of fuel", "--> train.jsonl:1"]);
+}
+
+#[test]
 fn repeated_and_contradictory_rows_are_warnings() {
     let desk = without_weights();
     let rows = [row("who", "me"), row("what", "this"), row("who", "me"), row("What", "that")];

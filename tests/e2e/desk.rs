@@ -75,9 +75,9 @@ impl Desk {
     pub(crate) fn new() -> Self {
         let desk = Self::empty();
         taper_testkit::tiny_checkpoint(&desk.path("base"), &spec());
-        desk.write("train.jsonl", &questions(0..96));
-        desk.write("valid.jsonl", &questions(100..116));
-        desk.write("test.jsonl", &questions(200..232));
+        desk.write("train.jsonl", questions(0..96));
+        desk.write("valid.jsonl", questions(100..116));
+        desk.write("test.jsonl", questions(200..232));
         desk.write("recipe.toml", RECIPE);
         desk
     }

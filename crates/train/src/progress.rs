@@ -77,6 +77,7 @@ pub struct Bar {
     target: fn() -> ProgressDrawTarget,
     bar: ProgressBar,
     loss: f64,
+    rate: f64,
     eval_loss: Option<f64>,
 }
 
@@ -87,13 +88,9 @@ impl Bar {
             target: ProgressDrawTarget::stderr,
             bar: ProgressBar::hidden(),
             loss: f64::NAN,
+            rate: f64::NAN,
             eval_loss: None,
         }
-    }
-
-    /// Steps differ much in their loss: the bar shows a running mean, a tenth of it new at each step.
-    fn smooth(&mut self, loss: f64) {
-        self.loss = if self.loss.is_nan() { loss } else { 0.9 * self.loss + 0.1 * loss };
     }
 }
 
@@ -110,9 +107,9 @@ impl ProgressSink for Bar {
                 self.bar.reset_eta();
             }
             Event::Stepped(report) => {
-                self.smooth(report.loss());
-                let rate = report.tokens as f64 / report.seconds.max(1e-9);
-                let mut message = format!("loss {:.4} {rate:.0} tokens/s", self.loss);
+                self.loss = smooth(self.loss, report.loss());
+                self.rate = smooth(self.rate, report.tokens as f64 / report.seconds.max(1e-9));
+                let mut message = format!("loss {:.4} {:.0} tokens/s", self.loss, self.rate);
                 if let Some(loss) = self.eval_loss {
                     message.push_str(&format!(" eval {loss:.4}"));
                 }
@@ -127,6 +124,11 @@ impl ProgressSink for Bar {
             Event::SelfTested(_) | Event::Logged(_) | Event::Saved { .. } => {}
         }
     }
+}
+
+/// Steps differ much: the bar shows running means, a tenth of them new at each step.
+fn smooth(mean: f64, value: f64) -> f64 {
+    if mean.is_nan() { value } else { 0.9 * mean + 0.1 * value }
 }
 
 /// Lines of `key=value`, for logs and CI.
