@@ -154,6 +154,9 @@ impl Desk {
         for name in ["HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE", "RAYON_NUM_THREADS", "RUST_BACKTRACE"] {
             command.env_remove(name);
         }
+        for name in ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"] {
+            command.env_remove(name).env_remove(name.to_lowercase());
+        }
         command.env("CI", "true").env("COLUMNS", "100").env("HF_HUB_CACHE", self.path("hub-cache"));
         // Nothing listens there: whoever asks the hub fails at once.
         command.env("HF_ENDPOINT", "http://127.0.0.1:9");
