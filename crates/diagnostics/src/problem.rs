@@ -262,7 +262,10 @@ mod tests {
     #[test]
     fn a_file_that_was_named_is_not_named_again_by_its_cause() {
         let cause = std::io::Error::other("failed to open file `a.txt`: permission denied");
-        assert_eq!(with_cause("cannot read `a.txt`".into(), &cause), "cannot read `a.txt`: permission denied");
+        assert_eq!(
+            with_cause("cannot read `a.txt`".into(), &cause),
+            "cannot read `a.txt`: permission denied"
+        );
         let other = "cannot read `b.txt`: failed to open file `a.txt`: permission denied";
         assert_eq!(with_cause("cannot read `b.txt`".into(), &cause), other);
     }

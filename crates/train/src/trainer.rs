@@ -182,7 +182,9 @@ impl<'m> Trainer<'m> {
     /// before it is then in a checkpoint, which the error names.
     pub fn run(&mut self, sink: &mut dyn ProgressSink) -> Result<Outcome> {
         self.prepare()?;
+        // A kill may have come between a checkpoint and the removal of those that it replaces.
         self.store.remove_unfinished()?;
+        self.store.rotate(self.train.save_total_limit, self.state.best.map(|best| best.step))?;
         let metrics = MetricsFile::open(&self.place.folder, self.state.step)?;
         let parameters = self.trained.parameter_count();
         let total_steps = self.state.total_steps;

@@ -98,7 +98,7 @@ fn validation_that_gets_no_better_stops_the_run_with_the_best_weights() {
     let (sum, targets) = evaluate_loss(trained.as_ref(), &data.valid[0], LOGITS_BYTES).unwrap();
     assert_eq!(sum / targets as f64, best.loss, "the model has the weights of the best validation");
     let metrics = fs::read_to_string(folder.path().join("metrics.jsonl")).unwrap();
-    let logged = metrics.lines().filter(|line| line.contains("\"loss\"")).last().unwrap().to_owned();
+    let logged = metrics.lines().rfind(|line| line.contains("\"loss\"")).unwrap().to_owned();
     assert!(logged.starts_with(&format!("{{\"step\":{steps},")), "the last steps are in the log: {metrics}");
     // Resuming a run that stopped early stays stopped.
     let (again, _) = run(model("llama_untied"), data, &sections, folder.path(), Start::Resume).unwrap();
