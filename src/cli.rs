@@ -74,7 +74,7 @@ pub(crate) struct RecipeArgs {
 pub(crate) struct FolderArgs {
     #[command(flatten)]
     pub(crate) recipe: RecipeArgs,
-    /// The run's folder [default: runs/<recipe name>]
+    /// The run's folder [default: runs/NAME of the recipe]
     #[arg(long, value_name = "DIR")]
     pub(crate) out: Option<PathBuf>,
 }

@@ -32,7 +32,7 @@ const DRILL_PERCENT: usize = 22;
 /// One document in this many is set aside for validation.
 const VALID_EVERY: u64 = 100;
 
-/// The files that [`write`] makes.
+/// The files that [`write()`] makes.
 pub(crate) const FILES: [&str; 6] = [
     "train-text.jsonl",
     "train-chat.jsonl",
