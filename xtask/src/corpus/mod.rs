@@ -128,9 +128,9 @@ mod tests {
     fn the_same_seed_writes_the_same_bytes_and_another_seed_others() {
         let (a, b, c) =
             (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        write(a.path(), 20_000, 5).unwrap();
-        write(b.path(), 20_000, 5).unwrap();
-        write(c.path(), 20_000, 6).unwrap();
+        write(a.path(), 80_000, 5).unwrap();
+        write(b.path(), 80_000, 5).unwrap();
+        write(c.path(), 80_000, 6).unwrap();
         for file in FILES {
             let read = |folder: &Path| fs_err::read_to_string(folder.join(file)).unwrap();
             assert!(!read(a.path()).is_empty(), "{file}");
