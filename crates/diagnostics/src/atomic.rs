@@ -55,14 +55,32 @@ fn like_ordinary_files<'a, 'b, 'c>(
     builder
 }
 
-/// A rename is durable once its folder is.
+/// The files of a folder, then the folder itself, onto the disk: before it is renamed into its place.
+///
+/// # Errors
+/// What the disk says.
+pub fn sync_files(folder: &Path) -> io::Result<()> {
+    for entry in fs::read_dir(folder)? {
+        fs::File::open(entry?.path())?.sync_all()?;
+    }
+    sync_folder(folder)
+}
+
+/// The names in a folder onto the disk: a rename is durable once its folder is.
+///
+/// # Errors
+/// What the disk says.
 #[cfg(unix)]
-fn sync_folder(folder: &Path) -> io::Result<()> {
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
     fs::File::open(folder)?.sync_all()
 }
 
+/// Other systems have no way to flush a folder, and need none.
+///
+/// # Errors
+/// None.
 #[cfg(not(unix))]
-fn sync_folder(_: &Path) -> io::Result<()> {
+pub fn sync_folder(_: &Path) -> io::Result<()> {
     Ok(())
 }
 

@@ -9,7 +9,7 @@ mod exit;
 mod problem;
 mod suggest;
 
-pub use atomic::{write_atomically, write_bytes_atomically};
+pub use atomic::{sync_files, sync_folder, write_atomically, write_bytes_atomically};
 pub use exit::ExitCode;
 pub use problem::{Diagnose, Located, Location, Problem, Problems, Severity, with_cause};
 pub use suggest::{did_you_mean, list_names};

@@ -2,6 +2,7 @@
 
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};
+use taper_diagnostics::sync_files;
 
 /// A folder that is being filled under a temporary name beside its place.
 ///
@@ -34,7 +35,7 @@ impl NewFolder {
     /// holds the old one, nothing, or the new one, never a part of one.
     pub(crate) fn place(self) -> Result<PathBuf> {
         let named = |source| Error::Write { path: self.target.clone(), source };
-        flush(self.temporary.path()).map_err(named)?;
+        sync_files(self.temporary.path()).map_err(named)?;
         let aside = self.temporary.path().with_extension("old");
         let replaces = self.target.exists();
         if replaces {
@@ -51,24 +52,6 @@ impl NewFolder {
         }
         Ok(self.target)
     }
-}
-
-/// The contents, then the folder itself, onto the disk.
-fn flush(folder: &Path) -> std::io::Result<()> {
-    for entry in fs_err::read_dir(folder)? {
-        fs_err::File::open(entry?.path())?.sync_all()?;
-    }
-    sync_folder(folder)
-}
-
-#[cfg(unix)]
-fn sync_folder(folder: &Path) -> std::io::Result<()> {
-    fs_err::File::open(folder)?.sync_all()
-}
-
-#[cfg(not(unix))]
-fn sync_folder(_: &Path) -> std::io::Result<()> {
-    Ok(())
 }
 
 /// Temporary folders are made for their owner alone; what a run leaves is an ordinary folder, as private as the umask asks.

@@ -11,6 +11,7 @@ use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use taper_data::DataLoaderState;
+use taper_diagnostics::{sync_files, sync_folder};
 
 /// The file that makes a folder a checkpoint.
 pub const STATE_FILE: &str = "trainer_state.json";
@@ -187,12 +188,12 @@ impl CheckpointStore {
         let text =
             serde_json::to_string_pretty(&state).map_err(|e| disk("write", &path)(io::Error::other(e)))?;
         fs::write(temporary.join(STATE_FILE), text).map_err(disk("write", &path))?;
-        sync_all(&temporary).map_err(disk("write", &temporary))?;
+        sync_files(&temporary).map_err(disk("write", &temporary))?;
         if path.exists() {
             self.discard(state.step)?;
         }
         fs::rename(&temporary, &path).map_err(disk("write", &path))?;
-        sync(&self.folder).map_err(disk("write", &self.folder))?;
+        sync_folder(&self.folder).map_err(disk("write", &self.folder))?;
         Ok(path)
     }
 
@@ -274,24 +275,6 @@ fn lengths(folder: &Path) -> Result<BTreeMap<String, u64>> {
             .collect()
     };
     list().map_err(disk("read", folder))
-}
-
-fn sync_all(folder: &Path) -> io::Result<()> {
-    for entry in fs::read_dir(folder)? {
-        fs::File::open(entry?.path())?.sync_all()?;
-    }
-    sync(folder)
-}
-
-/// A rename is durable once its folder is.
-#[cfg(unix)]
-fn sync(folder: &Path) -> io::Result<()> {
-    fs::File::open(folder)?.sync_all()
-}
-
-#[cfg(not(unix))]
-fn sync(_: &Path) -> io::Result<()> {
-    Ok(())
 }
 
 #[cfg(test)]
