@@ -28,7 +28,7 @@ pub use error::{Error, Result};
 pub use gradients::{Gradients, clip_factor};
 pub use metrics::{Metrics, MetricsFile};
 pub use optimizer::AdamW;
-pub use progress::{Bar, Event, Lines, ProgressSink, Silent, resident_bytes, stderr_progress};
+pub use progress::{Bar, Event, Lines, ProgressSink, Silent, resident_bytes};
 pub use schedule::LrSchedule;
 pub use sections::{
     OptimizerName, OptimizerSection, ScheduleSection, SchedulerType, TrainMethod, TrainSection,

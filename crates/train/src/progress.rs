@@ -5,7 +5,7 @@ use crate::metrics::Metrics;
 use crate::self_test::SelfTestReport;
 use crate::step::StepReport;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::{IsTerminal, Write};
+use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
@@ -51,16 +51,6 @@ pub enum Event<'a> {
 pub trait ProgressSink {
     /// Called for every event, on the training thread: return soon.
     fn event(&mut self, event: &Event<'_>);
-}
-
-/// Standard error: a bar on a terminal, lines elsewhere or with `CI=true`.
-pub fn stderr_progress() -> Box<dyn ProgressSink> {
-    let ci = std::env::var("CI").is_ok_and(|value| value == "true" || value == "1");
-    if std::io::stderr().is_terminal() && !ci {
-        Box::new(Bar::stderr())
-    } else {
-        Box::new(Lines::new(std::io::stderr()))
-    }
 }
 
 /// Nobody is told.
