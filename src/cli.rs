@@ -129,9 +129,15 @@ pub(crate) struct ExportArgs {
 /// A model, perhaps with an adapter.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
-    /// The base: a folder, or a hub id `owner/name`
+    /// The base: a folder, a GGUF file, or a hub id `owner/name`
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: String,
+    /// Quantise the linear layers while loading, as `model.quantize` of a recipe does
+    #[arg(long, value_name = "FORMAT", value_parser = ["nf4", "fp4", "int8", "q8_0", "q6_k", "q5_k", "q4_k", "q4_0"])]
+    pub(crate) quantize: Option<String>,
+    /// Code the scales of nf4 or fp4 in 8 bits as well, as `model.double_quant` does
+    #[arg(long, requires = "quantize")]
+    pub(crate) double_quant: bool,
     /// A folder with a LoRA in PEFT's format
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,

@@ -56,7 +56,7 @@ impl Session {
 
     /// The weights of the base, as the recipe asks for them.
     pub(crate) fn load_base(&self) -> anyhow::Result<Box<dyn CausalLm>> {
-        self.base.load(self.run.recipe.model.dtype.into())
+        self.base.load((&self.run.recipe.model).into())
     }
 
     /// The command that goes on with this run: the same recipe, overrides and folder, another verb.

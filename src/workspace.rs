@@ -1,6 +1,6 @@
 //! What several verbs need: the recipe, the base's files and tokenizer, the data, the run's folder.
 
-use crate::cli::{CommonArgs, FolderArgs, RecipeArgs};
+use crate::cli::{CommonArgs, FolderArgs, ModelArgs, RecipeArgs};
 use crate::fault::{OrFault, user_error};
 use crate::output::say;
 use crate::tasks::prepare_tasks;
@@ -71,10 +71,13 @@ impl Base {
         Ok(base)
     }
 
-    /// The base that `--model` names.
-    pub(crate) fn named(model: &str, common: &CommonArgs) -> anyhow::Result<Self> {
-        let section: ModelSection = serde_json::from_value(serde_json::json!({ "base": model }))?;
-        Self::open(&section, common)
+    /// The base that `--model` names, and how the flags beside it ask for its weights.
+    pub(crate) fn named(args: &ModelArgs) -> anyhow::Result<(Self, LoadOptions)> {
+        let section: ModelSection = serde_json::from_value(serde_json::json!({
+            "base": args.model, "quantize": args.quantize, "double_quant": args.double_quant,
+        }))?;
+        section.check().into_result().or_fault()?;
+        Ok((Self::open(&section, &args.common)?, (&section).into()))
     }
 
     /// How examples become tokens.

@@ -9,7 +9,7 @@ use std::io::Read;
 use std::ops::ControlFlow;
 use taper_diagnostics::{ExitCode, Location, Problems};
 use taper_infer::{Engine, EngineOptions, GenerationConfig, Request};
-use taper_models::{CausalLm, LoadOptions};
+use taper_models::CausalLm;
 use taper_peft::LoadMode;
 use taper_text::{Message, RenderOptions};
 
@@ -83,8 +83,8 @@ fn read_prompt(given: &str) -> anyhow::Result<String> {
 /// The model of the flags, its adapter attached for inference.
 pub(crate) fn open_model(args: &ModelArgs) -> anyhow::Result<(Base, Box<dyn CausalLm>)> {
     check_device(&args.common)?;
-    let base = Base::named(&args.model, &args.common)?;
-    let mut model = base.load(LoadOptions::default())?;
+    let (base, options) = Base::named(args)?;
+    let mut model = base.load(options)?;
     if let Some(folder) = &args.adapter {
         let adapter = taper_peft::load(folder, model.as_mut(), LoadMode::Inference).or_fault()?;
         let count: usize = adapter.weights().iter().map(|(_, tensor)| tensor.elem_count()).sum();

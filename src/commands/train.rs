@@ -145,10 +145,17 @@ fn fingerprints(session: &Session) -> anyhow::Result<BTreeMap<String, String>> {
         InitChoice::Pretrained => session.base.files.fingerprint().or_fault()?,
         InitChoice::Random => Fingerprint::of_file(&session.base.files.config).or_fault()?,
     };
-    let mut fingerprints = BTreeMap::from([
-        ("the base".to_owned(), base.as_str().to_owned()),
-        ("`model.dtype`".to_owned(), serde_json::json!(recipe.model.dtype).to_string()),
-    ]);
+    let mut fingerprints = BTreeMap::from([("the base".to_owned(), base.as_str().to_owned())]);
+    let model = &recipe.model;
+    for (key, value) in [
+        ("dtype", serde_json::json!(model.dtype)),
+        ("quantize", serde_json::json!(model.quantize)),
+        ("double_quant", serde_json::json!(model.double_quant)),
+        ("quantize_block_size", serde_json::json!(model.quantize_block_size)),
+        ("quantize_embeddings", serde_json::json!(model.quantize_embeddings)),
+    ] {
+        fingerprints.insert(format!("`model.{key}`"), value.to_string());
+    }
     if !session.data.valid.tokenized.is_empty() {
         let valid = fingerprint_of(&session.data.valid.tokenized);
         fingerprints.insert("the validation data".to_owned(), valid.as_str().to_owned());

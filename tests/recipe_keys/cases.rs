@@ -84,6 +84,10 @@ fn model() -> Vec<Case> {
         case("model.base", "../other", "train", see::losses),
         case("model.revision", "v1", "train", see::losses).beside(&["model.base=owner/tiny"]),
         case("model.dtype", "bf16", "train", see::losses),
+        case("model.quantize", "nf4", "train", see::losses),
+        case("model.double_quant", "true", "train", see::losses).beside(&["model.quantize=nf4"]),
+        case("model.quantize_block_size", "32", "train", see::losses).beside(&["model.quantize=nf4"]),
+        case("model.quantize_embeddings", "true", "train", see::losses).beside(&["model.quantize=int8"]),
         case("model.chat_template", "../other.jinja", "explain", see::explained),
         case("model.init", "random", "train", see::losses).of("full"),
     ]

@@ -173,10 +173,10 @@ fn linear_weight(linear: &Linear) -> Result<Tensor> {
     }
 }
 
-/// The weight in the type it is held in: what nothing was done to keeps its bits.
+/// The weight in the type it is held in, so that what nothing was done to keeps its bits; decoded where it is quantised.
 fn stored(weight: &Weight) -> taper_nn::Result<Tensor> {
     match weight {
-        Weight::Frozen(weight) => Ok(weight.tensor().clone()),
+        Weight::Frozen(weight) => weight.to_dense(),
         Weight::Trainable(_) => weight.to_f32(),
     }
 }

@@ -17,5 +17,5 @@ pub use error::{Error, Result};
 pub use files::ModelFiles;
 pub use fingerprint::Fingerprint;
 pub use index::{IndexError, ShardIndex};
-pub use section::{DtypeChoice, InitChoice, ModelSection};
+pub use section::{DtypeChoice, InitChoice, ModelSection, QuantizeChoice};
 pub use source::{HubOptions, ModelSource};

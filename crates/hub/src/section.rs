@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
 use taper_diagnostics::{Location, Problem, Problems};
+use taper_quant::{BlockFormat, GgmlType};
 
 /// The base model.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -17,6 +18,19 @@ pub struct ModelSection {
     /// The type that the base's weights are held in. "auto" keeps what is stored; "bf16" and "f16" take 2 bytes a weight, "f32" takes 4.
     /// Arithmetic is in f32 either way, and adapters are always f32.
     pub dtype: DtypeChoice,
+    /// Quantise the frozen linear layers while they are loaded: "nf4" and "fp4" (QLoRA, bitsandbytes' layout, 4.5 bits a weight), "int8"
+    /// (8 bits), or GGML's "q8_0", "q6_k", "q5_k", "q4_k", "q4_0" (8.5, 6.6, 5.5, 4.5 and 4.5 bits). Absent: weights stay as they are stored.
+    /// Adapters are trained on the quantised values; a base that is quantised in its files needs no key. K types need layers whose input is a
+    /// multiple of 256.
+    pub quantize: Option<QuantizeChoice>,
+    /// Code the scales of "nf4" or "fp4" in 8 bits as well: 4.13 bits a weight instead of 4.5, for a little more noise.
+    pub double_quant: bool,
+    /// Weights that share a scale in "nf4" or "fp4", a power of two from 32 to 4096; 64 when absent, bitsandbytes' default. Larger ones save
+    /// little and cost precision.
+    pub quantize_block_size: Option<usize>,
+    /// Quantise the embedding and the output head too. They are a large part of a small model with a large vocabulary, and the part that
+    /// suffers most.
+    pub quantize_embeddings: bool,
     /// A Jinja chat template to use instead of the checkpoint's own (relative to the recipe file). For bases that have none; a template other
     /// than the one a model was tuned with usually costs quality.
     pub chat_template: Option<PathBuf>,
@@ -24,6 +38,36 @@ pub struct ModelSection {
     /// (`train.method = "full"`).
     pub init: InitChoice,
 }
+
+/// What frozen weights are quantised to while they are loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum QuantizeChoice {
+    /// 4-bit NormalFloat (Dettmers et al. 2023), bitsandbytes' layout.
+    Nf4,
+    /// 4-bit floats, bitsandbytes' layout.
+    Fp4,
+    /// A byte a weight and a scale a row, as LLM.int8() (Dettmers et al. 2022) codes weights.
+    Int8,
+    /// GGML's 8 bits with a scale for 32.
+    #[serde(rename = "q8_0")]
+    Q8_0,
+    /// GGML's 6 bits, 16 scales for 256.
+    #[serde(rename = "q6_k")]
+    Q6K,
+    /// GGML's 5 bits, 8 scales and minima for 256.
+    #[serde(rename = "q5_k")]
+    Q5K,
+    /// GGML's 4 bits, 8 scales and minima for 256.
+    #[serde(rename = "q4_k")]
+    Q4K,
+    /// GGML's 4 bits with a scale for 32.
+    #[serde(rename = "q4_0")]
+    Q4_0,
+}
+
+/// bitsandbytes' block.
+const DEFAULT_BLOCK_SIZE: usize = 64;
 
 /// Where the first weights come from.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -52,6 +96,22 @@ pub enum DtypeChoice {
 }
 
 impl ModelSection {
+    /// What linear layers are quantised to; `None` leaves them as they are stored.
+    pub fn quantize_format(&self) -> Option<BlockFormat> {
+        let (block_size, double_quant) =
+            (self.quantize_block_size.unwrap_or(DEFAULT_BLOCK_SIZE), self.double_quant);
+        Some(match self.quantize? {
+            QuantizeChoice::Nf4 => BlockFormat::Nf4 { block_size, double_quant },
+            QuantizeChoice::Fp4 => BlockFormat::Fp4 { block_size, double_quant },
+            QuantizeChoice::Int8 => BlockFormat::Int8,
+            QuantizeChoice::Q8_0 => BlockFormat::Ggml(GgmlType::Q8_0),
+            QuantizeChoice::Q6K => BlockFormat::Ggml(GgmlType::Q6K),
+            QuantizeChoice::Q5K => BlockFormat::Ggml(GgmlType::Q5K),
+            QuantizeChoice::Q4K => BlockFormat::Ggml(GgmlType::Q4K),
+            QuantizeChoice::Q4_0 => BlockFormat::Ggml(GgmlType::Q4_0),
+        })
+    }
+
     /// Everything about the section that can be known without opening a file.
     pub fn check(&self) -> Problems {
         let mut problems = Problems::new();
@@ -67,6 +127,35 @@ impl ModelSection {
         }
         if self.chat_template.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
             fault("chat_template", "`chat_template` is empty", "leave the key out for the checkpoint's own");
+        }
+        let four_bit = matches!(self.quantize, Some(QuantizeChoice::Nf4 | QuantizeChoice::Fp4));
+        if self.double_quant && !four_bit {
+            fault(
+                "double_quant",
+                "`double_quant` codes the scales of \"nf4\" and \"fp4\", and `quantize` is neither",
+                "set `quantize = \"nf4\"`, or remove the key",
+            );
+        }
+        if self.quantize_block_size.is_some() && !four_bit {
+            fault(
+                "quantize_block_size",
+                "`quantize_block_size` is for \"nf4\" and \"fp4\", and `quantize` is neither",
+                "the blocks of the other formats have one size: remove the key",
+            );
+        }
+        if self.quantize_block_size.is_some_and(|n| !n.is_power_of_two() || !(32..=4096).contains(&n)) {
+            fault(
+                "quantize_block_size",
+                "`quantize_block_size` is no power of two from 32 to 4096",
+                "64 is bitsandbytes' default",
+            );
+        }
+        if self.quantize_embeddings && self.quantize.is_none() {
+            fault(
+                "quantize_embeddings",
+                "`quantize_embeddings` has no effect without `quantize`",
+                "set `quantize`, or remove the key",
+            );
         }
         problems
     }
@@ -101,6 +190,41 @@ mod tests {
             ..ModelSection::default()
         };
         assert!(good.check().is_empty());
+    }
+
+    #[test]
+    fn keys_of_quantising_need_what_they_are_about() {
+        let keys = |section: ModelSection| -> Vec<String> {
+            let section = ModelSection { base: "a/b".into(), ..section };
+            section.check().iter().map(|p| p.location.clone().unwrap().key.unwrap()).collect()
+        };
+        let quantize = Some(QuantizeChoice::Q4K);
+        let wrong = ModelSection {
+            quantize,
+            double_quant: true,
+            quantize_block_size: Some(64),
+            ..ModelSection::default()
+        };
+        assert_eq!(keys(wrong), ["model.double_quant", "model.quantize_block_size"]);
+        let alone = ModelSection { quantize_embeddings: true, ..ModelSection::default() };
+        assert_eq!(keys(alone), ["model.quantize_embeddings"]);
+        for odd in [16, 48, 8192] {
+            let quantize = Some(QuantizeChoice::Nf4);
+            let odd = ModelSection { quantize, quantize_block_size: Some(odd), ..ModelSection::default() };
+            assert_eq!(keys(odd), ["model.quantize_block_size"]);
+        }
+        let good: ModelSection =
+            serde_json::from_str(r#"{"base":"a/b","quantize":"nf4","double_quant":true}"#).unwrap();
+        assert!(good.check().is_empty());
+        assert_eq!(
+            good.quantize_format(),
+            Some(BlockFormat::Nf4 { block_size: 64, double_quant: true })
+        );
+        for (name, format) in [("q6_k", GgmlType::Q6K), ("q4_0", GgmlType::Q4_0)] {
+            let text = format!(r#"{{"base":"a/b","quantize":"{name}"}}"#);
+            let section: ModelSection = serde_json::from_str(&text).unwrap();
+            assert_eq!(section.quantize_format(), Some(BlockFormat::Ggml(format)));
+        }
     }
 
     #[test]

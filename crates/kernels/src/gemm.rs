@@ -1,4 +1,4 @@
-//! Matrix products of `f32` activations with `f32`, `bf16` or `f16` weights.
+//! Matrix products of `f32` activations with `f32`, `bf16`, `f16` or quantised weights.
 //!
 //! The products are those of the `gemm` crate (AVX-512, AVX2, NEON or plain, found at run time), called on one thread per tile. Tiles are
 //! cut at fixed sizes and each tile is summed over k by one task in one order, so the number of threads never shows in a result. The
@@ -6,7 +6,8 @@
 //! in place, and larger ones sum in another order. A row's result is therefore the same up to rounding, not bit for bit, in batches of
 //! different size.
 //!
-//! Narrow weights are widened panel by panel into at most [`PANEL_BYTES`] per task, never as a whole.
+//! Narrow and quantised weights are widened panel by panel into at most [`PANEL_BYTES`] per task, never as a whole; forward and backward see
+//! the same values.
 
 #![expect(unsafe_code, reason = "passes strided views to the gemm crate")]
 
@@ -19,6 +20,7 @@ use crate::threads::for_each_block;
 use core::cell::RefCell;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
+use taper_quant::{BlockFormat, QuantizedTensor};
 
 /// Up to this many rows a linear layer runs through the dot-product kernel.
 pub const FEW_ROWS: usize = 4;
@@ -29,6 +31,8 @@ pub const PANEL_BYTES: usize = 1024 * 1024;
 const TILE: usize = 384;
 /// Output features that a task of a linear layer makes: four register blocks of the AVX-512 kernel.
 const FEATURES: usize = 192;
+/// The same over blocks of 256, so that no block is decoded for two panels.
+const BLOCK_FEATURES: usize = 256;
 /// Rows of x that a task of a linear layer reads, at most: the more, the less often the weights are packed.
 const ROWS: usize = 1024;
 /// The least of them, where the layer is too narrow to be shared by its features alone (adapters).
@@ -39,8 +43,9 @@ const DEPTH: usize = 1024;
 const DOT_TASK: usize = 256 * 1024;
 
 const _: () = assert!(FEATURES * DEPTH * size_of::<f32>() <= PANEL_BYTES);
+const _: () = assert!(BLOCK_FEATURES * DEPTH * size_of::<f32>() <= PANEL_BYTES);
 
-/// The weights of a layer, as they are stored. More layouts will come.
+/// The weights of a layer, as they are stored.
 #[non_exhaustive]
 #[derive(Clone, Copy, Debug)]
 pub enum WeightView<'a> {
@@ -50,6 +55,8 @@ pub enum WeightView<'a> {
     BF16(&'a [bf16]),
     /// IEEE half precision.
     F16(&'a [f16]),
+    /// Coded in blocks.
+    Quantized(&'a QuantizedTensor),
 }
 
 impl WeightView<'_> {
@@ -59,6 +66,7 @@ impl WeightView<'_> {
             Self::F32(w) => w.len(),
             Self::BF16(w) => w.len(),
             Self::F16(w) => w.len(),
+            Self::Quantized(w) => w.len(),
         }
     }
 
@@ -77,6 +85,18 @@ impl WeightView<'_> {
             Self::F32(w) => out.copy_from_slice(&w[range]),
             Self::BF16(w) => widen_bf16(&w[range], out),
             Self::F16(w) => w[range].convert_to_f32_slice(out),
+            Self::Quantized(w) => decode(w, start, out),
+        }
+    }
+
+    /// Columns of W that a panel spans where rows are summed over (the input gradient).
+    fn panel_columns(&self) -> usize {
+        match self {
+            Self::Quantized(w) => match w.format() {
+                BlockFormat::Ggml(t) if t.block_len() > FEATURES => BLOCK_FEATURES,
+                _ => FEATURES,
+            },
+            _ => FEATURES,
         }
     }
 }
@@ -140,7 +160,8 @@ pub fn linear_backward_input(
 ) {
     check_linear(dx.len(), w.len(), g.len(), t, n_in, n_out);
     let dx = SharedMut::new(dx);
-    for_each_tile(t, n_in, rows_per_tile(t, n_in), FEATURES, t * n_in * n_out, |rows, columns| {
+    let across = w.panel_columns();
+    for_each_tile(t, n_in, rows_per_tile(t, n_in), across, t * n_in * n_out, |rows, columns| {
         // SAFETY: this task alone writes these rows of these columns.
         let mut c = unsafe { MatMut::of(&dx, rows.0 * n_in + columns.0, rows.1, columns.1, n_in) };
         let g = MatRef::new(&g[rows.0 * n_out..], rows.1, n_out, n_out);
@@ -424,11 +445,18 @@ fn dot_rows(x: &[f32], w: WeightView<'_>, at: usize, n_in: usize, dots: &mut [f3
     match w {
         WeightView::F32(w) => rows.for_each(|(dot, x)| *dot = dot_f32(x, &w[at..at + n_in])),
         WeightView::BF16(w) => rows.for_each(|(dot, x)| *dot = dot_bf16(x, &w[at..at + n_in])),
-        WeightView::F16(_) => PANEL.with_borrow_mut(|scratch| {
+        WeightView::F16(_) | WeightView::Quantized(_) => PANEL.with_borrow_mut(|scratch| {
             let wide = grown(scratch, n_in);
             w.widen(at, wide);
             rows.for_each(|(dot, x)| *dot = dot_f32(x, wide));
         }),
+    }
+}
+
+multiversion! {
+    /// The decoder of `quant` compiled for the instruction set at hand.
+    fn decode(w: &QuantizedTensor, start: usize, out: &mut [f32]) {
+        w.decode(start, out);
     }
 }
 

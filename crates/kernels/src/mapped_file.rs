@@ -48,11 +48,52 @@ impl MappedFile {
     pub fn bytes(&self) -> &[u8] {
         &self.map
     }
+
+    /// Give the memory of the pages that lie within `range` back to the system: what was copied out of them need not stay twice. They are
+    /// read from the file again when somebody asks. Does nothing where the system has no such call.
+    pub fn release(&self, range: core::ops::Range<usize>) {
+        #[cfg(target_os = "linux")]
+        {
+            // Whole pages inside the range; a page size that is a multiple of the real one is right too.
+            const PAGE: usize = 64 * 1024;
+            let first = range.start.next_multiple_of(PAGE);
+            let end = range.end.min(self.map.len()) / PAGE * PAGE;
+            if first < end {
+                // SAFETY: the pages are a clean view of a file that is mapped read-only and shared: dropping them changes no content, and
+                // slices of them that are alive read the same bytes of the file again.
+                let _ = unsafe {
+                    self.map.unchecked_advise_range(memmap2::UncheckedAdvice::DontNeed, first, end - first)
+                };
+            }
+        }
+        #[cfg(not(target_os = "linux"))]
+        let _ = range;
+    }
+}
+
+impl AsRef<[u8]> for MappedFile {
+    fn as_ref(&self) -> &[u8] {
+        &self.map
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn released_pages_are_read_again() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("weights");
+        let content: Vec<u8> = (0..300_000u32).map(|i| (i % 251) as u8).collect();
+        fs_err::write(&path, &content).unwrap();
+        let map = MappedFile::open(&path).unwrap();
+        assert!(map.bytes() == content);
+        for range in [0..content.len(), 70_000..200_000, 5..6, 0..usize::MAX, 9..9] {
+            map.release(range);
+            assert!(map.bytes() == content);
+        }
+    }
 
     #[test]
     fn bytes_are_those_of_the_file() {

@@ -74,7 +74,7 @@ pub fn forward_logits(
 }
 
 /// The base weights under their names in a checkpoint, in the order of the forward pass, outside any graph: matrices in the type they are
-/// held in (trained ones f32), norms and biases f32. The table that a tied head shares is listed once. Adapters are not merged.
+/// held in (trained and quantised ones f32), norms and biases f32. The table that a tied head shares is listed once. Adapters are not merged.
 ///
 /// # Errors
 /// What candle says.
@@ -85,12 +85,12 @@ pub fn state_tensors(model: &mut dyn VisitModules) -> Result<Vec<(String, Tensor
         match module {
             ModuleMut::Linear(linear) => {
                 if !linear.is_tied() {
-                    tensors.push((format!("{path}.weight"), held(linear.weight())));
+                    tensors.push((format!("{path}.weight"), held(linear.weight())?));
                 }
                 tensors.extend(linear.bias().map(|bias| (format!("{path}.bias"), bias)));
             }
             ModuleMut::Embedding(embedding) => {
-                tensors.push((format!("{path}.weight"), held(embedding.weight())));
+                tensors.push((format!("{path}.weight"), held(embedding.weight())?));
             }
             ModuleMut::RmsNorm(norm) => tensors.push((format!("{path}.weight"), norm.weight())),
         }
@@ -99,9 +99,9 @@ pub fn state_tensors(model: &mut dyn VisitModules) -> Result<Vec<(String, Tensor
     Ok(tensors)
 }
 
-fn held(weight: &Weight) -> Tensor {
+fn held(weight: &Weight) -> Result<Tensor> {
     match weight {
-        Weight::Frozen(frozen) => frozen.tensor().clone(),
-        Weight::Trainable(var) => var.as_detached_tensor(),
+        Weight::Frozen(frozen) => frozen.to_dense(),
+        Weight::Trainable(var) => Ok(var.as_detached_tensor()),
     }
 }

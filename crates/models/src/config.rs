@@ -93,7 +93,7 @@ impl ModelConfig {
     /// Read the text of a `config.json`.
     ///
     /// # Errors
-    /// When it is not JSON, names an architecture that is not here, runs code of its own, is quantised, or holds values that are missing or
+    /// When it is not JSON, names an architecture that is not here, runs code of its own, is quantised by a method that is not read, or holds values that are missing or
     /// out of range; all faulty values are named at once.
     pub fn parse(text: &str) -> Result<Self, ConfigError> {
         let object: Map<String, Value> = serde_json::from_str(text.trim_start_matches('\u{feff}'))
@@ -207,6 +207,9 @@ fn model_type(object: &Map<String, Value>) -> Result<ModelType, ConfigError> {
     }
 }
 
+/// The one method of quantised safetensors that is read.
+const BITSANDBYTES: &str = "bitsandbytes";
+
 fn refuse_unreadable(object: &Map<String, Value>) -> Result<(), ConfigError> {
     let set =
         |key: &str| object.get(key).filter(|value| !value.is_null() && **value != Value::Object(Map::new()));
@@ -214,8 +217,15 @@ fn refuse_unreadable(object: &Map<String, Value>) -> Result<(), ConfigError> {
         return Err(ConfigError::CustomCode);
     }
     if let Some(quantisation) = set("quantization_config") {
-        let method = quantisation.get("quant_method").and_then(Value::as_str).unwrap_or("unknown method");
-        return Err(ConfigError::Quantised { method: method.chars().take(32).collect() });
+        // Before it wrote a method, transformers knew this one.
+        let flag = |key: &str| quantisation.get(key).and_then(Value::as_bool).unwrap_or(false);
+        let unnamed =
+            if flag("load_in_4bit") || flag("load_in_8bit") { BITSANDBYTES } else { "unknown method" };
+        let method = quantisation.get("quant_method").and_then(Value::as_str).unwrap_or(unnamed);
+        // Its tensors say the rest themselves.
+        if method != BITSANDBYTES {
+            return Err(ConfigError::Quantised { method: method.chars().take(32).collect() });
+        }
     }
     if set("quantization").is_some() {
         return Err(ConfigError::Quantised { method: "mlx".into() });

@@ -36,7 +36,7 @@ impl Decoder {
             weights.check_tied("lm_head.weight", "model.embed_tokens.weight")?;
             Linear::tied("lm_head", embed_tokens.weight().clone())
         } else {
-            weights.linear("lm_head", h, v, false)?
+            weights.head("lm_head", v, h)?
         };
         weights.finish()?;
         let rotary = RotaryEmbedding::new(config.rope.clone(), config.head_dim);

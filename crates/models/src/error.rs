@@ -118,7 +118,9 @@ impl Diagnose for ConfigError {
             Self::ModelType { .. } | Self::CustomCode => {
                 Some(format!("supported are {}", list_names(ModelType::ALL.map(ModelType::name), 99)))
             }
-            Self::Quantised { .. } => Some("name the model it was quantised from".into()),
+            Self::Quantised { .. } => Some(
+                "quantised bases are read as GGUF files and as bitsandbytes saves them (4 and 8 bits); or name the model it was quantised from and set `model.quantize`".into(),
+            ),
             Self::Json(_) | Self::Values { .. } => None,
         }
     }

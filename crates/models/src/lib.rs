@@ -26,5 +26,5 @@ pub use causal_lm::{CausalLm, forward_hidden, forward_logits, state_tensors};
 pub use config::{ModelConfig, ModelType};
 pub use decoder::Decoder;
 pub use error::{ConfigError, Error, Result};
-pub use load::{LoadOptions, init, load};
+pub use load::{LoadOptions, Quantize, init, init_with, load};
 pub use rotary::{RopeConfig, RopeScaling, RotaryEmbedding};

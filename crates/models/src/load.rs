@@ -3,38 +3,55 @@
 use crate::weights::Weights;
 use crate::{CausalLm, Decoder, Error, ModelConfig, Result};
 use candle_core::DType;
-use taper_hub::{DtypeChoice, ModelFiles};
+use taper_hub::{DtypeChoice, ModelFiles, ModelSection};
 use taper_nn::Checkpoint;
+use taper_quant::BlockFormat;
 
 /// How weights are loaded.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LoadOptions {
     /// The type that matrices are held in (f32, bf16 or f16); `None` for the one they are stored in. Norms and biases are always f32.
     pub dtype: Option<DType>,
+    /// What linear layers are quantised to as they are read; `None` leaves them as they are stored.
+    pub quantize: Option<Quantize>,
 }
 
-impl From<DtypeChoice> for LoadOptions {
-    fn from(choice: DtypeChoice) -> Self {
-        let dtype = match choice {
+/// What frozen matrices are quantised to while they are read, one at a time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Quantize {
+    /// The format of the linear layers.
+    pub format: BlockFormat,
+    /// Whether the embedding and the output head are quantised as well.
+    pub embeddings: bool,
+}
+
+impl From<&ModelSection> for LoadOptions {
+    fn from(section: &ModelSection) -> Self {
+        let dtype = match section.dtype {
             DtypeChoice::Auto => None,
             DtypeChoice::F32 => Some(DType::F32),
             DtypeChoice::Bf16 => Some(DType::BF16),
             DtypeChoice::F16 => Some(DType::F16),
         };
-        Self { dtype }
+        let embeddings = section.quantize_embeddings;
+        Self { dtype, quantize: section.quantize_format().map(|format| Quantize { format, embeddings }) }
     }
 }
 
-/// The model of a folder, frozen.
+/// The model of a folder or a GGUF file, frozen.
 ///
 /// # Errors
 /// When the configuration is not supported, there are no weights, or they do not fit: a tensor that is missing, of another shape, or left over.
+/// Also when weights are to be quantised and are so in their file, or their rows are no whole blocks of the format.
 pub fn load(files: &ModelFiles, options: LoadOptions) -> Result<Box<dyn CausalLm>> {
     let config = ModelConfig::read(&files.config)?;
-    let weights = files.require_weights()?;
-    let checkpoint = Checkpoint::open(weights, files.index.as_deref())
+    let opened = match &files.gguf {
+        Some(path) => Checkpoint::open_gguf(path),
+        None => Checkpoint::open(files.require_weights()?, files.index.as_deref()),
+    };
+    let checkpoint = opened
         .map_err(|source| Error::Checkpoint { root: files.root.clone(), source: Box::new(source) })?;
-    let weights = Weights::stored(&checkpoint, &files.root, options.dtype);
+    let weights = Weights::stored(&checkpoint, &files.root, options);
     Ok(Box::new(Decoder::build(config, weights)?))
 }
 
@@ -46,6 +63,15 @@ pub fn load(files: &ModelFiles, options: LoadOptions) -> Result<Box<dyn CausalLm
 /// # Errors
 /// What candle says.
 pub fn init(config: &ModelConfig, seed: u64, dtype: Option<DType>) -> Result<Box<dyn CausalLm>> {
-    let dtype = dtype.or(config.dtype).unwrap_or(DType::F32);
-    Ok(Box::new(Decoder::build(config.clone(), Weights::random(config, seed, dtype))?))
+    init_with(config, seed, LoadOptions { dtype, quantize: None })
+}
+
+/// [`init`], held in another type or quantised.
+///
+/// # Errors
+/// What candle says, and when rows are no whole blocks of the format.
+pub fn init_with(config: &ModelConfig, seed: u64, options: LoadOptions) -> Result<Box<dyn CausalLm>> {
+    let dtype = options.dtype.or(config.dtype).unwrap_or(DType::F32);
+    let options = LoadOptions { dtype: Some(dtype), ..options };
+    Ok(Box::new(Decoder::build(config.clone(), Weights::random(config, seed, options))?))
 }

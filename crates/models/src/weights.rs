@@ -1,17 +1,25 @@
 //! Where a model's weights come from: a checkpoint, or a random generator keyed by the tensors' names.
 
-use crate::{Error, ModelConfig, Result};
+use crate::{Error, LoadOptions, ModelConfig, Result};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use taper_kernels::rng::{CounterRng, stream_of};
-use taper_nn::{Checkpoint, CheckpointError, Embedding, FrozenWeight, Linear, RmsNorm, Weight};
+use taper_nn::{Checkpoint, CheckpointError, Embedding, FrozenWeight, Linear, RmsNorm, Weight, with_f32};
+use taper_quant::{BlockFormat, QuantizedTensor};
 
 /// Gives weights by name and remembers which were asked for.
 pub(crate) struct Weights<'a> {
     source: Source<'a>,
-    /// The type that matrices are held in; `None` for the one they are stored in.
-    dtype: Option<DType>,
+    options: LoadOptions,
+}
+
+/// What a matrix is for, which decides whether it is quantised.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Use {
+    Linear,
+    /// A table of tokens: the embedding or the output head.
+    Tokens,
 }
 
 enum Source<'a> {
@@ -20,23 +28,28 @@ enum Source<'a> {
 }
 
 impl<'a> Weights<'a> {
-    pub(crate) fn stored(checkpoint: &'a Checkpoint, root: &Path, dtype: Option<DType>) -> Self {
-        Self { source: Source::Stored { checkpoint, root: root.into(), asked: BTreeSet::new() }, dtype }
+    pub(crate) fn stored(checkpoint: &'a Checkpoint, root: &Path, options: LoadOptions) -> Self {
+        Self { source: Source::Stored { checkpoint, root: root.into(), asked: BTreeSet::new() }, options }
     }
 
-    pub(crate) fn random(config: &ModelConfig, seed: u64, dtype: DType) -> Self {
-        Self { source: Source::Random { seed, std: config.initializer_range as f32 }, dtype: Some(dtype) }
+    pub(crate) fn random(config: &ModelConfig, seed: u64, options: LoadOptions) -> Self {
+        Self { source: Source::Random { seed, std: config.initializer_range as f32 }, options }
     }
 
     /// A layer `inputs -> outputs`, with a bias or without.
     pub(crate) fn linear(&mut self, path: &str, inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
-        let weight = self.matrix(path, outputs, inputs)?;
+        let weight = self.matrix(path, outputs, inputs, Use::Linear)?;
         let bias = if bias { Some(self.vector(&format!("{path}.bias"), outputs, 0.0)?) } else { None };
         Ok(Linear::new(path, weight, bias))
     }
 
     pub(crate) fn embedding(&mut self, path: &str, vocab: usize, width: usize) -> Result<Embedding> {
-        Ok(Embedding::new(path, self.matrix(path, vocab, width)?))
+        Ok(Embedding::new(path, self.matrix(path, vocab, width, Use::Tokens)?))
+    }
+
+    /// An output head `width -> vocab` with a table of its own.
+    pub(crate) fn head(&mut self, path: &str, vocab: usize, width: usize) -> Result<Linear> {
+        Ok(Linear::new(path, self.matrix(path, vocab, width, Use::Tokens)?, None))
     }
 
     /// A norm whose file holds the gain itself.
@@ -51,11 +64,9 @@ impl<'a> Weights<'a> {
             return Ok(());
         }
         asked.insert(head.into());
-        let bytes = |name: &str| checkpoint.bytes(name).map_err(|e| fault(root, e));
-        if bytes(head)? == bytes(embedding)? {
-            Ok(())
-        } else {
-            Err(Error::HeadNotTied { root: root.clone() })
+        match checkpoint.same_bytes(head, embedding).map_err(|e| fault(root, e))? {
+            true => Ok(()),
+            false => Err(Error::HeadNotTied { root: root.clone() }),
         }
     }
 
@@ -72,9 +83,44 @@ impl<'a> Weights<'a> {
         if names.is_empty() { Ok(()) } else { Err(Error::Unexpected { root, names }) }
     }
 
-    fn matrix(&mut self, path: &str, rows: usize, columns: usize) -> Result<Weight> {
-        let tensor = self.tensor(&format!("{path}.weight"), &[rows, columns], self.dtype, None)?;
-        Ok(Weight::Frozen(FrozenWeight::dense(&tensor)?))
+    fn matrix(&mut self, path: &str, rows: usize, columns: usize, purpose: Use) -> Result<Weight> {
+        let name = format!("{path}.weight");
+        let weight = match &mut self.source {
+            Source::Random { .. } => {
+                FrozenWeight::dense(&self.tensor(&name, &[rows, columns], self.options.dtype, None)?)?
+            }
+            Source::Stored { checkpoint, root, asked } => {
+                asked.extend(checkpoint.state_of(&name).into_iter().map(str::to_owned));
+                let weight = checkpoint.matrix(&name, [rows, columns], self.options.dtype);
+                let weight = weight.map_err(|e| fault(root, e))?;
+                asked.insert(name.clone());
+                weight
+            }
+        };
+        match self.options.quantize {
+            Some(quantize) if purpose == Use::Linear || quantize.embeddings => {
+                self.quantized(&name, &weight, quantize.format).map(Weight::Frozen)
+            }
+            _ => Ok(Weight::Frozen(weight)),
+        }
+    }
+
+    /// The weight coded in `format`; the dense one is dropped with its caller's.
+    fn quantized(&self, name: &str, weight: &FrozenWeight, format: BlockFormat) -> Result<FrozenWeight> {
+        let root = match &self.source {
+            Source::Stored { root, .. } => root.clone(),
+            Source::Random { .. } => PathBuf::new(),
+        };
+        let (tensor, path) = (name.to_owned(), root.clone());
+        if weight.as_quantized().is_some() {
+            return Err(fault(&root, CheckpointError::QuantizedTwice { tensor, path }));
+        }
+        let values = weight.to_f32()?;
+        let (rows, columns) = weight.dims();
+        let coded = with_f32(&values, |values| QuantizedTensor::quantize(values, rows, columns, format))?;
+        coded
+            .map(FrozenWeight::quantized)
+            .map_err(|source| fault(&root, CheckpointError::Quantized { tensor, path, source }))
     }
 
     /// In f32, whatever the matrices are held in: vectors are small and their precision counts. Random ones are all `initial`.

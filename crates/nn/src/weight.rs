@@ -1,13 +1,22 @@
 //! The weight of a linear layer or an embedding: frozen as it lies, or trained.
 
 use crate::Result;
-use candle_core::{DType, Storage, Tensor, Var, bail};
+use candle_core::{DType, Device, Storage, Tensor, Var, bail};
 use taper_kernels::gemm::WeightView;
+use taper_kernels::threads;
+use taper_quant::QuantizedTensor;
 
-/// A weight that is never differentiated: `[rows, columns]`, for a linear layer `[out, in]`.
+/// A weight that is never differentiated: `[rows, columns]`, for a linear layer `[out, in]`. Cheap to clone.
+///
+/// Products and look-ups give and take gradients of the values that [`Self::to_f32`] tells, whatever they are coded in: forward and
+/// backward decode the same numbers, a tile at a time.
 #[derive(Debug, Clone)]
-pub struct FrozenWeight {
-    dense: Tensor,
+pub struct FrozenWeight(Repr);
+
+#[derive(Debug, Clone)]
+enum Repr {
+    Dense(Tensor),
+    Quantized(QuantizedTensor),
 }
 
 impl FrozenWeight {
@@ -21,49 +30,85 @@ impl FrozenWeight {
             bail!("a frozen weight is f32, bf16 or f16, not {:?}", weight.dtype())
         }
         // A variable's tensor would be differentiated; what is frozen is detached from every graph.
-        Ok(Self { dense: weight.detach().contiguous()? })
+        Ok(Self(Repr::Dense(weight.detach().contiguous()?)))
+    }
+
+    /// A weight coded in blocks.
+    pub fn quantized(weight: QuantizedTensor) -> Self {
+        Self(Repr::Quantized(weight))
+    }
+
+    /// The blocks, of a weight that is coded in them.
+    pub fn as_quantized(&self) -> Option<&QuantizedTensor> {
+        match &self.0 {
+            Repr::Dense(_) => None,
+            Repr::Quantized(weight) => Some(weight),
+        }
     }
 
     /// `(rows, columns)`.
     pub fn dims(&self) -> (usize, usize) {
-        (self.dense.dims()[0], self.dense.dims()[1])
+        match &self.0 {
+            Repr::Dense(weight) => (weight.dims()[0], weight.dims()[1]),
+            Repr::Quantized(weight) => weight.dims(),
+        }
     }
 
-    /// The type the weight is stored in.
-    pub fn dtype(&self) -> DType {
-        self.dense.dtype()
-    }
-
-    /// Bytes held.
+    /// Bytes held: codes, and scales where there are any.
     pub fn bytes(&self) -> usize {
-        self.dense.elem_count() * self.dense.dtype().size_in_bytes()
+        match &self.0 {
+            Repr::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
+            Repr::Quantized(weight) => weight.bytes(),
+        }
     }
 
-    /// The values in f32, `[rows, columns]`.
+    /// The values in f32, `[rows, columns]`: all of them at once, for merging and for tests.
     ///
     /// # Errors
     /// What the conversion says.
     pub fn to_f32(&self) -> Result<Tensor> {
-        self.dense.to_dtype(DType::F32)
+        match &self.0 {
+            Repr::Dense(weight) => weight.to_dtype(DType::F32),
+            Repr::Quantized(weight) => decoded(weight),
+        }
     }
 
-    /// The dense tensor in the type it is stored in.
-    pub fn tensor(&self) -> &Tensor {
-        &self.dense
+    /// A dense tensor of the values: in the type it is held in, or decoded to f32.
+    ///
+    /// # Errors
+    /// What the conversion says.
+    pub fn to_dense(&self) -> Result<Tensor> {
+        match &self.0 {
+            Repr::Dense(weight) => Ok(weight.clone()),
+            Repr::Quantized(weight) => decoded(weight),
+        }
     }
 
     /// Lend the elements to a kernel.
     pub(crate) fn with_view<R>(&self, read: impl FnOnce(WeightView<'_>) -> R) -> Result<R> {
-        let (storage, layout) = self.dense.storage_and_layout();
+        let dense = match &self.0 {
+            Repr::Dense(weight) => weight,
+            Repr::Quantized(weight) => return Ok(read(WeightView::Quantized(weight))),
+        };
+        let (storage, layout) = dense.storage_and_layout();
         let Storage::Cpu(storage) = &*storage else { bail!("expected a weight on the CPU") };
         let Some((start, end)) = layout.contiguous_offsets() else { bail!("expected a contiguous weight") };
-        let view = match self.dense.dtype() {
+        let view = match dense.dtype() {
             DType::BF16 => WeightView::BF16(&storage.as_slice()?[start..end]),
             DType::F16 => WeightView::F16(&storage.as_slice()?[start..end]),
             _ => WeightView::F32(&storage.as_slice()?[start..end]),
         };
         Ok(read(view))
     }
+}
+
+fn decoded(weight: &QuantizedTensor) -> Result<Tensor> {
+    let (rows, columns) = weight.dims();
+    let mut values = vec![0f32; rows * columns];
+    threads::for_each_rows(&mut values, columns.max(1), threads::rows_per_block(columns), |first, block| {
+        WeightView::Quantized(weight).widen(first * columns, block);
+    });
+    Tensor::from_vec(values, (rows, columns), &Device::Cpu)
 }
 
 /// Frozen, or a variable in f32.

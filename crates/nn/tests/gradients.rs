@@ -5,6 +5,7 @@ use candle_core::{DType, Device, Tensor, Var};
 use taper_kernels::rng::CounterRng;
 use taper_nn::ops::{self, AttentionShape, Gate, LoraDropout, LoraTerms};
 use taper_nn::{ForwardContext, FrozenWeight, RotaryTables, SequenceLayout, Weight, to_vec_f32};
+use taper_quant::{BlockFormat, GgmlType, QuantizedTensor};
 
 type Result<T> = candle_core::Result<T>;
 
@@ -74,6 +75,71 @@ fn linear_over_a_frozen_weight() {
     }
 }
 
+fn quantized(rows: usize, columns: usize, format: BlockFormat) -> FrozenWeight {
+    let values = to_vec_f32(&values(rows, columns, 3)).unwrap();
+    FrozenWeight::quantized(QuantizedTensor::quantize(&values, rows, columns, format).unwrap())
+}
+
+/// One of each family, with rows that are no multiple of a flat block.
+fn quantized_weights() -> Vec<FrozenWeight> {
+    vec![
+        quantized(3, 7, BlockFormat::Nf4 { block_size: 64, double_quant: true }),
+        quantized(5, 40, BlockFormat::Fp4 { block_size: 32, double_quant: false }),
+        quantized(3, 7, BlockFormat::Int8),
+        quantized(3, 32, BlockFormat::Ggml(GgmlType::Q8_0)),
+        quantized(2, 256, BlockFormat::Ggml(GgmlType::Q4K)),
+    ]
+}
+
+#[test]
+fn linear_over_a_quantised_weight() {
+    for weight in quantized_weights() {
+        let (rows, columns) = weight.dims();
+        let x = var(2, columns, 1);
+        let bias = values(1, rows, 4).flatten_all().unwrap();
+        check(&[&x], || ops::linear(&x, &Weight::Frozen(weight.clone()), Some(&bias)));
+    }
+}
+
+#[test]
+fn lora_over_a_quantised_weight() {
+    let terms = LoraTerms { scale: 1.7, dropout: None };
+    for weight in quantized_weights() {
+        let (rows, columns) = weight.dims();
+        let (x, a, b) = (var(2, columns, 1), var(2, columns, 2), var(rows, 2, 4));
+        check(&[&x, &a, &b], || ops::lora_linear(&x, &a, &b, &weight, None, terms.clone()));
+    }
+}
+
+/// Forward and backward over the codes are those over the decoded values, bit for bit.
+#[test]
+fn a_quantised_weight_is_its_decoded_values() {
+    for weight in quantized_weights() {
+        let dense = FrozenWeight::dense(&weight.to_f32().unwrap()).unwrap();
+        for t in [3, 9] {
+            let x = var(t, weight.dims().1, 1);
+            let run = |weight: &FrozenWeight| {
+                let y = ops::linear(&x, &Weight::Frozen(weight.clone()), None).unwrap();
+                let grads = ops::backward_from(&y, &y.ones_like().unwrap()).unwrap();
+                assert_eq!(grads.get_ids().count(), 1, "only x is differentiated");
+                (to_vec_f32(&y).unwrap(), to_vec_f32(grads.get(x.as_tensor()).unwrap()).unwrap())
+            };
+            assert_eq!(run(&weight), run(&dense));
+        }
+    }
+}
+
+#[test]
+fn rows_of_a_quantised_embedding_are_decoded() {
+    for weight in quantized_weights() {
+        let dense = to_vec_f32(&weight.to_f32().unwrap()).unwrap();
+        let width = weight.dims().1;
+        let looked_up = ops::embedding(&[1, 0, 1], &Weight::Frozen(weight)).unwrap();
+        let expected = [&dense[width..2 * width], &dense[..width], &dense[width..2 * width]].concat();
+        assert_eq!(to_vec_f32(&looked_up).unwrap(), expected);
+    }
+}
+
 #[test]
 fn linear_over_a_trained_weight() {
     let (x, w) = (var(5, 7, 1), var(3, 7, 2));
@@ -85,7 +151,7 @@ fn a_frozen_weight_gets_no_gradient() {
     let (x, w) = (var(5, 7, 1), frozen(3, 7, DType::F32));
     let y = ops::linear(&x, &Weight::Frozen(w.clone()), None).unwrap();
     let grads = ops::backward_from(&y, &y.ones_like().unwrap()).unwrap();
-    assert!(grads.get(w.tensor()).is_none());
+    assert!(grads.get(&w.to_dense().unwrap()).is_none());
     assert!(grads.get(x.as_tensor()).is_some());
 }
 
@@ -114,7 +180,7 @@ fn lora_equals_its_plain_formula() {
     let (x, a, b, weight) = (values(5, 7, 1), values(2, 7, 2), values(3, 2, 4), frozen(3, 7, DType::F32));
     let fused = ops::lora_linear(&x, &a, &b, &weight, None, LoraTerms { scale: 1.7, dropout: None }).unwrap();
     let delta = x.matmul(&a.t().unwrap()).unwrap().matmul(&b.t().unwrap()).unwrap();
-    let plain = (x.matmul(&weight.tensor().t().unwrap()).unwrap() + (delta * 1.7).unwrap()).unwrap();
+    let plain = (x.matmul(&weight.to_dense().unwrap().t().unwrap()).unwrap() + (delta * 1.7).unwrap()).unwrap();
     for (f, p) in to_vec_f32(&fused).unwrap().iter().zip(to_vec_f32(&plain).unwrap()) {
         assert!((f - p).abs() < 1e-4, "{f} against {p}");
     }

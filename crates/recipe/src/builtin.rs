@@ -30,6 +30,7 @@ pub fn builtin_recipes() -> &'static [BuiltinRecipe] {
         "quickstart",
         "qwen2.5/0.5b_lora",
         "qwen3/0.6b_lora",
+        "qwen3/0.6b_qlora",
         "smollm2/135m_lora",
         "smollm2/360m_lora",
         "tickets",

@@ -87,6 +87,13 @@ impl Faults<'_> {
                     .hint("set `train.method = \"full\"` to train all weights, or take the weights of the checkpoint"),
             );
         }
+        if recipe.model.quantize.is_some() && is_full {
+            self.push(
+                "model.quantize",
+                Problem::error("conflict", "`model.quantize` with `train.method = \"full\"`: quantised weights cannot be trained")
+                    .hint("remove the key, or train an adapter over the quantised weights"),
+            );
+        }
         if is_full && recipe.export.formats.contains(&ExportFormat::Peft) {
             self.push(
                 "export.formats",

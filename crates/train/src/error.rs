@@ -19,6 +19,12 @@ pub enum Error {
     /// Nothing would be trained.
     #[error("there is no parameter to train")]
     NoParameters,
+    /// All weights are to be trained, and some are quantised.
+    #[error("`{path}` is quantised, and quantised weights cannot be trained")]
+    QuantizedWeight {
+        /// The module.
+        path: String,
+    },
     /// Two parameters have one name.
     #[error("two trained parameters are named `{name}`")]
     DuplicateParameter {
@@ -162,6 +168,9 @@ impl Diagnose for Error {
                     None => format!("{advice}; no step was completed before"),
                 })
             }
+            Self::QuantizedWeight { .. } => Some(
+                "train an adapter over them (`train.method = \"adapter\"`), or name the model they were quantised from".into(),
+            ),
             Self::NoTargets { .. } => Some("look at the examples with `taper explain`".into()),
             Self::SelfTest { .. } => Some(
                 "this is a fault of taper, not of the recipe; `train.self_test = false` skips the check"

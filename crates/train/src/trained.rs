@@ -1,9 +1,9 @@
 //! What a run trains, and how it lies in a file.
 
-use crate::error::{Doing, Result};
+use crate::error::{Doing, Error, Result};
 use crate::tensor_file::{self, NamedTensor, TensorFile};
 use std::path::Path;
-use taper_nn::{ModuleMut, Parameter, VisitModules, to_vec_f32, update_f32};
+use taper_nn::{ModuleMut, Parameter, VisitModules, Weight, to_vec_f32, update_f32};
 use taper_peft::Adapter;
 
 /// File of an adapter's weights, PEFT's name.
@@ -27,8 +27,11 @@ impl Trained {
     /// Every weight of `model`, made trainable in f32. A head that shares the embedding's table is trained through it.
     ///
     /// # Errors
-    /// When there is no memory for it.
+    /// When a weight is quantised, or there is no memory for it.
     pub fn full(model: &mut dyn VisitModules) -> Result<Self> {
+        if let Some(path) = first_quantized(model)? {
+            return Err(Error::QuantizedWeight { path });
+        }
         let mut parameters = Vec::new();
         model
             .visit_modules(&mut |module| {
@@ -118,4 +121,23 @@ impl Trained {
         }
         Ok(())
     }
+}
+
+/// The path of the first module whose weight is coded in blocks.
+fn first_quantized(model: &mut dyn VisitModules) -> Result<Option<String>> {
+    let mut found = None;
+    let visited = model.visit_modules(&mut |module| {
+        let path = module.path().to_owned();
+        let weight = match &module {
+            ModuleMut::Linear(linear) => linear.weight(),
+            ModuleMut::Embedding(embedding) => embedding.weight(),
+            ModuleMut::RmsNorm(_) => return Ok(()),
+        };
+        if matches!(weight, Weight::Frozen(frozen) if frozen.as_quantized().is_some()) {
+            found.get_or_insert(path);
+        }
+        Ok(())
+    });
+    visited.doing(|| "look at the model's weights".into())?;
+    Ok(found)
 }

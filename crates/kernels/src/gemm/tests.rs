@@ -3,6 +3,7 @@
 use super::*;
 use crate::plain;
 use crate::testing::{Dice, assert_close, assert_same_for_any_threads, poisoned, random};
+use taper_quant::GgmlType;
 
 /// Weights in all three types, with the exact values of each as `f64`.
 struct Weights {
@@ -158,4 +159,51 @@ fn a_nan_in_a_weight_reaches_its_feature_alone() {
 #[should_panic(expected = "lengths of [T,in], [out,in], [T,out] for T=2 in=3 out=4")]
 fn lengths_that_do_not_fit_are_named() {
     linear_forward(&[0.0; 6], WeightView::F32(&[0.0; 11]), None, &mut [0.0; 8], 2, 3, 4);
+}
+
+/// A quantised matrix with exact values, in each layout that has decoding of its own.
+fn quantized(rows: usize, columns: usize, format: BlockFormat) -> (QuantizedTensor, Vec<f32>) {
+    let weight = QuantizedTensor::quantize(&random(rows * columns, 11), rows, columns, format).unwrap();
+    let mut values = vec![0.0; rows * columns];
+    weight.decode(0, &mut values);
+    (weight, values)
+}
+
+#[test]
+fn products_with_quantised_weights_equal_the_plain_twin() {
+    let flat = [
+        BlockFormat::Nf4 { block_size: 64, double_quant: false },
+        BlockFormat::Nf4 { block_size: 128, double_quant: true },
+        BlockFormat::Fp4 { block_size: 64, double_quant: true },
+        BlockFormat::Int8,
+    ];
+    let ggml = [GgmlType::Q4_0, GgmlType::Q8_0, GgmlType::Q4K, GgmlType::Q5K, GgmlType::Q6K].map(BlockFormat::Ggml);
+    let odd = [(1, 33, 5), (7, 1100, 41), (9, 70, 300), (4, 257, 130)];
+    let whole = [(1, 256, 5), (6, 1280, 33), (9, 512, 300), (1030, 256, 9)];
+    let cases = flat.iter().flat_map(|f| odd.iter().map(move |s| (*f, *s)));
+    let cases = cases.chain(ggml.iter().chain(&flat).flat_map(|f| whole.iter().map(move |s| (*f, *s))));
+    for (format, (t, n_in, n_out)) in cases {
+        let what = format!("{format:?} T={t} in={n_in} out={n_out}");
+        let (weight, values) = quantized(n_out, n_in, format);
+        let (view, w) = (WeightView::Quantized(&weight), plain::widen(&values));
+        let (x, g) = (random(t * n_in, 1), random(t * n_out, 2));
+        let mut y = poisoned(t * n_out);
+        linear_forward(&x, view, None, &mut y, t, n_in, n_out);
+        assert_close(&y, &plain::linear(&plain::widen(&x), &w, None, t, n_in, n_out), 2e-5, &what);
+        let mut dx = poisoned(t * n_in);
+        linear_backward_input(&g, view, &mut dx, t, n_in, n_out, false);
+        assert_close(&dx, &plain::matmul(&plain::widen(&g), &w, t, n_out, n_in, false, false), 2e-5, &what);
+    }
+}
+
+#[test]
+fn quantised_products_do_not_depend_on_the_number_of_threads() {
+    let (weight, _) = quantized(300, 512, BlockFormat::Ggml(GgmlType::Q4K));
+    let (x, g) = (random(70 * 512, 1), random(70 * 300, 2));
+    assert_same_for_any_threads("quantised products", || {
+        let (mut y, mut dx) = (poisoned(70 * 300), poisoned(70 * 512));
+        linear_forward(&x, WeightView::Quantized(&weight), None, &mut y, 70, 512, 300);
+        linear_backward_input(&g, WeightView::Quantized(&weight), &mut dx, 70, 512, 300, false);
+        [y, dx].concat()
+    });
 }

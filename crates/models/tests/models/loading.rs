@@ -48,7 +48,7 @@ fn f16_weights_give_the_logits_of_their_rounded_values() {
     assert!(
         held.iter().all(|(name, t)| t.dtype() == if name.contains("norm") { DType::F32 } else { DType::F16 })
     );
-    let widened = load(&files, LoadOptions { dtype: Some(DType::F32) }).unwrap();
+    let widened = load(&files, LoadOptions { dtype: Some(DType::F32), ..LoadOptions::default() }).unwrap();
     let (given, exact) = (
         logits(model.as_ref(), &batch.ids, &batch.layout),
         logits(widened.as_ref(), &batch.ids, &batch.layout),
@@ -64,7 +64,7 @@ fn weights_are_converted_when_asked() {
     let tensors = read_safetensors(&golden("models/smollm/golden.safetensors"));
     let batch = Batch::of(&tensors, "input_ids", "attention_mask");
     let mut as_bf16 =
-        load(&fixture_files("smollm", "config.json"), LoadOptions { dtype: Some(DType::BF16) }).unwrap();
+        load(&fixture_files("smollm", "config.json"), LoadOptions { dtype: Some(DType::BF16), ..LoadOptions::default() }).unwrap();
     let held = state_tensors(as_bf16.as_mut()).unwrap();
     assert!(
         held.iter()

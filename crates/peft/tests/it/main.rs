@@ -8,6 +8,8 @@ mod invariants;
 #[cfg(test)]
 mod python;
 #[cfg(test)]
+mod quantised;
+#[cfg(test)]
 mod real;
 #[cfg(test)]
 mod support;

@@ -37,6 +37,17 @@ fn full_training_and_an_adapter_exclude_each_other_and_one_is_needed() {
 }
 
 #[test]
+fn quantised_weights_are_not_trained_in_full() {
+    let quantised = FULL.replace("base =", "quantize = \"nf4\"\nbase =");
+    assert_eq!(
+        problems(&quantised),
+        [
+            "3 model.quantize conflict: `model.quantize` with `train.method = \"full\"`: quantised weights cannot be trained | remove the key, or train an adapter over the quantised weights"
+        ]
+    );
+}
+
+#[test]
 fn full_training_has_no_adapter_to_export() {
     let place = Place::with(FULL);
     let hint = "set `formats = [\"merged\"]` under `[export]`";
