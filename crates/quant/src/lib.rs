@@ -4,9 +4,17 @@
 //! for one tile at a time, so that nowhere a whole matrix is wide. Encoding gives the bytes that bitsandbytes and llama.cpp give.
 
 mod bytes;
+mod decode;
+mod error;
+mod four_bit;
 mod ggml;
+mod int8;
+pub mod plain;
 mod tensor;
 
 pub use bytes::Bytes;
+pub use error::QuantError;
+pub use four_bit::{Absmax, FourBit, FourBitType};
 pub use ggml::GgmlType;
-pub use tensor::{BlockFormat, QuantError, QuantizedTensor};
+pub use int8::Int8Rows;
+pub use tensor::{BlockFormat, Parts, QuantizedTensor};
