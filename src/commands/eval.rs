@@ -101,7 +101,7 @@ pub(crate) fn load_trained(
     let folder = trained_folder(session)?;
     if session.trains_all_weights() {
         let files = ModelFiles::of_folder(&folder).or_fault()?;
-        let options = session.run.recipe.model.dtype.into();
+        let options = (&session.run.recipe.model).into();
         return Ok(("trained", taper_models::load(&files, options).or_fault()?));
     }
     let mut model = match base {

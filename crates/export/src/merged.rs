@@ -65,7 +65,7 @@ pub struct WrittenModel {
 /// Write the model with what is attached to it into `folder`: each adapter merged into its weight (`W + s B A`, summed in f32 and
 /// then rounded once), trained biases, norms and embeddings in place of the base's. After full training this is the model itself.
 ///
-/// `base` gives `config.json` (written in the layout it has, with the new type), the tokenizer's files and the licence. The folder
+/// `base` gives `config.json` (written in the layout it has, with the new type, and without the quantisation of a base that was decoded), the tokenizer's files and the licence. The folder
 /// appears as a whole, and takes the place of one that was there. A head that shares the embedding's table is left out, as in the base;
 /// if it has an adapter of its own it is written, and `tie_word_embeddings` becomes false.
 ///
@@ -89,6 +89,8 @@ pub fn write_merged(
     let (_, weight_bytes) = writer.finish()?;
 
     set_dtype(&mut config, dtype);
+    // What is written is dense, whatever the base was.
+    config.shift_remove("quantization_config");
     if config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(tied) != tied {
         config.insert("tie_word_embeddings".into(), Value::Bool(tied));
     }

@@ -269,3 +269,22 @@ fn a_weight_that_f16_cannot_hold_stops_the_writing_and_leaves_nothing() {
     assert!(error.to_string().contains("`model.norm.weight`"), "{error}");
     assert_eq!(fs_err::read_dir(here.path()).unwrap().count(), 1);
 }
+
+/// QLoRA's result: the codes decoded, the delta added, a dense folder that needs no quantisation method to be read.
+#[test]
+fn an_adapter_over_quantised_weights_merges_into_a_dense_model() {
+    let here = tempfile::tempdir().unwrap();
+    for name in ["llama_nf4_double", "llama_int8"] {
+        let files = ModelFiles::of_folder(&golden("quant").join(name)).unwrap();
+        let mut model = load(&files, LoadOptions::default()).unwrap();
+        taper_peft::load(&golden("peft/lora_all"), model.as_mut(), LoadMode::Inference).unwrap();
+        let written = write(model.as_mut(), &files, &here.path().join(name), MergedDtype::Bf16);
+        let config = read_json(&written.folder.join("config.json"));
+        assert!(config.get("quantization_config").is_none(), "{config}");
+        let bytes = fs_err::read(written.folder.join("model.safetensors")).unwrap();
+        let header = Header::parse(&bytes).unwrap();
+        assert!(header.tensors.values().all(|info| info.dtype == Dtype::BF16), "{name}");
+        let proof = prove(model.as_ref(), &written);
+        assert!(proof.passed() && proof.max_abs_diff > 1e-4, "{name}: {proof}");
+    }
+}

@@ -109,7 +109,7 @@ impl<'a> Weights<'a> {
     fn quantized(&self, name: &str, weight: &FrozenWeight, format: BlockFormat) -> Result<FrozenWeight> {
         let root = match &self.source {
             Source::Stored { root, .. } => root.clone(),
-            Source::Random { .. } => PathBuf::new(),
+            Source::Random { .. } => PathBuf::from("random weights"),
         };
         let (tensor, path) = (name.to_owned(), root.clone());
         if weight.as_quantized().is_some() {

@@ -83,14 +83,14 @@ fn check_dequantised(name: &str, tensors: &BTreeMap<String, Tensor>, model: &mut
     assert!(compared > 0, "{name} holds no dequantised matrix");
 }
 
-/// The reference quantises activations to 8 bits as well; the weights are the same, so the difference is that noise.
+/// The fixture's README allows for the noise of a reference that quantises activations as well; on the CPU it does not.
 #[test]
-fn an_8_bit_checkpoint_stays_within_the_noise_of_the_references_activations() {
+fn an_8_bit_checkpoint_gives_the_references_logits() {
     let tensors = read_safetensors(&golden("quant/llama_int8/golden.safetensors"));
     let batch = Batch::of(&tensors, "input_ids", "attention_mask");
     let given = logits(checkpoint("llama_int8").as_ref(), &batch.ids, &batch.layout);
-    let error = root_mean_square_difference(&given, &batch.rows_of(&tensors["logits"]));
-    assert!((1e-6..0.05).contains(&error), "rms {error}");
+    let error = assert_close("llama_int8", &given, &batch.rows_of(&tensors["logits"]), LOGITS);
+    eprintln!("llama_int8: logits {error:.1e}");
 }
 
 /// Quantising `llama_untied` here gives the codes that bitsandbytes saved: the same values, the same logits, bit for bit.
@@ -229,7 +229,7 @@ fn a_broken_state_is_told_by_its_tensor() {
     };
     let cases: Vec<(&str, Box<dyn Fn(&mut BTreeMap<String, Tensor>)>)> = vec![
         ("no tensor", Box::new(|t| drop(t.remove(&format!("{q}.absmax"))))),
-        ("absmax", Box::new(|t| cut(t, &format!("{q}.absmax"), 3))),
+        ("3 codes of absolute maxima", Box::new(|t| cut(t, &format!("{q}.absmax"), 3))),
         ("`quant_map` has 15 entries, not 16", Box::new(|t| cut(t, &format!("{q}.quant_map"), 15))),
         ("which needs 2048", Box::new(|t| cut(t, q, 100))),
         ("`absmax` is in codes", {

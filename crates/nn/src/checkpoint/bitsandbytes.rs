@@ -9,7 +9,7 @@ use super::{Checkpoint, CheckpointError, Element, Stored};
 use candle_core::DType;
 use serde::Deserialize;
 use taper_hub::safetensors::Dtype;
-use taper_quant::{Absmax, FourBitType, QuantizedTensor};
+use taper_quant::{Absmax, Bytes, FourBitType, QuantizedTensor};
 
 const STATE: &str = ".quant_state.bitsandbytes__";
 
@@ -82,7 +82,7 @@ impl Reader<'_> {
         let code = self.table::<16>("quant_map")?;
         let absmax = self.absmax(&state)?;
         let packed = self.checkpoint.mapped(self.stored);
-        QuantizedTensor::four_bit(rows, columns, kind, state.blocksize, &code, packed, absmax)
+        QuantizedTensor::four_bit((rows, columns), kind, state.blocksize, packed, absmax, code)
             .map_err(|source| self.checkpoint.not_quantized(self.name, self.stored, source))
     }
 
@@ -96,7 +96,7 @@ impl Reader<'_> {
             return Err(self.broken("`absmax` is in codes, and `nested_blocksize` or `nested_offset` is missing".into()));
         };
         Ok(Absmax::Double {
-            codes: self.checkpoint.bytes(stored).to_vec(),
+            codes: Bytes::new(self.checkpoint.bytes(stored).to_vec()),
             nested_absmax: self.floats(&format!("{}.nested_absmax", self.name))?,
             nested_block_size,
             nested_code: Box::new(self.table::<256>("nested_quant_map")?),

@@ -2,6 +2,7 @@
 
 use super::*;
 use std::collections::HashMap;
+use taper_diagnostics::Diagnose;
 
 fn write(folder: &Path, name: &str, tensors: &[(&str, Tensor)]) -> PathBuf {
     let path = folder.join(name);
@@ -88,4 +89,66 @@ fn a_broken_file_is_named_with_what_is_wrong() {
     let error = Checkpoint::open(std::slice::from_ref(&path), None).unwrap_err();
     assert!(error.to_string().contains("model.safetensors"), "{error}");
     assert!(error.hint().unwrap().contains("git lfs pull"));
+}
+
+fn golden(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden").join(path)
+}
+
+fn values(checkpoint: &Checkpoint, name: &str, shape: [usize; 2]) -> Vec<f32> {
+    crate::to_vec_f32(&checkpoint.matrix(name, shape, None).unwrap().to_f32().unwrap()).unwrap()
+}
+
+/// The converter's names and row order undone, the file is the folder that it was made from.
+#[test]
+fn a_gguf_file_has_the_hubs_names_and_rows() {
+    let file = Checkpoint::open_gguf(&golden("gguf/llama_f32.gguf")).unwrap();
+    let folder = Checkpoint::open(&[golden("models/llama_untied/model.safetensors")], None).unwrap();
+    assert!(file.names().eq(folder.names()));
+    for name in folder.names() {
+        let (ours, expected) = (file.weight(name, None).unwrap(), folder.weight(name, None).unwrap());
+        assert_eq!(ours.dims(), expected.dims(), "{name}");
+        assert!(crate::to_vec_f32(&ours).unwrap() == crate::to_vec_f32(&expected).unwrap(), "{name}");
+    }
+}
+
+/// The values that the gguf library reads from each block type, in the Hub's row order.
+#[test]
+fn quantised_matrices_of_a_gguf_file_have_the_references_values() {
+    let heads = |name: &str| match name {
+        _ if name.contains("q_proj") => 4,
+        _ if name.contains("k_proj") => 2,
+        _ => 0,
+    };
+    let path = golden("gguf/llama_mixed.gguf");
+    let checkpoint = Checkpoint::open_gguf(&path).unwrap();
+    let expected =
+        candle_core::safetensors::load(golden("gguf/llama_mixed.safetensors"), &Device::Cpu).unwrap();
+    let header = taper_hub::gguf::Header::parse(&fs_err::read(&path).unwrap()).unwrap();
+    let mut in_blocks = 0;
+    for tensor in taper_hub::gguf::hub_tensors(&header).unwrap() {
+        let expected = &expected[&format!("dequant.{}", tensor.source)];
+        let Ok((rows, columns)) = expected.dims2() else { continue };
+        let expected = expected.to_vec2::<f32>().unwrap();
+        let row_of = |row: usize| match heads(&tensor.name) {
+            0 => row,
+            heads => taper_hub::gguf::unpermuted_row(heads, rows / heads, row),
+        };
+        let expected: Vec<f32> = (0..rows).flat_map(|row| expected[row_of(row)].clone()).collect();
+        assert!(values(&checkpoint, &tensor.name, [rows, columns]) == expected, "{}", tensor.name);
+        let matrix = checkpoint.matrix(&tensor.name, [rows, columns], None).unwrap();
+        in_blocks += usize::from(matrix.as_quantized().is_some());
+    }
+    assert_eq!(in_blocks, 12, "two tables, and five matrices in each of two blocks");
+}
+
+#[test]
+fn a_broken_gguf_file_is_named() {
+    let here = tempfile::tempdir().unwrap();
+    let path = here.path().join("model.gguf");
+    let mut bytes = fs_err::read(golden("gguf/llama_q8_0.gguf")).unwrap();
+    bytes.truncate(bytes.len() / 2);
+    fs_err::write(&path, bytes).unwrap();
+    let error = Checkpoint::open_gguf(&path).unwrap_err();
+    assert!(error.to_string().contains("model.gguf") && error.hint().is_some(), "{error}");
 }

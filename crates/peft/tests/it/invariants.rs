@@ -73,7 +73,7 @@ fn frozen_ids(model: &mut dyn CausalLm) -> HashSet<TensorId> {
     let mut ids = HashSet::new();
     let mut add = |weight: &Weight| {
         if let Weight::Frozen(frozen) = weight {
-            ids.insert(frozen.tensor().id());
+            ids.insert(frozen.to_dense().unwrap().id());
         }
     };
     let mut rest = HashSet::new();
