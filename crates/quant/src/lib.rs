@@ -5,6 +5,8 @@
 
 mod bytes;
 mod decode;
+pub mod dynamic;
+mod encode;
 mod error;
 mod four_bit;
 mod ggml;
