@@ -9,6 +9,7 @@ use half::bf16;
 use taper_kernels::attention::{AttentionShape, Segment, attention_backward, attention_forward};
 use taper_kernels::gemm::{WeightView, linear_backward_input, linear_backward_weight, linear_forward};
 use taper_kernels::{activation, cross_entropy, norm, rng::CounterRng};
+use taper_quant::{BlockFormat, GgmlType, QuantizedTensor};
 
 const THREADS: [usize; 2] = [1, 2];
 const T: usize = 512;
@@ -68,6 +69,57 @@ fn linear_backward_input_512x2048x2048_bf16(bencher: Bencher<'_, '_>, threads: u
     let (g, w, mut dx) = (random(T * H), narrow(&random(H * H)), vec![0.0; T * H]);
     bench_flops(bencher, threads, 2 * T * H * H, || {
         linear_backward_input(&g, WeightView::BF16(&w), &mut dx, T, H, H, false);
+    });
+}
+
+/// The block formats that are trained over most; decoding is within the product.
+const FORMATS: [(&str, BlockFormat); 4] = [
+    ("nf4", BlockFormat::Nf4 { block_size: 64, double_quant: true }),
+    ("q8_0", BlockFormat::Ggml(GgmlType::Q8_0)),
+    ("q4_k", BlockFormat::Ggml(GgmlType::Q4K)),
+    ("q6_k", BlockFormat::Ggml(GgmlType::Q6K)),
+];
+
+fn coded(name: &str, rows: usize, columns: usize) -> QuantizedTensor {
+    let format = FORMATS.iter().find(|(n, _)| *n == name).expect("a format").1;
+    QuantizedTensor::quantize(&random(rows * columns), rows, columns, format).expect("whole blocks")
+}
+
+/// The labels of a case that divan prints.
+struct Case(&'static str, usize);
+
+impl std::fmt::Display for Case {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}, {} threads", self.0, self.1)
+    }
+}
+
+fn cases() -> Vec<Case> {
+    FORMATS.iter().flat_map(|(name, _)| THREADS.map(|threads| Case(name, threads))).collect()
+}
+
+#[divan::bench(args = cases())]
+fn linear_forward_512x2048x2048_quantised(bencher: Bencher<'_, '_>, case: &Case) {
+    let (x, w, mut y) = (random(T * H), coded(case.0, H, H), vec![0.0; T * H]);
+    bench_flops(bencher, case.1, 2 * T * H * H, || {
+        linear_forward(&x, WeightView::Quantized(&w), None, &mut y, T, H, H);
+    });
+}
+
+#[divan::bench(args = cases())]
+fn linear_backward_input_512x2048x2048_quantised(bencher: Bencher<'_, '_>, case: &Case) {
+    let (g, w, mut dx) = (random(T * H), coded(case.0, H, H), vec![0.0; T * H]);
+    bench_flops(bencher, case.1, 2 * T * H * H, || {
+        linear_backward_input(&g, WeightView::Quantized(&w), &mut dx, T, H, H, false);
+    });
+}
+
+/// Decoding: an item is a floating-point operation here too, two a weight.
+#[divan::bench(args = cases())]
+fn linear_forward_1x2048x8192_quantised(bencher: Bencher<'_, '_>, case: &Case) {
+    let (x, w, mut y) = (random(H), coded(case.0, 4 * H, H), vec![0.0; 4 * H]);
+    bench_flops(bencher, case.1, 8 * H * H, || {
+        linear_forward(&x, WeightView::Quantized(&w), None, &mut y, 1, H, 4 * H);
     });
 }
 
