@@ -4,15 +4,19 @@
 //! offset), padding up to the alignment, the tensors' bytes. Source: `docs/gguf.md` in the repository `ggml-org/ggml`.
 //!
 //! Nothing else in this workspace knows GGUF's names: from the metadata the texts of `config.json`, `tokenizer.json` and so on are made
-//! (`companions`), and the tensors are shown under the names that a checkpoint on the Hub has ([`hub_tensors`]).
+//! ([`Companions`]), and the tensors are shown under the names that a checkpoint on the Hub has ([`hub_tensors`]).
 
 mod architecture;
+mod companions;
+mod config;
 mod error;
 mod metadata;
 mod read;
 mod tensors;
+mod tokenizer;
 
 pub use architecture::Architecture;
+pub use companions::{Companions, RotaryFactors, read_companions, read_header};
 pub use error::GgufError;
 pub use metadata::{Array, Metadata, NumberType, Numbers, Texts, Value};
 pub use read::MAX_HEADER_BYTES;
@@ -24,7 +28,7 @@ use std::ops::Range;
 use taper_quant::GgmlType;
 
 const MAGIC: &[u8] = b"GGUF";
-/// The longest file name ending; compared without case.
+/// How the names of such files end; compared without case.
 const ENDING: &str = ".gguf";
 /// The most keys; honest files have some dozens.
 const MAX_KEYS: u64 = 1 << 16;
@@ -64,8 +68,14 @@ impl Header {
     /// # Errors
     /// When anything in it could lead a reader astray: see [`GgufError`].
     pub fn parse(file: &[u8]) -> Result<Self, GgufError> {
-        refuse_other_formats(file)?;
-        let mut reader = Reader::new(file, MAGIC.len());
+        Self::parse_start(file, file.len())
+    }
+
+    /// [`Self::parse`] for the beginning of a file of `file_len` bytes. A header that goes on behind it is [`GgufError::HeaderCutOff`] with an
+    /// `end` that the file has.
+    fn parse_start(start: &[u8], file_len: usize) -> Result<Self, GgufError> {
+        refuse_other_formats(start)?;
+        let mut reader = Reader::new(start, file_len, MAGIC.len());
         let version = reader.u32(|| "the version".into())?;
         match version {
             2 | 3 => {}
@@ -90,7 +100,7 @@ impl Header {
         let data_start = reader.at().next_multiple_of(alignment);
         let mut tensors = BTreeMap::new();
         for (name, tensor) in raw {
-            let info = tensor.checked(&name, data_start, alignment, file.len())?;
+            let info = tensor.checked(&name, data_start, alignment, file_len)?;
             tensors.insert(name, info);
         }
         refuse_overlap(&tensors)?;

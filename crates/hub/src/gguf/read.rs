@@ -19,15 +19,17 @@ const MAX_ARRAYS: u64 = 1 << 16;
 const TEXT: u32 = 8;
 const ARRAY: u32 = 9;
 
-/// A place in a header.
+/// A place in a header, of which the beginning of the file is at hand.
 pub(super) struct Reader<'a> {
-    file: &'a [u8],
+    start: &'a [u8],
+    /// Bytes of the whole file.
+    file_len: usize,
     at: usize,
 }
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(file: &'a [u8], at: usize) -> Self {
-        Self { file, at }
+    pub(super) fn new(start: &'a [u8], file_len: usize, at: usize) -> Self {
+        Self { start, file_len, at }
     }
 
     /// Bytes read so far.
@@ -35,15 +37,15 @@ impl<'a> Reader<'a> {
         self.at
     }
 
-    /// Bytes between here and the end of the file, or of the longest header.
+    /// Bytes between here and the end of what is at hand, or of the longest header.
     fn left(&self) -> u64 {
-        self.file.len().min(MAX_HEADER_BYTES).saturating_sub(self.at) as u64
+        self.start.len().min(MAX_HEADER_BYTES).saturating_sub(self.at) as u64
     }
 
     fn take(&mut self, bytes: u64, what: impl Fn() -> String) -> Result<&'a [u8], GgufError> {
         let end = (self.at as u64).saturating_add(bytes);
-        if end > self.file.len() as u64 {
-            return Err(GgufError::HeaderCutOff { what: what(), end, bytes: self.file.len() });
+        if end > self.start.len() as u64 {
+            return Err(GgufError::HeaderCutOff { what: what(), end, bytes: self.file_len });
         }
         if end > MAX_HEADER_BYTES as u64 {
             return Err(GgufError::TooMuch {
@@ -52,8 +54,8 @@ impl<'a> Reader<'a> {
                 limit: MAX_HEADER_BYTES as u64,
             });
         }
-        // `end` is at most the file's length.
-        let taken = &self.file[self.at..end as usize];
+        // `end` is at most the length of what is at hand.
+        let taken = &self.start[self.at..end as usize];
         self.at = end as usize;
         Ok(taken)
     }
@@ -96,7 +98,7 @@ impl<'a> Reader<'a> {
         let needed = count.saturating_mul(smallest);
         if needed > self.left() {
             let end = (self.at as u64).saturating_add(needed);
-            return Err(GgufError::HeaderCutOff { what: what(), end, bytes: self.file.len() });
+            return Err(GgufError::HeaderCutOff { what: what(), end, bytes: self.file_len });
         }
         Ok(())
     }
