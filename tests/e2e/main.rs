@@ -28,6 +28,8 @@ mod offline;
 #[cfg(test)]
 mod real_base;
 #[cfg(test)]
+mod quantised;
+#[cfg(test)]
 mod recipe_errors;
 #[cfg(test)]
 mod recipe_verbs;

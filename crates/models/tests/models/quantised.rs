@@ -327,8 +327,14 @@ fn real_gguf_files_give_their_recorded_likelihoods() {
     let cases: Vec<Vec<u32>> = golden["cases"].as_array().unwrap().iter().map(|case| {
         case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
     }).filter(|ids: &Vec<u32>| ids.len() >= 2).collect();
+    let mut held = 0;
     for (file, numbers) in recorded["files"].as_object().unwrap() {
-        let model = gguf(&real.join("gguf").join(file));
+        let path = real.join("gguf").join(file);
+        if !path.is_file() {
+            continue;
+        }
+        held += 1;
+        let model = gguf(&path);
         let expected = numbers["mean_nll_per_case"].as_array().unwrap();
         assert_eq!(expected.len(), cases.len());
         let mut worst = 0.0f64;
@@ -342,6 +348,7 @@ fn real_gguf_files_give_their_recorded_likelihoods() {
         eprintln!("{file}: likelihoods off by {worst:.1e}");
         assert!(worst < 1e-4, "{file}: {worst}");
     }
+    assert!(held >= 4, "{held} files");
 }
 
 #[test]
