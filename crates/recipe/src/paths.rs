@@ -61,7 +61,7 @@ fn base(node: &mut Node, found: &mut Findings) {
     }
     match ModelSource::parse_in(&folder, text) {
         Ok(ModelSource::Folder(path) | ModelSource::Gguf(path)) => {
-            *text = absolute(&path).to_string_lossy().into_owned()
+            *text = absolute(&path).to_string_lossy().into_owned();
         }
         Ok(ModelSource::Hub { .. } | ModelSource::HubGguf { .. }) => {}
         Err(error) => {
