@@ -159,6 +159,9 @@ impl<'a> Engine<'a> {
         config: &GenerationConfig,
         listener: &mut Listener<'_>,
     ) -> Result<Vec<(usize, FinishReason)>> {
+        if let Some(length) = self.model.config().rope.switch_length() {
+            active.iter_mut().for_each(|sequence| sequence.switch_at(length));
+        }
         let pieces = plan(active, self.options.tokens_per_pass);
         let Some((logits, v)) = self.run(active, &pieces)? else { return Ok(Vec::new()) };
         let ready: Vec<usize> = (0..active.len()).filter(|&i| active[i].pending() == 0).collect();
@@ -180,15 +183,18 @@ impl<'a> Engine<'a> {
     /// Run the pieces through the model; logits of the sequences whose last token was among them, row by row.
     fn run(&self, active: &mut [Sequence<'_>], pieces: &[usize]) -> Result<Option<(Vec<f32>, usize)>> {
         let (mut ids, mut lengths, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
+        let mut text_lengths = Vec::new();
         let mut caches: Vec<&mut KvCache> = Vec::new();
         for (sequence, &length) in active.iter_mut().zip(pieces).filter(|(_, length)| **length > 0) {
             ids.extend_from_slice(&sequence.tokens[sequence.cached..sequence.cached + length]);
             lengths.push((length, sequence.cached));
+            text_lengths.push(sequence.tokens.len());
             sequence.cached += length;
+            sequence.cached_for = sequence.tokens.len();
             wanted.push(sequence.cached == sequence.tokens.len());
             caches.push(&mut sequence.cache);
         }
-        let layout = SequenceLayout::continued(&lengths);
+        let layout = SequenceLayout::continued(&lengths).of_texts(text_lengths);
         match last_logits(self.model, &ids, &layout, caches, &wanted)? {
             Some(logits) => values_and_width(&logits).map(Some),
             None => Ok(None),

@@ -80,7 +80,7 @@ pub fn longest_sequence(config: &ModelConfig) -> usize {
         RopeScaling::Linear { factor } => most.max(stretched(most, factor)),
         RopeScaling::Dynamic { factor, original } => most.max(stretched(original, factor)),
         RopeScaling::Yarn { factor, original, .. } => most.max(stretched(original, factor)),
-        RopeScaling::Default | RopeScaling::Llama3 { .. } => most,
+        RopeScaling::Default | RopeScaling::LongRope { .. } | RopeScaling::Llama3 { .. } => most,
     }
 }
 

@@ -14,6 +14,8 @@ pub(crate) struct Sequence<'a> {
     /// How many of them the cache has seen.
     pub(crate) cached: usize,
     pub(crate) cache: KvCache,
+    /// How long the text was when the cache was last extended.
+    pub(crate) cached_for: usize,
     prompt_tokens: usize,
     sampler: Sampler<'a>,
     decoder: DetokenizerStream<'a>,
@@ -34,6 +36,7 @@ impl<'a> Sequence<'a> {
             tokens: request.prompt_ids.clone(),
             cached: 0,
             cache: KvCache::new(blocks),
+            cached_for: 0,
             prompt_tokens: request.prompt_ids.len(),
             sampler: Sampler::new(config, request.number),
             decoder: tokenizer.detokenizer(true),
@@ -50,6 +53,15 @@ impl<'a> Sequence<'a> {
     /// Tokens that the cache has not seen.
     pub(crate) fn pending(&self) -> usize {
         self.tokens.len() - self.cached
+    }
+
+    /// Read the whole text again where it has grown beyond `length` since it was cached, because its rotary embedding turns longer texts
+    /// by other frequencies.
+    pub(crate) fn switch_at(&mut self, length: usize) {
+        if self.cached > 0 && self.cached_for <= length && self.tokens.len() > length {
+            self.cache.truncate(0, 0);
+            self.cached = 0;
+        }
     }
 
     /// The next token from logits `[V]`.

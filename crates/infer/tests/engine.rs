@@ -67,6 +67,12 @@ fn greedy_tokens_equal_the_reference_for_every_golden_model() {
         "llama_yarn",
         "llama_dynamic",
         "llama_bias",
+        "qwen3",
+        "gemma2",
+        "gemma3",
+        "phi3",
+        // Grows beyond its original length on the way.
+        "phi3_longrope",
     ];
     for name in models {
         let folder = golden("models").join(name);
@@ -110,6 +116,24 @@ fn batches_chunks_and_caches_change_nothing() {
     for (batch_size, tokens_per_pass) in [(7, 2048), (3, 2048), (7, 5), (2, 1), (64, 9)] {
         let together = generate(model.as_ref(), &requests, &config, options(batch_size, tokens_per_pass));
         assert_eq!(together, alone, "batch of {batch_size}, {tokens_per_pass} tokens a pass");
+    }
+}
+
+/// Texts that stay below the length at which LongRoPE switches, that grow beyond it, and that begin beyond it.
+#[test]
+fn invariant_6_holds_where_texts_switch_to_other_frequencies() {
+    let files = ModelFiles::of_folder(&golden("models/phi3_longrope")).unwrap();
+    let model = load(&files, LoadOptions::default()).unwrap();
+    let prompt = |n: u32| (0..n).map(|i| 10 + (i * i * 3 + 7 * n) % 230).collect::<Vec<u32>>();
+    let requests = Request::numbered([4, 9, 16, 17, 30].map(prompt));
+    let config = GenerationConfig::greedy(10);
+    for options in [options(1, 2048), options(5, 2048), options(5, 7), options(2, 1)] {
+        for (request, given) in requests.iter().zip(generate(model.as_ref(), &requests, &config, options)) {
+            let mut ids = given.token_ids.clone();
+            ids.extend(given.stop_token);
+            let expected = recomputed(model.as_ref(), &request.prompt_ids, ids.len());
+            assert_eq!(ids, expected, "a prompt of {}, {options:?}", request.prompt_ids.len());
+        }
     }
 }
 

@@ -32,6 +32,7 @@ pub mod reduce;
 pub mod rng;
 pub mod rope;
 mod shared;
+pub mod soft_cap;
 pub mod threads;
 
 pub use mapped_file::MappedFile;

@@ -1,11 +1,12 @@
 //! `config.json` as transformers 4 and 5 write it.
 
 use crate::fields::Fields;
-use crate::rotary::RopeConfig;
-use crate::{ConfigError, Error, Result, llama, mistral, qwen2, qwen3, rotary};
+use crate::rotary::{RopeConfig, RopeContext};
+use crate::{ConfigError, Error, Result, gemma2, gemma3, llama, mistral, phi3, qwen2, qwen3, rotary};
 use candle_core::DType;
 use serde_json::{Map, Value};
 use taper_diagnostics::TextSource;
+use taper_nn::ops::Gate;
 
 /// An architecture, by its `model_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -18,11 +19,18 @@ pub enum ModelType {
     Qwen2,
     /// Qwen 3 without experts: queries and keys are normed per head.
     Qwen3,
+    /// Gemma 2: soft caps, a window in every other block, norms before and behind attention and MLP.
+    Gemma2,
+    /// The text models of Gemma 3: two rotary embeddings, and windows in most blocks.
+    Gemma3,
+    /// Phi 3, 3.5 and 4-mini: q, k and v are one layer, gate and up another.
+    Phi3,
 }
 
 impl ModelType {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3];
+    pub const ALL: [Self; 7] =
+        [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::Gemma2, Self::Gemma3, Self::Phi3];
 
     /// The name in `config.json`.
     pub fn name(self) -> &'static str {
@@ -31,12 +39,41 @@ impl ModelType {
             Self::Mistral => "mistral",
             Self::Qwen2 => "qwen2",
             Self::Qwen3 => "qwen3",
+            Self::Gemma2 => "gemma2",
+            Self::Gemma3 => "gemma3_text",
+            Self::Phi3 => "phi3",
         }
     }
 }
 
 /// The longest text that is read; honest ones have some thousand bytes.
 const MAX_BYTES: u64 = 16 << 20;
+/// Where the norms of a block stand.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum NormPlacement {
+    /// Before attention (`input_layernorm`) and before the MLP (`post_attention_layernorm`).
+    Before,
+    /// Before and behind both: `input_layernorm`, `post_attention_layernorm`, `pre_feedforward_layernorm`, `post_feedforward_layernorm`.
+    Both,
+}
+
+/// How queries and keys are normed (`q_norm`, `k_norm`) before they are rotated.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum QkNorm {
+    /// Not at all.
+    None,
+    /// Each head by itself, gains `[D]`.
+    Head,
+}
+
+/// What embeddings are multiplied by.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum EmbeddingScale {
+    /// Nothing.
+    One,
+    /// sqrt(H), rounded to the type of the table, as these models were trained.
+    SqrtHidden,
+}
 
 /// Shapes and switches of a decoder.
 ///
@@ -63,8 +100,16 @@ pub struct ModelConfig {
     pub max_position_embeddings: usize,
     /// Added to the mean square in norms.
     pub rms_norm_eps: f64,
+    /// Added to the gains of norms as they are stored: 1 where files hold the gain less 1.
+    pub norm_offset: f32,
+    /// Where the norms of a block stand.
+    pub norm_placement: NormPlacement,
     /// The rotary embedding.
     pub rope: RopeConfig,
+    /// That of blocks with a window, where it is another.
+    pub local_rope: Option<RopeConfig>,
+    /// How many of a head's elements are rotated, from the first on.
+    pub rotary_dim: usize,
     /// Whether the head is the embedding's table.
     pub tie_word_embeddings: bool,
     /// Whether q, k and v have a bias.
@@ -73,8 +118,20 @@ pub struct ModelConfig {
     pub o_bias: bool,
     /// Whether gate, up and down have a bias.
     pub mlp_bias: bool,
-    /// Whether queries and keys are normed over each head (`q_norm`, `k_norm`, `[D]`) before they are rotated.
-    pub qk_norm: bool,
+    /// How queries and keys are normed.
+    pub qk_norm: QkNorm,
+    /// Whether q, k and v are one layer (`qkv_proj`), and gate and up another (`gate_up_proj`).
+    pub fused_projections: bool,
+    /// What gates the MLP.
+    pub activation: Gate,
+    /// What embeddings are multiplied by.
+    pub embedding_scale: EmbeddingScale,
+    /// Factor on the scores of attention.
+    pub attention_scale: f64,
+    /// With a cap c, scores become c tanh(score / c).
+    pub attention_soft_cap: Option<f64>,
+    /// With a cap c, logits become c tanh(logit / c).
+    pub logits_soft_cap: Option<f64>,
     /// For each block, how many tokens one sees, itself included; `None` for all before it.
     pub windows: Vec<Option<usize>>,
     /// Standard deviation of random weights.
@@ -111,6 +168,9 @@ impl ModelConfig {
             ModelType::Mistral => mistral::config(&mut fields),
             ModelType::Qwen2 => qwen2::config(&mut fields),
             ModelType::Qwen3 => qwen3::config(&mut fields),
+            ModelType::Gemma2 => gemma2::config(&mut fields),
+            ModelType::Gemma3 => gemma3::config(&mut fields),
+            ModelType::Phi3 => phi3::config(&mut fields),
         };
         config.check(&mut fields);
         match fields.faults {
@@ -130,10 +190,17 @@ impl ModelConfig {
             + h * kv * 2
             + if self.qkv_bias { q + 2 * kv } else { 0 }
             + if self.o_bias { h } else { 0 }
-            + if self.qk_norm { 2 * self.head_dim as u64 } else { 0 };
+            + match self.qk_norm {
+                QkNorm::None => 0,
+                QkNorm::Head => 2 * self.head_dim as u64,
+            };
+        let norms = match self.norm_placement {
+            NormPlacement::Before => 2 * h,
+            NormPlacement::Both => 4 * h,
+        };
         let mlp = 3 * h * i + if self.mlp_bias { 2 * i + h } else { 0 };
         let tables = if self.tie_word_embeddings { v * h } else { 2 * v * h };
-        tables + l * (attention + mlp + 2 * h) + h
+        tables + l * (attention + mlp + norms) + h
     }
 
     /// What the single values cannot tell.
@@ -147,17 +214,42 @@ impl ModelConfig {
         if !self.head_dim.is_multiple_of(2) {
             fields
                 .fault(format!("`head_dim` is {}, and a rotary embedding needs an even one", self.head_dim));
+        } else if !self.rotary_dim.is_multiple_of(2) || self.rotary_dim == 0 {
+            fields.fault(format!(
+                "`partial_rotary_factor` rotates {} of {} elements of a head, and a rotary embedding needs an even number",
+                self.rotary_dim, self.head_dim
+            ));
         }
     }
 }
 
-/// What a key that is not there stands for, where architectures differ in it.
+/// What architectures differ in where all read the same keys.
 pub(crate) struct Defaults {
     pub(crate) max_position_embeddings: usize,
     /// `None` for as many as there are query heads, which `null` says in any case.
     pub(crate) num_key_value_heads: Option<usize>,
     /// `None` for H / N.
     pub(crate) head_dim: Option<usize>,
+    pub(crate) rms_norm_eps: f64,
+    pub(crate) tie_word_embeddings: bool,
+    /// The key of the activation, its value and the names that it may have.
+    pub(crate) activation: (&'static str, Gate, &'static [&'static str]),
+    /// Whether the rotary embedding is read here; if not, the architecture does it itself.
+    pub(crate) reads_rope: bool,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Self {
+            max_position_embeddings: 2048,
+            num_key_value_heads: None,
+            head_dim: None,
+            rms_norm_eps: 1e-6,
+            tie_word_embeddings: false,
+            activation: ("hidden_act", Gate::Silu, &["silu", "swish"]),
+            reads_rope: true,
+        }
+    }
 }
 
 /// What all architectures read alike, with every switch off. Faults are noted in `fields`.
@@ -167,13 +259,19 @@ pub(crate) fn common(fields: &mut Fields<'_>, model_type: ModelType, defaults: &
     let even_split = hidden_size / num_attention_heads;
     let head_dim =
         defaults.head_dim.or_else(|| hidden_size.is_multiple_of(num_attention_heads).then_some(even_split));
+    let head_dim = fields.size("head_dim", head_dim, 1..=1 << 12);
     let kv_heads = defaults.num_key_value_heads.filter(|_| !fields.is_null("num_key_value_heads"));
     let max_position_embeddings =
         fields.size("max_position_embeddings", Some(defaults.max_position_embeddings), 1..=1 << 28);
     let num_hidden_layers = fields.size("num_hidden_layers", None, 1..=1 << 12);
-    if let Some(other) = fields.text("hidden_act").filter(|act| !matches!(*act, "silu" | "swish")) {
-        fields.fault(format!("`hidden_act` is `{}`, supported is `silu`", other.escape_debug()));
+    let (key, activation, names) = defaults.activation;
+    if let Some(other) = fields.text(key).filter(|act| !names.contains(act)) {
+        fields.fault(format!("`{key}` is `{}`, supported is `{}`", other.escape_debug(), names[0]));
     }
+    let rope = match defaults.reads_rope {
+        true => rotary::config(fields, &RopeContext::new(max_position_embeddings, head_dim)),
+        false => RopeConfig { theta: 10_000.0, scaling: rotary::RopeScaling::Default },
+    };
     ModelConfig {
         model_type,
         vocab_size: fields.size("vocab_size", None, 1..=1 << 24),
@@ -186,28 +284,47 @@ pub(crate) fn common(fields: &mut Fields<'_>, model_type: ModelType, defaults: &
             Some(kv_heads.unwrap_or(num_attention_heads)),
             1..=1 << 12,
         ),
-        head_dim: fields.size("head_dim", head_dim, 1..=1 << 12),
+        head_dim,
         max_position_embeddings,
-        rms_norm_eps: fields.number("rms_norm_eps", 0.0..=1.0).unwrap_or(1e-6),
-        rope: rotary::config(fields, max_position_embeddings),
-        tie_word_embeddings: fields.flag("tie_word_embeddings", false),
+        rms_norm_eps: fields.number("rms_norm_eps", 0.0..=1.0).unwrap_or(defaults.rms_norm_eps),
+        norm_offset: 0.0,
+        norm_placement: NormPlacement::Before,
+        rope,
+        local_rope: None,
+        rotary_dim: head_dim,
+        tie_word_embeddings: fields.flag("tie_word_embeddings", defaults.tie_word_embeddings),
         qkv_bias: false,
         o_bias: false,
         mlp_bias: false,
-        qk_norm: false,
+        qk_norm: QkNorm::None,
+        fused_projections: false,
+        activation,
+        embedding_scale: EmbeddingScale::One,
+        attention_scale: 1.0 / (head_dim as f64).sqrt(),
+        attention_soft_cap: None,
+        logits_soft_cap: None,
         windows: vec![None; num_hidden_layers],
         initializer_range: fields.number("initializer_range", 0.0..=10.0).unwrap_or(0.02),
         dtype: dtype(fields),
     }
 }
 
+/// The architecture, by name.
+///
+/// An `auto_map` beside a known name changes nothing: it points at Python code that came with the checkpoint before transformers had the
+/// architecture (Phi 3), and transformers itself takes its own code over it unless told `trust_remote_code`. A checkpoint whose code did
+/// something else would have other tensors, which are refused by name when its weights are loaded.
 fn model_type(object: &Map<String, Value>) -> Result<ModelType, ConfigError> {
     match object.get("model_type") {
         None | Some(Value::Null) => Err(ConfigError::NoModelType),
         Some(value) => {
             let given = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
             let found = ModelType::ALL.into_iter().find(|t| t.name() == given);
-            found.ok_or_else(|| ConfigError::ModelType { given: given.chars().take(64).collect() })
+            let given = given.chars().take(64).collect();
+            found.ok_or_else(|| match object.get("auto_map") {
+                Some(Value::Object(code)) if !code.is_empty() => ConfigError::CustomCode { given },
+                _ => ConfigError::ModelType { given },
+            })
         }
     }
 }
@@ -218,9 +335,6 @@ const BITSANDBYTES: &str = "bitsandbytes";
 fn refuse_unreadable(object: &Map<String, Value>) -> Result<(), ConfigError> {
     let set =
         |key: &str| object.get(key).filter(|value| !value.is_null() && **value != Value::Object(Map::new()));
-    if set("auto_map").is_some() {
-        return Err(ConfigError::CustomCode);
-    }
     if let Some(quantisation) = set("quantization_config") {
         // Before it wrote a method, transformers knew this one.
         let flag = |key: &str| quantisation.get(key).and_then(Value::as_bool).unwrap_or(false);
@@ -306,7 +420,7 @@ mod tests {
     fn biases_and_head_norms_are_the_architectures() {
         let switches = |config: Value| {
             let c = with(&config).unwrap();
-            (c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm)
+            (c.qkv_bias, c.o_bias, c.mlp_bias, c.qk_norm == QkNorm::Head)
         };
         let all = |model_type: &str, bias: bool| {
             switches(
@@ -389,10 +503,15 @@ mod tests {
     fn other_architectures_are_refused_with_the_list_of_those_that_are_here() {
         let error = with(&json!({"model_type": "mamba"})).unwrap_err();
         assert_eq!(error.to_string(), "model_type `mamba` is not supported");
-        assert_eq!(error.hint().unwrap(), "supported are `llama`, `mistral`, `qwen2`, `qwen3`");
+        let hint = error.hint().unwrap();
+        assert!(ModelType::ALL.iter().all(|t| hint.contains(&format!("`{}`", t.name()))), "{hint}");
         assert!(matches!(ModelConfig::parse("{}"), Err(ConfigError::NoModelType)));
         assert!(matches!(ModelConfig::parse("[1]"), Err(ConfigError::Json(_))));
-        assert!(matches!(with(&json!({"auto_map": {"AutoModel": "x.Y"}})), Err(ConfigError::CustomCode)));
+        let code = json!({"AutoModelForCausalLM": "modeling_x.XForCausalLM"});
+        let error = with(&json!({"model_type": "x", "auto_map": code})).unwrap_err();
+        assert!(matches!(&error, ConfigError::CustomCode { given } if given == "x"), "{error}");
+        assert!(error.hint().unwrap().contains("`llama`"));
+        assert!(with(&json!({"auto_map": code})).is_ok());
         assert!(refused(&json!({"quantization_config": {"quant_method": "gptq"}})).contains("(gptq)"));
         assert!(refused(&json!({"quantization": {"group_size": 64, "bits": 4}})).contains("(mlx)"));
     }
@@ -401,7 +520,8 @@ mod tests {
         #[test]
         fn any_number_in_any_key_is_read_or_refused_without_a_panic(
             key in prop::sample::select(vec!["vocab_size", "hidden_size", "head_dim", "num_key_value_heads", "num_attention_heads",
-                "rms_norm_eps", "rope_theta", "max_position_embeddings", "sliding_window", "max_window_layers", "layer_types"]),
+                "rms_norm_eps", "rope_theta", "max_position_embeddings", "sliding_window", "max_window_layers", "layer_types",
+                "partial_rotary_factor", "original_max_position_embeddings", "query_pre_attn_scalar", "final_logit_softcapping"]),
             model_type in prop::sample::select(ModelType::ALL.to_vec()),
             value in prop_oneof![any::<i64>().prop_map(|x| json!(x)), any::<f64>().prop_map(|x| json!(x)), any::<u64>().prop_map(|x| json!(x))],
         ) {

@@ -1,23 +1,30 @@
 //! The decoder that all architectures are settings of.
 //!
 //! A block: x += o(attention(rope(q(n x)), rope(k(n x)), v(n x))), then x += down(act(gate(m x)) * up(m x)), n and m being norms.
-//! Some norm q and k over each head before the rotation; attention may see a window only; linear layers may have biases.
+//! Some have norms behind attention and MLP too, norm q and k over each head before the rotation, or cap scores and logits; attention may
+//! see a window only; linear layers may have biases, and some hold several projections in one.
 
+use crate::attention::Attention;
+use crate::config::{EmbeddingScale, NormPlacement};
+use crate::mlp::Mlp;
 use crate::rotary::RotaryEmbedding;
 use crate::weights::Weights;
 use crate::{CausalLm, ModelConfig};
-use candle_core::{Tensor, bail};
-use taper_nn::ops::{AttentionShape, Gate, attention, gated, rope};
-use taper_nn::{Embedding, ForwardContext, Linear, ModuleMut, Result, RmsNorm, VisitModules};
+use candle_core::{DType, Device, Tensor, bail};
+use taper_nn::ops::soft_cap;
+use taper_nn::{Embedding, ForwardContext, Linear, ModuleMut, Result, RmsNorm, VisitModules, Weight};
 
-type Visit<'v> = dyn FnMut(ModuleMut<'_>) -> Result<()> + 'v;
+/// What is shown a model's modules.
+pub(crate) type Visit<'v> = dyn FnMut(ModuleMut<'_>) -> Result<()> + 'v;
 
-/// A decoder-only transformer with pre-norms, rotary attention over grouped heads and a gated MLP.
+/// A decoder-only transformer with rotary attention over grouped heads and a gated MLP.
 #[derive(Debug, Clone)]
 pub struct Decoder {
     config: ModelConfig,
     embed_tokens: Embedding,
-    rotary: RotaryEmbedding,
+    embedding_scale: f64,
+    /// That of blocks without a window, and that of those with one where it is another.
+    rotary: Vec<RotaryEmbedding>,
     blocks: Vec<Block>,
     norm: RmsNorm,
     lm_head: Linear,
@@ -28,10 +35,17 @@ impl Decoder {
     pub(crate) fn build(config: ModelConfig, mut weights: Weights<'_>) -> crate::Result<Self> {
         let (v, h) = (config.vocab_size, config.hidden_size);
         let embed_tokens = weights.embedding("model.embed_tokens", v, h)?;
+        let embedding_scale = match config.embedding_scale {
+            EmbeddingScale::One => 1.0,
+            EmbeddingScale::SqrtHidden => match embed_tokens.weight() {
+                Weight::Frozen(table) => rounded((h as f64).sqrt(), table.dtype())?,
+                Weight::Trainable(_) => (h as f64).sqrt(),
+            },
+        };
         let blocks = (0..config.num_hidden_layers)
             .map(|index| Block::build(&config, index, &mut weights))
             .collect::<crate::Result<_>>()?;
-        let norm = weights.norm("model.norm", h, config.rms_norm_eps)?;
+        let norm = weights.norm("model.norm", h, config.rms_norm_eps, config.norm_offset)?;
         let lm_head = if config.tie_word_embeddings {
             weights.check_tied("lm_head.weight", "model.embed_tokens.weight")?;
             Linear::tied("lm_head", embed_tokens.weight().clone())
@@ -39,9 +53,16 @@ impl Decoder {
             weights.head("lm_head", v, h)?
         };
         weights.finish()?;
-        let rotary = RotaryEmbedding::new(config.rope.clone(), config.head_dim);
-        Ok(Self { config, embed_tokens, rotary, blocks, norm, lm_head })
+        let ropes = [Some(&config.rope), config.local_rope.as_ref()];
+        let rotary = ropes.into_iter().flatten().cloned();
+        let rotary = rotary.map(|rope| RotaryEmbedding::new(rope, config.rotary_dim)).collect();
+        Ok(Self { config, embed_tokens, embedding_scale, rotary, blocks, norm, lm_head })
     }
+}
+
+/// The number nearest to `x` in `dtype`.
+fn rounded(x: f64, dtype: DType) -> Result<f64> {
+    Tensor::new(x as f32, &Device::Cpu)?.to_dtype(dtype)?.to_dtype(DType::F64)?.to_scalar()
 }
 
 impl CausalLm for Decoder {
@@ -50,7 +71,8 @@ impl CausalLm for Decoder {
     }
 
     fn embed(&self, input_ids: &[u32]) -> Result<Tensor> {
-        self.embed_tokens.forward(input_ids)
+        let embedded = self.embed_tokens.forward(input_ids)?;
+        if self.embedding_scale == 1.0 { Ok(embedded) } else { embedded * self.embedding_scale }
     }
 
     fn num_blocks(&self) -> usize {
@@ -69,7 +91,11 @@ impl CausalLm for Decoder {
     }
 
     fn lm_head(&self, x: &Tensor, ctx: &ForwardContext<'_>) -> Result<Tensor> {
-        self.lm_head.forward(x, ctx)
+        let logits = self.lm_head.forward(x, ctx)?;
+        match self.config.logits_soft_cap {
+            Some(cap) => soft_cap(&logits, cap as f32),
+            None => Ok(logits),
+        }
     }
 }
 
@@ -97,143 +123,81 @@ impl Decoder {
 
 #[derive(Debug, Clone)]
 struct Block {
-    input_layernorm: RmsNorm,
     self_attn: Attention,
-    post_attention_layernorm: RmsNorm,
+    attention_norms: Norms,
     mlp: Mlp,
+    mlp_norms: Norms,
+}
+
+/// The norms around attention or an MLP.
+#[derive(Debug, Clone)]
+struct Norms {
+    before: Option<RmsNorm>,
+    behind: Option<RmsNorm>,
 }
 
 impl Block {
     fn build(config: &ModelConfig, index: usize, weights: &mut Weights<'_>) -> crate::Result<Self> {
         let path = |part: &str| format!("model.layers.{index}.{part}");
-        let (h, eps) = (config.hidden_size, config.rms_norm_eps);
+        let [attention_norms, mlp_norms] = match config.norm_placement {
+            NormPlacement::Before => {
+                [(Some("input_layernorm"), None), (Some("post_attention_layernorm"), None)]
+            }
+            NormPlacement::Both => [
+                (Some("input_layernorm"), Some("post_attention_layernorm")),
+                (Some("pre_feedforward_layernorm"), Some("post_feedforward_layernorm")),
+            ],
+        };
+        let mut norms = |(before, behind): (Option<&str>, Option<&str>)| -> crate::Result<Norms> {
+            let mut norm = |name: Option<&str>| {
+                let (h, eps, offset) = (config.hidden_size, config.rms_norm_eps, config.norm_offset);
+                name.map(|name| weights.norm(&path(name), h, eps, offset)).transpose()
+            };
+            Ok(Norms { before: norm(before)?, behind: norm(behind)? })
+        };
         Ok(Self {
-            input_layernorm: weights.norm(&path("input_layernorm"), h, eps)?,
+            attention_norms: norms(attention_norms)?,
+            mlp_norms: norms(mlp_norms)?,
             self_attn: Attention::build(config, index, &path("self_attn"), weights)?,
-            post_attention_layernorm: weights.norm(&path("post_attention_layernorm"), h, eps)?,
-            mlp: Mlp::build(config, &path("mlp"), weights)?,
+            mlp: Mlp::build(config, config.intermediate_size, &path("mlp"), weights)?,
         })
     }
 
     /// `[T, H] -> [T, H]`.
-    fn forward(&self, x: &Tensor, rotary: &RotaryEmbedding, ctx: &mut ForwardContext<'_>) -> Result<Tensor> {
-        let x = (x + self.self_attn.forward(&self.input_layernorm.forward(x)?, rotary, ctx)?)?;
-        &x + self.mlp.forward(&self.post_attention_layernorm.forward(&x)?, ctx)?
+    fn forward(
+        &self,
+        x: &Tensor,
+        rotary: &[RotaryEmbedding],
+        ctx: &mut ForwardContext<'_>,
+    ) -> Result<Tensor> {
+        let x = self.attention_norms.residual(x, |x| self.self_attn.forward(x, rotary, ctx))?;
+        self.mlp_norms.residual(&x, |x| self.mlp.forward(x, ctx))
     }
 
     fn visit_modules(&mut self, visit: &mut Visit<'_>) -> Result<()> {
-        visit(ModuleMut::RmsNorm(&mut self.input_layernorm))?;
+        visit_norm(&mut self.attention_norms.before, visit)?;
         self.self_attn.visit_modules(visit)?;
-        visit(ModuleMut::RmsNorm(&mut self.post_attention_layernorm))?;
-        for linear in self.mlp.linears() {
-            visit(ModuleMut::Linear(linear))?;
-        }
-        Ok(())
+        visit_norm(&mut self.attention_norms.behind, visit)?;
+        visit_norm(&mut self.mlp_norms.before, visit)?;
+        self.mlp.visit_modules(visit)?;
+        visit_norm(&mut self.mlp_norms.behind, visit)
     }
 }
 
-#[derive(Debug, Clone)]
-struct Attention {
-    q_proj: Linear,
-    k_proj: Linear,
-    v_proj: Linear,
-    o_proj: Linear,
-    q_norm: Option<RmsNorm>,
-    k_norm: Option<RmsNorm>,
-    shape: AttentionShape,
-    /// The block's number, which is its cache's.
-    index: usize,
-}
-
-impl Attention {
-    fn build(
-        config: &ModelConfig,
-        index: usize,
-        path: &str,
-        weights: &mut Weights<'_>,
-    ) -> crate::Result<Self> {
-        let (h, d) = (config.hidden_size, config.head_dim);
-        let (queries, keys) = (config.num_attention_heads * d, config.num_key_value_heads * d);
-        let bias = config.qkv_bias;
-        let head_norm = |name: &str, weights: &mut Weights<'_>| {
-            let norm = || weights.norm(&format!("{path}.{name}"), d, config.rms_norm_eps);
-            config.qk_norm.then(norm).transpose()
+impl Norms {
+    /// `x + behind(inner(before(x)))`.
+    fn residual(&self, x: &Tensor, inner: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+        let y = match &self.before {
+            Some(norm) => inner(&norm.forward(x)?)?,
+            None => inner(x)?,
         };
-        Ok(Self {
-            q_proj: weights.linear(&format!("{path}.q_proj"), h, queries, bias)?,
-            k_proj: weights.linear(&format!("{path}.k_proj"), h, keys, bias)?,
-            v_proj: weights.linear(&format!("{path}.v_proj"), h, keys, bias)?,
-            o_proj: weights.linear(&format!("{path}.o_proj"), queries, h, config.o_bias)?,
-            q_norm: head_norm("q_norm", weights)?,
-            k_norm: head_norm("k_norm", weights)?,
-            shape: AttentionShape {
-                heads: config.num_attention_heads,
-                kv_heads: config.num_key_value_heads,
-                head_dim: d,
-                scale: 1.0 / (d as f32).sqrt(),
-                window: config.windows.get(index).copied().flatten(),
-                soft_cap: None,
-            },
-            index,
-        })
-    }
-
-    /// `[T, H] -> [T, H]`, through q `[T, N D]` and k, v `[T, K D]`.
-    fn forward(&self, x: &Tensor, rotary: &RotaryEmbedding, ctx: &mut ForwardContext<'_>) -> Result<Tensor> {
-        let tables = ctx.rotary(0, |layout| rotary.tables(layout))?;
-        let d = self.shape.head_dim;
-        let q = rope(&normed(self.q_norm.as_ref(), self.q_proj.forward(x, ctx)?)?, &tables, d)?;
-        let k = rope(&normed(self.k_norm.as_ref(), self.k_proj.forward(x, ctx)?)?, &tables, d)?;
-        let v = self.v_proj.forward(x, ctx)?;
-        let mixed = attention(&q, &k, &v, self.index, &self.shape, ctx)?;
-        self.o_proj.forward(&mixed, ctx)
-    }
-
-    fn visit_modules(&mut self, visit: &mut Visit<'_>) -> Result<()> {
-        for (linear, norm) in [(&mut self.q_proj, &mut self.q_norm), (&mut self.k_proj, &mut self.k_norm)] {
-            visit(ModuleMut::Linear(linear))?;
-            if let Some(norm) = norm {
-                visit(ModuleMut::RmsNorm(norm))?;
-            }
+        match &self.behind {
+            Some(norm) => x + norm.forward(&y)?,
+            None => x + y,
         }
-        visit(ModuleMut::Linear(&mut self.v_proj))?;
-        visit(ModuleMut::Linear(&mut self.o_proj))
     }
 }
 
-/// `[T, n D]`, normed over each of its n heads where there is a norm.
-fn normed(norm: Option<&RmsNorm>, x: Tensor) -> Result<Tensor> {
-    match norm {
-        Some(norm) => norm.forward(&x),
-        None => Ok(x),
-    }
-}
-
-#[derive(Debug, Clone)]
-struct Mlp {
-    gate_proj: Linear,
-    up_proj: Linear,
-    down_proj: Linear,
-}
-
-impl Mlp {
-    fn build(config: &ModelConfig, path: &str, weights: &mut Weights<'_>) -> crate::Result<Self> {
-        let (h, i, bias) = (config.hidden_size, config.intermediate_size, config.mlp_bias);
-        Ok(Self {
-            gate_proj: weights.linear(&format!("{path}.gate_proj"), h, i, bias)?,
-            up_proj: weights.linear(&format!("{path}.up_proj"), h, i, bias)?,
-            down_proj: weights.linear(&format!("{path}.down_proj"), i, h, bias)?,
-        })
-    }
-
-    /// `[T, H] -> [T, H]`, through `[T, I]`.
-    fn forward(&self, x: &Tensor, ctx: &ForwardContext<'_>) -> Result<Tensor> {
-        let gate = self.gate_proj.forward(x, ctx)?;
-        let up = self.up_proj.forward(x, ctx)?;
-        self.down_proj.forward(&gated(&gate, &up, Gate::Silu)?, ctx)
-    }
-
-    fn linears(&mut self) -> [&mut Linear; 3] {
-        [&mut self.gate_proj, &mut self.up_proj, &mut self.down_proj]
-    }
+fn visit_norm(norm: &mut Option<RmsNorm>, visit: &mut Visit<'_>) -> Result<()> {
+    norm.as_mut().map_or(Ok(()), |norm| visit(ModuleMut::RmsNorm(norm)))
 }

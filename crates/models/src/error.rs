@@ -92,9 +92,12 @@ pub enum ConfigError {
         /// What it says.
         given: String,
     },
-    /// The model brings Python code of its own.
-    #[error("the model runs Python code of its own (`auto_map`), which cannot be run here")]
-    CustomCode,
+    /// An architecture that is not here, whose checkpoint brings Python code of its own.
+    #[error("model_type `{given}` runs Python code of its own (`auto_map`), which cannot be run here")]
+    CustomCode {
+        /// What it says.
+        given: String,
+    },
     /// The weights are quantised.
     #[error("the weights are quantised ({method}), which is not read")]
     Quantised {
@@ -115,7 +118,7 @@ impl Diagnose for ConfigError {
             Self::NoModelType => Some(
                 "a base model's `config.json` names its architecture; an adapter's has another name".into(),
             ),
-            Self::ModelType { .. } | Self::CustomCode => {
+            Self::ModelType { .. } | Self::CustomCode { .. } => {
                 Some(format!("supported are {}", list_names(ModelType::ALL.map(ModelType::name), 99)))
             }
             Self::Quantised { .. } => Some(

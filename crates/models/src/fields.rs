@@ -102,6 +102,27 @@ impl<'a> Fields<'a> {
         self.number(key, range).unwrap_or(fallback)
     }
 
+    /// A list of exactly `count` numbers in `range`, which must be there.
+    pub(crate) fn numbers(&mut self, key: &str, count: usize, range: RangeInclusive<f64>) -> Vec<f64> {
+        if self.get(key).is_none() {
+            self.fault(format!("`{}{key}` is missing", self.place));
+            return Vec::new();
+        }
+        let Some(list) = self.list(key) else { return Vec::new() };
+        let numbers: Vec<f64> =
+            list.iter().filter_map(Value::as_f64).filter(|number| range.contains(number)).collect();
+        if list.len() != count || numbers.len() != count {
+            let (low, high) = (range.start(), range.end());
+            self.fault(format!(
+                "`{}{key}` has {} entries, {} of them numbers from {low} to {high}, wanted {count}",
+                self.place,
+                list.len(),
+                numbers.len()
+            ));
+        }
+        numbers
+    }
+
     pub(crate) fn flag(&mut self, key: &str, default: bool) -> bool {
         match self.get(key) {
             None => default,

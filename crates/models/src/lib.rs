@@ -4,18 +4,24 @@
 //!
 //! There is one decoder ([`Decoder`]), with switches for what architectures differ in. An architecture is a file that reads its own
 //! `config.json` keys into these switches ([`ModelConfig`]); here: Llama (Llama 2 and 3, SmolLM, TinyLlama, and the like), Mistral, Qwen 2
-//! (also 1.5 and 2.5) and Qwen 3. The names of modules and tensors are the checkpoint's own.
+//! (also 1.5 and 2.5), Qwen 3, Gemma 2, the text models of Gemma 3, and Phi 3 (also 3.5 and 4-mini). The names of modules and tensors are
+//! the checkpoint's own.
 //!
 //! Models do not know adapters: they show their modules through [`taper_nn::VisitModules`], and whoever visits may fill the slots.
 
+mod attention;
 mod causal_lm;
 mod config;
 mod decoder;
 mod error;
 mod fields;
+mod gemma2;
+mod gemma3;
 mod llama;
 mod load;
 mod mistral;
+mod mlp;
+mod phi3;
 mod qwen2;
 mod qwen3;
 mod rotary;
@@ -23,7 +29,7 @@ mod weights;
 mod windows;
 
 pub use causal_lm::{CausalLm, forward_hidden, forward_logits, state_tensors};
-pub use config::{ModelConfig, ModelType};
+pub use config::{EmbeddingScale, ModelConfig, ModelType, NormPlacement, QkNorm};
 pub use decoder::Decoder;
 pub use error::{ConfigError, Error, Result};
 pub use load::{LoadOptions, Quantize, init, init_with, load};

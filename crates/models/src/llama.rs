@@ -8,8 +8,7 @@ use crate::windows;
 
 /// Read a `config.json` of model_type `llama`. Faults are noted in `fields`.
 pub(crate) fn config(fields: &mut Fields<'_>) -> ModelConfig {
-    let defaults = Defaults { max_position_embeddings: 2048, num_key_value_heads: None, head_dim: None };
-    let common = common(fields, ModelType::Llama, &defaults);
+    let common = common(fields, ModelType::Llama, &Defaults::default());
     let attention_bias = fields.flag("attention_bias", false);
     // Above 1, the reference computed its products in slices, for the sake of the same bits as its tensor-parallel training.
     fields.size("pretraining_tp", Some(1), 1..=1);

@@ -9,7 +9,7 @@ use crate::windows;
 /// Read a `config.json` of model_type `mistral`. Faults are noted in `fields`.
 pub(crate) fn config(fields: &mut Fields<'_>) -> ModelConfig {
     let defaults =
-        Defaults { max_position_embeddings: 131_072, num_key_value_heads: Some(8), head_dim: None };
+        Defaults { max_position_embeddings: 131_072, num_key_value_heads: Some(8), ..Defaults::default() };
     let common = common(fields, ModelType::Mistral, &defaults);
     let window = windows::sliding_window(fields);
     ModelConfig { windows: windows::uniform(fields, common.num_hidden_layers, window), ..common }

@@ -9,7 +9,7 @@ use crate::windows;
 /// Read a `config.json` of model_type `qwen2`. Faults are noted in `fields`.
 pub(crate) fn config(fields: &mut Fields<'_>) -> ModelConfig {
     let defaults =
-        Defaults { max_position_embeddings: 32_768, num_key_value_heads: Some(32), head_dim: None };
+        Defaults { max_position_embeddings: 32_768, num_key_value_heads: Some(32), ..Defaults::default() };
     let common = common(fields, ModelType::Qwen2, &defaults);
     ModelConfig { qkv_bias: true, windows: windows::by_block(fields, common.num_hidden_layers), ..common }
 }

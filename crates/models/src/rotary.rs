@@ -50,6 +50,21 @@ pub enum RopeScaling {
         /// Whether the ends of the ramp are rounded to whole pairs.
         truncate: bool,
     },
+    /// `f_i` divided by a factor of its own, `short_factor[i]` in texts of up to `original` tokens and `long_factor[i]` in longer ones, and
+    /// all of it is scaled (Ding et al. 2024, "LongRoPE").
+    ///
+    /// Each text chooses by its own length. Transformers chooses by the longest text of the batch, so that there a short text in a batch
+    /// with a long one has other logits than alone.
+    LongRope {
+        /// The divisors of texts of up to `original` tokens.
+        short_factor: Vec<f64>,
+        /// The divisors of longer texts.
+        long_factor: Vec<f64>,
+        /// Tokens that the model was trained on first.
+        original: usize,
+        /// Factor on cosines and sines.
+        attention_factor: f64,
+    },
     /// As YaRN with a ramp over wavelengths and no scaling of the whole (Dubey et al. 2024).
     Llama3 {
         /// How many times longer.
@@ -63,7 +78,18 @@ pub enum RopeScaling {
     },
 }
 
-/// A rotary embedding of one head dimension.
+impl RopeConfig {
+    /// The length in tokens beyond which **all** positions of a text turn by other frequencies: keys that were cached before a text grew
+    /// beyond it are of no use after.
+    pub fn switch_length(&self) -> Option<usize> {
+        match self.scaling {
+            RopeScaling::LongRope { original, .. } => Some(original),
+            _ => None,
+        }
+    }
+}
+
+/// A rotary embedding of the leading D elements of each head.
 #[derive(Debug, Clone)]
 pub struct RotaryEmbedding {
     config: RopeConfig,
@@ -71,12 +97,12 @@ pub struct RotaryEmbedding {
 }
 
 impl RotaryEmbedding {
-    /// For heads of `head_dim`, which is even.
-    pub fn new(config: RopeConfig, head_dim: usize) -> Self {
-        Self { config, head_dim }
+    /// For heads of which `rotary_dim` elements turn, an even number.
+    pub fn new(config: RopeConfig, rotary_dim: usize) -> Self {
+        Self { config, head_dim: rotary_dim }
     }
 
-    /// `f_i`, D / 2 of them, for a batch whose longest text has `longest` tokens.
+    /// `f_i`, D / 2 of them, for a text of `longest` tokens ([`RopeScaling::Dynamic`]: for a batch whose longest text has so many).
     pub fn inv_freq(&self, longest: usize) -> Vec<f32> {
         let plain = |theta: f64| frequencies(theta, self.head_dim);
         let theta = self.config.theta;
@@ -90,6 +116,10 @@ impl RotaryEmbedding {
                 let ramp = yarn_ramp(theta, self.head_dim, original, [beta_fast, beta_slow], truncate);
                 let blend = |(i, f): (usize, f64)| f / factor * ramp(i) + f * (1.0 - ramp(i));
                 plain(theta).into_iter().enumerate().map(blend).collect()
+            }
+            RopeScaling::LongRope { ref short_factor, ref long_factor, original, .. } => {
+                let divisors = if longest > original { long_factor } else { short_factor };
+                plain(theta).into_iter().zip(divisors).map(|(f, divisor)| f / divisor).collect()
             }
             RopeScaling::Llama3 { factor, low_freq_factor, high_freq_factor, original } => {
                 let turns = |f: f64| original as f64 * f / (2.0 * PI);
@@ -107,7 +137,9 @@ impl RotaryEmbedding {
     /// The factor on cosines and sines; it stands in both q and k, so scores are scaled by its square.
     pub fn attention_factor(&self) -> f64 {
         match self.config.scaling {
-            RopeScaling::Yarn { attention_factor, .. } => attention_factor,
+            RopeScaling::Yarn { attention_factor, .. } | RopeScaling::LongRope { attention_factor, .. } => {
+                attention_factor
+            }
             _ => 1.0,
         }
     }
@@ -117,19 +149,23 @@ impl RotaryEmbedding {
     /// # Errors
     /// What candle says.
     pub fn tables(&self, layout: &SequenceLayout) -> Result<RotaryTables> {
-        let inv_freq = self.inv_freq(layout.longest());
+        let shared = self.inv_freq(layout.longest());
+        let by_text = matches!(self.config.scaling, RopeScaling::LongRope { .. });
         let factor = self.attention_factor();
-        let size = layout.tokens() * inv_freq.len();
+        let size = layout.tokens() * shared.len();
         let (mut cos, mut sin) = (Vec::with_capacity(size), Vec::with_capacity(size));
-        for &position in layout.position_ids() {
-            for &f in &inv_freq {
-                // The angle is rounded to f32 as the models were trained.
-                let (s, c) = f64::from(position as f32 * f).sin_cos();
-                cos.push((c * factor) as f32);
-                sin.push((s * factor) as f32);
+        for (segment, &length) in layout.segments().iter().zip(layout.text_lengths()) {
+            let own = by_text.then(|| self.inv_freq(length));
+            for &position in &layout.position_ids()[segment.clone()] {
+                for &f in own.as_ref().unwrap_or(&shared) {
+                    // The angle is rounded to f32 as the models were trained.
+                    let (s, c) = f64::from(position as f32 * f).sin_cos();
+                    cos.push((c * factor) as f32);
+                    sin.push((s * factor) as f32);
+                }
             }
         }
-        let shape = (layout.tokens(), inv_freq.len());
+        let shape = (layout.tokens(), shared.len());
         Ok(RotaryTables {
             cos: Tensor::from_vec(cos, shape, &Device::Cpu)?,
             sin: Tensor::from_vec(sin, shape, &Device::Cpu)?,
@@ -169,24 +205,64 @@ fn yarn_ramp(
     move |i| ((i as f64 - low) / (high - low)).clamp(0.0, 1.0)
 }
 
+/// What the values of a rotary embedding are read against.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RopeContext {
+    /// The longest text the model was made for.
+    pub(crate) max_position_embeddings: usize,
+    /// Elements of a head that turn.
+    pub(crate) rotary_dim: usize,
+    /// The base where none is named.
+    pub(crate) theta: f64,
+    /// Keys of the object that the architecture reads itself.
+    pub(crate) read_elsewhere: &'static [&'static str],
+    /// Older names of `longrope`.
+    pub(crate) longrope_aliases: &'static [&'static str],
+}
+
+impl RopeContext {
+    pub(crate) fn new(max_position_embeddings: usize, rotary_dim: usize) -> Self {
+        let (read_elsewhere, longrope_aliases): (&[&str], &[&str]) = (&[], &[]);
+        Self { max_position_embeddings, rotary_dim, theta: 10_000.0, read_elsewhere, longrope_aliases }
+    }
+}
+
+/// Bases of frequencies that are read.
+pub(crate) const THETA: std::ops::RangeInclusive<f64> = 1.000_001..=1e15;
+
 /// Read `rope_parameters` (transformers 5) or `rope_theta` and `rope_scaling` (4). Faults are noted in `fields`.
-pub(crate) fn config(fields: &mut Fields<'_>, max_position_embeddings: usize) -> RopeConfig {
-    const THETA: std::ops::RangeInclusive<f64> = 1.000_001..=1e15;
-    let outer_theta = fields.number("rope_theta", THETA).unwrap_or(10_000.0);
+pub(crate) fn config(fields: &mut Fields<'_>, context: &RopeContext) -> RopeConfig {
+    let theta = fields.number("rope_theta", THETA).unwrap_or(context.theta);
+    let context = RopeContext { theta, ..*context };
     let inner = fields
         .object("rope_parameters", "rope_parameters.")
         .or_else(|| fields.object("rope_scaling", "rope_scaling."));
-    let Some(mut inner) = inner else {
-        return RopeConfig { theta: outer_theta, scaling: RopeScaling::Default };
+    let Some(inner) = inner else {
+        return RopeConfig { theta, scaling: RopeScaling::Default };
     };
-    let theta = inner.number("rope_theta", THETA).unwrap_or(outer_theta);
-    let scaling = scaling(&mut inner, max_position_embeddings);
+    // Phi's configurations have it outside, and it counts before one inside.
+    let original = fields
+        .get("original_max_position_embeddings")
+        .map(|_| fields.size("original_max_position_embeddings", None, 1..=1 << 28));
+    parameters(fields, inner, original, &context)
+}
+
+/// Read the object of one rotary embedding, with the `original_max_position_embeddings` that stands outside it. Faults are noted in
+/// `fields`.
+pub(crate) fn parameters(
+    fields: &mut Fields<'_>,
+    mut inner: Fields<'_>,
+    original: Option<usize>,
+    context: &RopeContext,
+) -> RopeConfig {
+    let theta = inner.number("rope_theta", THETA).unwrap_or(context.theta);
+    let scaling = scaling(&mut inner, original, context);
     fields.faults.append(&mut inner.faults);
     RopeConfig { theta, scaling }
 }
 
 /// All keys that any type reads.
-const KNOWN: [&str; 14] = [
+const KNOWN: [&str; 16] = [
     "rope_type",
     "type",
     "rope_theta",
@@ -200,16 +276,17 @@ const KNOWN: [&str; 14] = [
     "truncate",
     "low_freq_factor",
     "high_freq_factor",
+    "short_factor",
+    "long_factor",
     // A remark of YaRN's own checkpoints; it changes nothing.
     "finetuned",
 ];
 
-fn scaling(fields: &mut Fields<'_>, max_position_embeddings: usize) -> RopeScaling {
-    const FACTOR: std::ops::RangeInclusive<f64> = 1.0..=1e6;
+const FACTOR: std::ops::RangeInclusive<f64> = 1.0..=1e6;
+
+fn scaling(fields: &mut Fields<'_>, outer_original: Option<usize>, context: &RopeContext) -> RopeScaling {
+    let max_position_embeddings = context.max_position_embeddings;
     let name = fields.text("rope_type").or_else(|| fields.text("type"));
-    let original = |fields: &mut Fields<'_>| {
-        fields.size("original_max_position_embeddings", Some(max_position_embeddings), 1..=1 << 28)
-    };
     let scaling = match name {
         None => {
             fields.fault("`rope_scaling.rope_type` is missing".into());
@@ -221,40 +298,60 @@ fn scaling(fields: &mut Fields<'_>, max_position_embeddings: usize) -> RopeScali
             let factor = fields.required("factor", FACTOR);
             RopeScaling::Dynamic { factor, original: max_position_embeddings }
         }
-        Some("yarn") => yarn(fields, max_position_embeddings),
-        Some("llama3") => {
-            let (low, high) = (
-                fields.required("low_freq_factor", 1e-6..=1e6),
-                fields.required("high_freq_factor", 1e-6..=1e6),
-            );
-            if low >= high && fields.faults.is_empty() {
-                fields.fault("`low_freq_factor` must be below `high_freq_factor`".into());
-            }
-            let factor = fields.required("factor", FACTOR);
-            RopeScaling::Llama3 {
-                factor,
-                low_freq_factor: low,
-                high_freq_factor: high,
-                original: original(fields),
-            }
+        Some(name) if name == "longrope" || context.longrope_aliases.contains(&name) => {
+            longrope(fields, outer_original, context)
         }
+        Some("yarn") => yarn(fields, max_position_embeddings),
+        Some("llama3") => llama3(fields, max_position_embeddings),
         Some(other) => {
             let other: String = other.chars().take(32).collect();
             fields.fault(format!(
-                "rope type `{}` is not supported; known are `default`, `linear`, `dynamic`, `yarn` and `llama3`",
+                "rope type `{}` is not supported; known are `default`, `linear`, `dynamic`, `yarn`, `longrope` and `llama3`",
                 other.escape_debug()
             ));
             return RopeScaling::Default;
         }
     };
-    fields.refuse_unknown(&KNOWN);
+    fields.refuse_unknown(&[&KNOWN[..], context.read_elsewhere].concat());
     scaling
 }
 
+fn original(fields: &mut Fields<'_>, max_position_embeddings: usize) -> usize {
+    fields.size("original_max_position_embeddings", Some(max_position_embeddings), 1..=1 << 28)
+}
+
+fn llama3(fields: &mut Fields<'_>, max_position_embeddings: usize) -> RopeScaling {
+    let (low, high) =
+        (fields.required("low_freq_factor", 1e-6..=1e6), fields.required("high_freq_factor", 1e-6..=1e6));
+    if low >= high && fields.faults.is_empty() {
+        fields.fault("`low_freq_factor` must be below `high_freq_factor`".into());
+    }
+    let factor = fields.required("factor", FACTOR);
+    let original = original(fields, max_position_embeddings);
+    RopeScaling::Llama3 { factor, low_freq_factor: low, high_freq_factor: high, original }
+}
+
+/// The scaling of the whole is sqrt(1 + ln s / ln original) for texts s times as long, where none is named.
+fn longrope(fields: &mut Fields<'_>, outer_original: Option<usize>, context: &RopeContext) -> RopeScaling {
+    let inner_original = original(fields, context.max_position_embeddings);
+    let original = outer_original.unwrap_or(inner_original);
+    let times = fields
+        .number("factor", 1e-6..=1e6)
+        .unwrap_or(context.max_position_embeddings as f64 / original as f64);
+    // A model first trained on a single token has no logarithm to divide by.
+    let scaled = times > 1.0 && original > 1;
+    let by_length = if scaled { (1.0 + times.ln() / (original as f64).ln()).sqrt() } else { 1.0 };
+    RopeScaling::LongRope {
+        short_factor: fields.numbers("short_factor", context.rotary_dim / 2, 1e-6..=1e6),
+        long_factor: fields.numbers("long_factor", context.rotary_dim / 2, 1e-6..=1e6),
+        original,
+        attention_factor: fields.number("attention_factor", 1e-6..=1e3).unwrap_or(by_length),
+    }
+}
+
 fn yarn(fields: &mut Fields<'_>, max_position_embeddings: usize) -> RopeScaling {
-    let original =
-        fields.size("original_max_position_embeddings", Some(max_position_embeddings), 1..=1 << 28);
-    let factor = match fields.number("factor", 1.0..=1e6) {
+    let original = original(fields, max_position_embeddings);
+    let factor = match fields.number("factor", FACTOR) {
         Some(factor) => factor,
         None => (max_position_embeddings as f64 / original as f64).max(1.0),
     };
@@ -306,6 +403,27 @@ mod tests {
         // 64 tokens are 10.2 turns of the first pair, 1.02 of the second, 0.1 of the third.
         assert_eq!((freq[0], freq[2], freq[3]), (1.0, 0.01 / 8.0, 0.001 / 8.0));
         assert!(freq[1] > 0.1 / 8.0 && freq[1] < 0.02, "{freq:?}");
+    }
+
+    #[test]
+    fn longrope_takes_each_texts_own_length_for_its_divisors() {
+        let scaling = RopeScaling::LongRope {
+            short_factor: vec![1.0, 2.0],
+            long_factor: vec![4.0, 8.0],
+            original: 3,
+            attention_factor: 1.0,
+        };
+        let config = RopeConfig { theta: 100.0, scaling };
+        assert_eq!(config.switch_length(), Some(3));
+        let rotary = RotaryEmbedding::new(config, 4);
+        assert_eq!((rotary.inv_freq(3), rotary.inv_freq(4)), (vec![1.0, 0.05], vec![0.25, 0.0125]));
+        let sines = |layout: SequenceLayout| rotary.tables(&layout).unwrap().sin.to_vec2::<f32>().unwrap();
+        let sine = |angle: f64| angle.sin() as f32;
+        let both = sines(SequenceLayout::from_lengths(&[2, 4]));
+        assert_eq!(both[1], [sine(1.0), sine(f64::from(0.05f32))]);
+        assert_eq!(both[3], [sine(0.25), sine(f64::from(0.0125f32))]);
+        // The first piece of a text that is known to be long.
+        assert_eq!(sines(SequenceLayout::single(2).of_texts(vec![4]))[1], both[3]);
     }
 
     #[test]

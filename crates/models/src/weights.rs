@@ -52,9 +52,9 @@ impl<'a> Weights<'a> {
         Ok(Linear::new(path, self.matrix(path, vocab, width, Use::Tokens)?, None))
     }
 
-    /// A norm whose file holds the gain itself.
-    pub(crate) fn norm(&mut self, path: &str, width: usize, eps: f64) -> Result<RmsNorm> {
-        Ok(RmsNorm::new(path, self.vector(&format!("{path}.weight"), width, 1.0)?, eps, 0.0))
+    /// A norm whose file holds the gain less `offset`.
+    pub(crate) fn norm(&mut self, path: &str, width: usize, eps: f64, offset: f32) -> Result<RmsNorm> {
+        Ok(RmsNorm::new(path, self.vector(&format!("{path}.weight"), width, 1.0 - offset)?, eps, offset))
     }
 
     /// Whether a tied head that the file holds all the same is the embedding.

@@ -36,6 +36,18 @@ pub(crate) fn by_block(fields: &mut Fields<'_>, blocks: usize) -> Vec<Option<usi
     slides.into_iter().map(|slides| window.filter(|_| slides)).collect()
 }
 
+/// A window for the blocks that `layer_types` names or, without such a list, for those that `slides` picks by their number. Faults are
+/// noted in `fields`.
+pub(crate) fn alternating(
+    fields: &mut Fields<'_>,
+    blocks: usize,
+    slides: impl Fn(usize) -> bool,
+) -> Vec<Option<usize>> {
+    let window = sliding_window(fields);
+    let slides = layer_types(fields, blocks).unwrap_or_else(|| (0..blocks).map(slides).collect());
+    slides.into_iter().map(|slides| window.filter(|_| slides)).collect()
+}
+
 /// `sliding_window`: one that is not named is 4096 tokens, `null` is none.
 pub(crate) fn sliding_window(fields: &mut Fields<'_>) -> Option<usize> {
     if fields.is_null("sliding_window") {

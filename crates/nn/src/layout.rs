@@ -9,6 +9,7 @@ use std::ops::Range;
 pub struct SequenceLayout {
     segments: Vec<Range<usize>>,
     position_ids: Vec<u32>,
+    text_lengths: Vec<usize>,
 }
 
 impl SequenceLayout {
@@ -32,7 +33,15 @@ impl SequenceLayout {
             position_ids.extend((past..past + length).map(|p| p as u32));
             segments.push(start..start + length);
         }
-        Self { segments, position_ids }
+        let text_lengths = lengths_and_pasts.iter().map(|(length, past)| length + past).collect();
+        Self { segments, position_ids, text_lengths }
+    }
+
+    /// The same, of texts that are read in pieces and are so many tokens long in all, the tokens still to come included.
+    #[must_use]
+    pub fn of_texts(self, text_lengths: Vec<usize>) -> Self {
+        debug_assert_eq!(self.segments.len(), text_lengths.len());
+        Self { text_lengths, ..self }
     }
 
     /// The token range of each sequence.
@@ -48,6 +57,12 @@ impl SequenceLayout {
     /// T.
     pub fn tokens(&self) -> usize {
         self.position_ids.len()
+    }
+
+    /// The length of each sequence's text as far as it is known, in tokens: cached, in this batch, and what [`Self::of_texts`] says of the
+    /// rest.
+    pub fn text_lengths(&self) -> &[usize] {
+        &self.text_lengths
     }
 
     /// The longest sequence so far, cached part included: what length-dependent rotary scalings look at.
@@ -66,5 +81,7 @@ mod tests {
         assert_eq!(layout.segments(), &[0..2, 2..3]);
         assert_eq!(layout.position_ids(), &[0, 1, 7]);
         assert_eq!((layout.tokens(), layout.longest()), (3, 8));
+        assert_eq!(layout.text_lengths(), [2, 8]);
+        assert_eq!(layout.of_texts(vec![2, 20]).text_lengths(), [2, 20]);
     }
 }

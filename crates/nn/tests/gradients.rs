@@ -212,6 +212,38 @@ fn gated_activations() {
 }
 
 #[test]
+fn what_nothing_trained_came_before_gets_no_gradient_from_a_gate() {
+    let (gate, up) = (var(4, 6, 1), values(4, 6, 2));
+    let y = ops::gated(&gate, &up, Gate::Silu).unwrap();
+    let grads = ops::backward_from(&y, &y.ones_like().unwrap()).unwrap();
+    assert!(grads.get(gate.as_tensor()).is_some() && grads.get(&up).is_none());
+}
+
+#[test]
+fn columns_of_a_fused_projection() {
+    let x = var(4, 7, 1);
+    for range in [0..3, 2..5, 6..7, 0..7] {
+        let y = ops::columns(&x, range.clone()).unwrap();
+        let narrowed = x.narrow(1, range.start, range.len()).unwrap();
+        assert_eq!(y.to_vec2::<f32>().unwrap(), narrowed.to_vec2::<f32>().unwrap());
+        check(&[&x], || ops::columns(&x, range.clone()));
+    }
+    // Both parts of one product, as a layer uses them.
+    check(&[&x], || ops::columns(&x, 0..3)? * ops::columns(&x, 3..6)?);
+    assert!(ops::columns(&x, 3..8).unwrap_err().to_string().contains("3..8"));
+    assert!(ops::columns(&x, 3..3).is_err());
+}
+
+#[test]
+fn soft_caps() {
+    let x = var(4, 6, 1);
+    for cap in [0.5, 3.0] {
+        check(&[&x], || ops::soft_cap(&x, cap));
+        assert!(to_vec_f32(&ops::soft_cap(&x, cap).unwrap()).unwrap().iter().all(|y| y.abs() <= cap));
+    }
+}
+
+#[test]
 fn attention_over_segments_with_grouped_heads_window_and_soft_cap() {
     let layout = SequenceLayout::from_lengths(&[1, 5, 3]);
     for (window, soft_cap) in [(None, None), (Some(2), None), (None, Some(1.5))] {

@@ -15,7 +15,7 @@ use taper_testkit::{
 const LOGITS: f64 = 1e-4;
 const LOSS: f64 = 1e-5;
 
-const MODELS: [&str; 12] = [
+const MODELS: [&str; 16] = [
     "llama_untied",
     "llama_tied",
     "smollm",
@@ -28,6 +28,10 @@ const MODELS: [&str; 12] = [
     "qwen2",
     "qwen2_sliding",
     "qwen3",
+    "gemma2",
+    "gemma3",
+    "phi3",
+    "phi3_longrope",
 ];
 
 /// All that `numbers` holds, for the model of `weights` with the configuration file `config`.
@@ -153,6 +157,22 @@ fn llama3_frequencies_are_the_references() {
     }
 }
 
+/// The rest of the fixture is each text by itself as well: in transformers, a batch with a text beyond the original length takes the long
+/// factors for all its texts.
+#[test]
+fn a_text_within_the_original_length_takes_the_short_factors() {
+    let model = fixture("phi3_longrope", "config.json");
+    let tensors = read_safetensors(&golden("models/phi3_longrope/golden.safetensors"));
+    let short = ids(&tensors["short_input_ids"]);
+    let expected = tensors["short_logits"].squeeze(0).unwrap();
+    let alone = logits(model.as_ref(), &short, &SequenceLayout::single(short.len()));
+    assert_close("alone", &alone, &expected, LOGITS);
+    let long: Vec<u32> = ids(&tensors["input_ids"])[..24].to_vec();
+    let layout = SequenceLayout::from_lengths(&[short.len(), 24]);
+    let together = logits(model.as_ref(), &[short, long].concat(), &layout);
+    assert_close("beside a long one", &together.narrow(0, 0, 12).unwrap(), &expected, LOGITS);
+}
+
 /// How far a fixture's logits are from those of its weights under a changed configuration.
 fn moved_by(name: &str, changes: &Value) -> f64 {
     let here = tempfile::tempdir().unwrap();
@@ -172,7 +192,8 @@ fn moved_by(name: &str, changes: &Value) -> f64 {
 /// its neighbours (a window of one more, windows everywhere or nowhere) are something else.
 #[test]
 fn changed_settings_move_the_logits_as_far_as_the_references() {
-    let plain = |theta: f64| json!({"rope_parameters": {"rope_type": "default", "rope_theta": theta}});
+    let one = |theta: f64| json!({"rope_type": "default", "rope_theta": theta});
+    let plain = |theta: f64| json!({"rope_parameters": one(theta)});
     let full = json!({"layer_types": ["full_attention", "full_attention", "full_attention"]});
     let sliding = json!({"layer_types": ["sliding_attention", "sliding_attention", "sliding_attention"]});
     let cases = [
@@ -182,11 +203,38 @@ fn changed_settings_move_the_logits_as_far_as_the_references() {
         ("llama_dynamic", "no_rope_scaling", plain(10_000.0)),
         ("smollm", "theta_10000", plain(10_000.0)),
         ("qwen2", "theta_10000", plain(10_000.0)),
-        ("qwen2_sliding", "no_window", full),
+        ("qwen2_sliding", "no_window", full.clone()),
         ("qwen2_sliding", "window_everywhere", sliding),
         ("qwen2_sliding", "window_9", json!({"sliding_window": 9})),
         ("mistral", "no_window", json!({"sliding_window": null})),
         ("mistral", "window_9", json!({"sliding_window": 9})),
+        ("gemma2", "no_attn_softcap", json!({"attn_logit_softcapping": null})),
+        ("gemma2", "no_final_softcap", json!({"final_logit_softcapping": null})),
+        ("gemma2", "scalar_is_head_dim", json!({"query_pre_attn_scalar": 24})),
+        ("gemma2", "no_window", full.clone()),
+        (
+            "gemma2",
+            "window_swapped",
+            json!({"layer_types": ["full_attention", "sliding_attention", "full_attention"]}),
+        ),
+        ("gemma3", "no_window", json!({"sliding_window": 64})),
+        (
+            "gemma3",
+            "one_theta",
+            json!({"rope_parameters": {"full_attention": one(1e4), "sliding_attention": one(1e4)}}),
+        ),
+        (
+            "gemma3",
+            "no_linear_scaling",
+            json!({"rope_parameters": {"full_attention": one(1e6), "sliding_attention": one(1e4)}}),
+        ),
+        ("gemma3", "scalar_is_head_dim", json!({"query_pre_attn_scalar": 24})),
+        ("phi3", "no_window", json!({"sliding_window": null})),
+        (
+            "phi3_longrope",
+            "no_scaling",
+            json!({"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.75}}),
+        ),
     ];
     for (name, what, changes) in cases {
         let expected = read_json(&golden(&format!("models/{name}/golden.json")));

@@ -2,7 +2,9 @@
 
 use crate::support::{cached_logits, fixture, logits};
 use candle_core::{DType, Tensor, Var};
-use taper_models::{CausalLm, ModelConfig, forward_hidden, forward_logits, init, state_tensors};
+use taper_models::{
+    CausalLm, EmbeddingScale, ModelConfig, forward_hidden, forward_logits, init, state_tensors,
+};
 use taper_nn::{ForwardContext, KvCache, ModuleMut, SequenceLayout, VisitModules};
 use taper_testkit::{GradientCheck, assert_close, gradient_check, largest_difference};
 
@@ -25,6 +27,10 @@ fn a_packed_sequence_equals_itself_alone() {
         "qwen2",
         "qwen2_sliding",
         "qwen3",
+        "gemma2",
+        "gemma3",
+        "phi3",
+        "phi3_longrope",
     ] {
         let model = fixture(name, "config.json");
         let ids = some_ids(LENGTHS.iter().sum());
@@ -81,6 +87,10 @@ fn cached_decoding_equals_the_full_forward() {
         "qwen2",
         "qwen2_sliding",
         "qwen3",
+        "gemma2",
+        "gemma3",
+        "phi3",
+        "phi3_longrope",
     ] {
         let model = fixture(name, "config.json");
         let ids: [Vec<u32>; 2] = [some_ids(12), some_ids(20)[8..].to_vec()];
@@ -154,6 +164,17 @@ fn every_weight_of_a_model_has_the_gradient_that_finite_differences_find() {
     check_gradients(tiny(&format!(r#""model_type":"qwen2",{sliding}"#)).as_mut(), 27);
     check_gradients(tiny(&format!(r#""model_type":"qwen3","head_dim":6,{sliding}"#)).as_mut(), 25);
     check_gradients(tiny(r#""model_type":"mistral","sliding_window":2"#).as_mut(), 21);
+    let gemma = r#""head_dim":4,"query_pre_attn_scalar":3,"sliding_window":2"#;
+    let caps = r#""attn_logit_softcapping":2.0,"final_logit_softcapping":3.0"#;
+    check_gradients(tiny(&format!(r#""model_type":"gemma2",{gemma},{caps}"#)).as_mut(), 24);
+    check_gradients(
+        tiny(&format!(r#""model_type":"gemma3_text","sliding_window_pattern":2,{gemma}"#)).as_mut(),
+        28,
+    );
+    check_gradients(
+        tiny(r#""model_type":"phi3","sliding_window":2,"partial_rotary_factor":0.5"#).as_mut(),
+        15,
+    );
 }
 
 fn check_gradients(model: &mut dyn CausalLm, count: usize) {
@@ -167,7 +188,9 @@ fn check_gradients(model: &mut dyn CausalLm, count: usize) {
         let logits = forward_logits(model, &[1, 7, 12, 7, 0, 3], &mut ForwardContext::new(&layout))?;
         (logits * &pick)?.sum_all()
     };
-    let errors = gradient_check(&vars, GradientCheck { step: 5e-3, entries: 24 }, loss).unwrap();
+    // Multiplied embeddings walk as many times further.
+    let step = if model.config().embedding_scale == EmbeddingScale::One { 5e-3 } else { 1.5e-3 };
+    let errors = gradient_check(&vars, GradientCheck { step, entries: 24 }, loss).unwrap();
     for (name, error) in names.iter().zip(errors) {
         assert!(error < 5e-3, "{} {name}: {error:.1e}", model.config().model_type.name());
     }
@@ -225,7 +248,18 @@ fn random_weights_depend_on_seed_and_name_alone() {
 
 #[test]
 fn the_number_of_parameters_is_that_of_the_weights() {
-    for name in ["llama_untied", "llama_tied", "llama_bias", "mistral", "qwen2", "qwen3"] {
+    for name in [
+        "llama_untied",
+        "llama_tied",
+        "llama_bias",
+        "mistral",
+        "qwen2",
+        "qwen3",
+        "gemma2",
+        "gemma3",
+        "phi3",
+        "phi3_longrope",
+    ] {
         let mut model = fixture(name, "config.json");
         let state = state_tensors(model.as_mut()).unwrap();
         let total: usize = state.iter().map(|(_, t)| t.elem_count()).sum();

@@ -95,7 +95,15 @@ pub(crate) fn greedy_cached(model: &dyn CausalLm, prompts: &[Vec<u32>], new_toke
     let mut texts = prompts.to_vec();
     let mut caches = vec![KvCache::new(model.num_blocks()); prompts.len()];
     let mut pasts = vec![0; prompts.len()];
+    let switch = model.config().rope.switch_length();
     for _ in 0..new_tokens {
+        for ((text, past), cache) in texts.iter().zip(&mut pasts).zip(&mut caches) {
+            // Beyond this length the cached keys are of no use.
+            if switch.is_some_and(|length| *past > 0 && text.len() == length + 1) {
+                cache.truncate(0, 0);
+                *past = 0;
+            }
+        }
         let news: Vec<(usize, usize)> =
             texts.iter().zip(&pasts).map(|(text, &past)| (text.len() - past, past)).collect();
         let input: Vec<u32> =

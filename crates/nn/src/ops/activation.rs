@@ -14,7 +14,8 @@ pub enum Gate {
     GeluTanh,
 }
 
-/// `f(gate) * up`, elementwise; the backward computes f again instead of keeping it.
+/// `f(gate) * up`, elementwise; the backward computes f again instead of keeping it, and gives no gradient to what nothing trained
+/// came before.
 ///
 /// # Errors
 /// When the shapes differ.
@@ -67,7 +68,10 @@ impl CustomOp2 for Gated {
             Gate::Silu => kernel::silu_mul_backward(g_s, gate_s, up_s, &mut dgate, &mut dup),
             Gate::GeluTanh => kernel::gelu_tanh_mul_backward(g_s, gate_s, up_s, &mut dgate, &mut dup),
         }
-        let tensor = |values| Tensor::from_vec(values, gate.shape(), gate.device());
-        Ok((Some(tensor(dgate)?), Some(tensor(dup)?)))
+        let of = |input: &Tensor, values| {
+            let tensor = || Tensor::from_vec(values, input.shape(), input.device());
+            input.track_op().then(tensor).transpose()
+        };
+        Ok((of(gate, dgate)?, of(up, dup)?))
     }
 }

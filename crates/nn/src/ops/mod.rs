@@ -5,6 +5,7 @@
 
 mod activation;
 mod attention;
+mod columns;
 mod cross_entropy;
 mod embedding;
 mod linear;
@@ -12,9 +13,11 @@ mod lora;
 mod norm;
 mod rope;
 mod seed;
+mod soft_cap;
 
 pub use activation::{Gate, gated};
 pub use attention::{AttentionShape, attention};
+pub use columns::columns;
 pub use cross_entropy::{CrossEntropy, cross_entropy, cross_entropy_with_gradient};
 pub use embedding::embedding;
 pub use linear::linear;
@@ -22,3 +25,4 @@ pub use lora::{LoraDropout, LoraTerms, lora_delta, lora_linear};
 pub use norm::{rms_norm, rms_norm_trainable};
 pub use rope::rope;
 pub use seed::backward_from;
+pub use soft_cap::soft_cap;

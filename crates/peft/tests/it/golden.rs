@@ -7,7 +7,7 @@ use taper_peft::{
     TargetModules, WEIGHTS_FILE, attach, load,
 };
 
-const CASES: [&str; 13] = [
+const CASES: [&str; 15] = [
     "lora_all",
     "lora_default",
     "lora_all_linear",
@@ -21,6 +21,8 @@ const CASES: [&str; 13] = [
     "lora_train_bias_lora_only",
     "lora_tied",
     "lora_qwen3",
+    "lora_phi3",
+    "lora_gemma2",
 ];
 
 const LOGITS: f32 = 1e-4;
@@ -29,6 +31,9 @@ const LOGITS_WIDE: f32 = 2e-4;
 const LOSS: f64 = 1e-5;
 const GRADIENT: f32 = 5e-5;
 const MERGED: f32 = 2e-6;
+
+/// Not in PEFT's table.
+const WITHOUT_DEFAULT: [ModelType; 1] = [ModelType::Phi3];
 
 fn logit_tolerance(case: &str) -> f32 {
     if ["rslora", "lora_patterns"].contains(&case) { LOGITS_WIDE } else { LOGITS }
@@ -175,6 +180,10 @@ fn configuration(case: &str) -> LoraConfig {
         "lora_train_bias_lora_only" => {
             AdapterSection { target_modules: list(&["q_proj", "v_proj"]), bias: Bias::LoraOnly, ..section }
         }
+        "lora_phi3" => AdapterSection {
+            target_modules: list(&["qkv_proj", "gate_up_proj", "o_proj", "down_proj"]),
+            ..section
+        },
         "lora_tied" => AdapterSection { target_modules: list(&["q_proj", "down_proj"]), ..section },
         _ => section,
     };
@@ -211,14 +220,23 @@ fn a_new_adapter_has_the_names_shapes_and_configuration_that_peft_writes() {
     }
 }
 
-/// PEFT's own default is q and v for all of these.
+/// PEFT's own default is q and v for all that it has one for.
 #[test]
-fn every_architecture_has_pefts_default_targets() {
+fn every_architecture_has_pefts_default_targets_or_as_in_peft_none() {
     for model_type in ModelType::ALL {
-        let base = if model_type == ModelType::Llama { "llama_untied" } else { model_type.name() };
+        let base = match model_type {
+            ModelType::Llama => "llama_untied",
+            ModelType::Gemma3 => "gemma3",
+            other => other.name(),
+        };
         let mut model = model(&format!("models/{base}"));
         let config = LoraConfig { target_modules: None, ..configuration("lora_default") };
-        let adapter = attach(&mut *model, &config, model_type.name(), 5).unwrap();
+        let attached = attach(&mut *model, &config, model_type.name(), 5);
+        if WITHOUT_DEFAULT.contains(&model_type) {
+            assert!(matches!(attached, Err(Error::NoDefaultTargets { .. })), "{base}");
+            continue;
+        }
+        let adapter = attached.unwrap();
         let names: Vec<&str> = adapter.parameters.iter().map(|p| p.name.as_str()).collect();
         assert_eq!(names.len(), 2 * 2 * model.num_blocks(), "{base}: {names:?}");
         assert!(names.iter().all(|n| n.contains(".q_proj.") || n.contains(".v_proj.")), "{base}: {names:?}");

@@ -13,7 +13,7 @@ fn config(json: &str) -> LoraConfig {
     section.to_config("base")
 }
 
-const TARGET_SETS: [(&str, &str); 12] = [
+const TARGET_SETS: [(&str, &str); 18] = [
     ("models/llama_untied", "{}"),
     ("models/llama_untied", r#"{"target_modules": ["q_proj"]}"#),
     ("models/llama_untied", r#"{"target_modules": ["k_proj", "v_proj"], "use_rslora": true}"#),
@@ -32,6 +32,12 @@ const TARGET_SETS: [(&str, &str); 12] = [
     ("models/llama_tied", r#"{"modules_to_save": ["norm"], "init_lora_weights": false}"#),
     ("models/llama_bias", r#"{"bias": "all", "lora_dropout": 0.3}"#),
     ("models/llama_bias", r#"{"bias": "lora_only", "target_modules": ["q_proj", "down_proj"]}"#),
+    ("models/mistral", "{}"),
+    ("models/qwen2", "{}"),
+    ("models/gemma2", r#"{"modules_to_save": ["norm"]}"#),
+    ("models/gemma3", "{}"),
+    ("models/phi3", r#"{"lora_dropout": 0.3}"#),
+    ("models/phi3_longrope", r#"{"target_modules": ["qkv_proj", "gate_up_proj"]}"#),
 ];
 
 const KEY: RandomKey = RandomKey { seed: 1, step: 0, micro_batch: 0 };

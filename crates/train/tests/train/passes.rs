@@ -81,6 +81,16 @@ fn invariant_6_checkpointed_kept_and_one_graph_give_the_same_bits() {
 }
 
 #[test]
+fn invariant_6_holds_for_every_architecture() {
+    for name in ["mistral", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "phi3_longrope"] {
+        let mut base = model(name);
+        let trained = new_adapter(base.as_mut(), 1);
+        stir(&trained);
+        check_three_ways(base.as_ref(), &trained);
+    }
+}
+
+#[test]
 fn invariant_6_holds_when_the_head_has_an_adapter_and_the_lower_block_none() {
     let mut base = model("llama_untied");
     let trained = adapter_with(base.as_mut(), 1, |config| {

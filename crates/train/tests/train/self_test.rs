@@ -75,9 +75,15 @@ fn broken(path: &str, fault: Fault) -> String {
 fn invariant_1_holds_on_the_golden_models_and_nothing_is_left_changed() {
     let adapter: fn(&mut dyn CausalLm) -> Trained = |model| new_adapter(model, 1);
     let full: fn(&mut dyn CausalLm) -> Trained = |model| Trained::full(model).unwrap();
-    for (name, make) in
-        [("llama_untied", adapter), ("llama_tied", adapter), ("llama_untied", full), ("llama_tied", full)]
-    {
+    for (name, make) in [
+        ("llama_untied", adapter),
+        ("llama_tied", adapter),
+        ("gemma2", adapter),
+        ("gemma3", adapter),
+        ("phi3", adapter),
+        ("llama_untied", full),
+        ("llama_tied", full),
+    ] {
         let mut base = model(name);
         let trained = make(base.as_mut());
         let before = bits(trained.parameters());
