@@ -7,6 +7,7 @@ const AFTER_HELP: &str = "\
 Examples:
   taper run recipes/quickstart.toml   the whole way, from the data to the report
   taper check my.toml                 all that is wrong with recipe and data
+  taper plan my.toml --probe          what it will take, held against two real steps
   taper generate --model BASE --adapter runs/my/adapter --prompt 'Hello'
 
 Exit codes:
@@ -17,6 +18,13 @@ Exit codes:
     5  inconclusive: not enough data to say
   100  a gate failed
   130  interrupted; a checkpoint was written";
+
+const PLAN_HELP: &str = "\
+Example:
+  taper plan my.toml --set train.batch_size=4 --set train.gradient_accumulation_steps=4
+
+Reads config.json, the headers of the weights and the data; no weights. The peak is the largest of the
+phases, not their sum. Where it is more than the memory that is free, settings with which it fits are named.";
 
 /// Fine-tune small language models from JSONL by a recipe, prove the adapter, export it, generate with it.
 #[derive(Debug, Parser)]
@@ -33,6 +41,8 @@ pub(crate) enum Verb {
     Run(RunArgs),
     /// Tell all that is wrong with a recipe and its data, with places; loads no weights
     Check(RecipeArgs),
+    /// Tell what a recipe will take before it runs: memory by cause, steps, what its test data can show
+    Plan(PlanArgs),
     /// Show an example as the model will see it: text, token, id, role, supervised or not
     Explain(ExplainArgs),
     /// The training part alone
@@ -104,6 +114,18 @@ pub(crate) struct RunArgs {
     /// Remove what an earlier run left in the run's folder, and begin again
     #[arg(long)]
     pub(crate) overwrite: bool,
+}
+
+/// A recipe to plan.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = PLAN_HELP)]
+pub(crate) struct PlanArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// Load the model and make two real steps on the longest batch, to hold the plan against what they took; nothing is
+    /// written, the model is thrown away
+    #[arg(long)]
+    pub(crate) probe: bool,
 }
 
 /// Which example to explain.

@@ -4,6 +4,7 @@ mod cli;
 mod commands;
 mod fault;
 mod interrupt;
+mod memory;
 mod output;
 mod session;
 mod summary;

@@ -2,6 +2,7 @@
 
 use crate::cli::BenchVerb;
 use crate::fault::{OrFault, user_error};
+use crate::memory::peak_bytes;
 use crate::output::print;
 use candle_core::DType;
 use serde_json::json;
@@ -13,7 +14,10 @@ use taper_diagnostics::ExitCode;
 use taper_kernels::rng::CounterRng;
 use taper_models::{CausalLm, ModelConfig, ModelType};
 use taper_nn::{ForwardContext, KvCache, SequenceLayout};
-use taper_peft::AdapterSection;
+use taper_peft::{AdapterSection, LoraConfig};
+use taper_train::plan::{
+    BatchShape, PhaseName, WeightFormat, Workload, modules, overhead_bytes, weight_bytes,
+};
 use taper_train::{
     LrSchedule, OptimizerSection, ScheduleSection, Stepper, TrainSection, Trained, resident_bytes,
 };
@@ -86,11 +90,14 @@ fn train(
     dtype: &str,
     checkpointing: bool,
 ) -> anyhow::Result<serde_json::Value> {
+    let resident = resident_bytes().unwrap_or(0);
     let mut model = random_model(shape, dtype)?;
     let config = AdapterSection { r: 16, lora_alpha: 32.0, ..AdapterSection::default() }.to_config(shape);
     let model_type = model.config().model_type.name();
     let trained = Trained::adapter(taper_peft::attach(model.as_mut(), &config, model_type, 1).or_fault()?);
     let section = TrainSection { gradient_checkpointing: checkpointing, ..TrainSection::default() };
+    let batch_shape = BatchShape { tokens: (batch * seq) as u64, target_tokens: (batch * (seq - 1)) as u64 };
+    let predicted = predicted_bytes(model.config(), &config, dtype, &section, batch_shape, resident)?;
     let total_steps = steps as u64 + 1;
     let schedule = LrSchedule::new(&ScheduleSection::default(), total_steps);
     let mut stepper =
@@ -114,8 +121,41 @@ fn train(
         "bench": "train", "shape": shape, "dtype": dtype, "batch": batch, "seq": seq, "rank": 16,
         "gradient_checkpointing": checkpointing, "threads": taper_kernels::threads::thread_count(),
         "median_step_seconds": median, "tokens_per_second": (batch * seq) as f64 / median,
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": peak_bytes(), "predicted_peak_bytes": predicted,
     }))
+}
+
+/// What `taper plan` would say of the steps, for whoever holds it against the peak beside it.
+fn predicted_bytes(
+    model: &ModelConfig,
+    adapter: &LoraConfig,
+    dtype: &str,
+    train: &TrainSection,
+    batch: BatchShape,
+    resident: u64,
+) -> anyhow::Result<u64> {
+    let format = match dtype {
+        "f32" => WeightFormat::F32,
+        "f16" => WeightFormat::F16,
+        _ => WeightFormat::BF16,
+    };
+    let trained =
+        taper_peft::trained_modules(adapter, &modules(model), model.model_type.name()).or_fault()?;
+    let workload = Workload {
+        config: model,
+        weight_bytes: weight_bytes(model, |_| format),
+        file_bytes: 0,
+        trained: &trained,
+        trains_all_weights: false,
+        dropout: false,
+        train,
+        batch,
+        valid: None,
+        example: None,
+        evaluations: &[],
+        overhead_bytes: overhead_bytes(resident, taper_kernels::threads::thread_count()),
+    };
+    Ok(workload.memory().phase(PhaseName::Step).map_or(0, |bytes| bytes.total()))
 }
 
 fn random_example(tokens: usize, vocabulary: u64, number: u64) -> TokenizedExample {
@@ -172,12 +212,4 @@ fn pass(
     let logits = model.lm_head(&hidden.index_select(&last, 0)?, &ctx)?;
     std::hint::black_box(logits);
     Ok(())
-}
-
-/// The most memory the process has held; what it holds now where the system does not say.
-fn peak_bytes() -> Option<u64> {
-    let status = fs_err::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kib: u64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kib * 1024).or_else(resident_bytes)
 }

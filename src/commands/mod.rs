@@ -7,6 +7,7 @@ pub(crate) mod eval;
 mod explain;
 pub(crate) mod export;
 mod generate;
+mod plan;
 mod recipe;
 mod run;
 mod train;
@@ -19,6 +20,7 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
     match cli.verb {
         Verb::Run(args) => run::run(&args),
         Verb::Check(args) => check::check(&args),
+        Verb::Plan(args) => plan::plan(&args),
         Verb::Explain(args) => explain::explain(&args),
         Verb::Train(args) => train::train(&args),
         Verb::Eval(args) => eval::eval(&args),

@@ -46,13 +46,7 @@ pub(crate) fn train_session(session: &Session, args: &RunArgs) -> anyhow::Result
         session.write_resolved()?;
     }
     let recipe = &session.run.recipe;
-    let mut model = match recipe.model.init {
-        InitChoice::Pretrained => session.load_base()?,
-        InitChoice::Random => {
-            let config = ModelConfig::read(&session.base.files.config).or_fault()?;
-            taper_models::init(&config, recipe.train.seed, Some(DType::F32)).or_fault()?
-        }
-    };
+    let mut model = first_model(session)?;
     let trained = attach(session, model.as_mut())?;
     let data = training_data(session)?;
     let sections = Sections {
@@ -79,6 +73,17 @@ pub(crate) fn train_session(session: &Session, args: &RunArgs) -> anyhow::Result
     Ok(outcome)
 }
 
+/// The model that a run starts from: the base, or random weights of its shape.
+pub(crate) fn first_model(session: &Session) -> anyhow::Result<Box<dyn CausalLm>> {
+    match session.run.recipe.model.init {
+        InitChoice::Pretrained => session.load_base(),
+        InitChoice::Random => {
+            let config = ModelConfig::read(&session.base.files.config).or_fault()?;
+            taper_models::init(&config, session.run.recipe.train.seed, Some(DType::F32)).or_fault()
+        }
+    }
+}
+
 /// Whether the run begins, found out before weights are loaded. One that was killed before its first checkpoint begins again.
 fn start(session: &Session, args: &RunArgs) -> anyhow::Result<Start> {
     let folder = &session.folder;
@@ -95,7 +100,7 @@ fn start(session: &Session, args: &RunArgs) -> anyhow::Result<Start> {
 }
 
 /// Give the model what is trained: an adapter, or all of its weights.
-fn attach(session: &Session, model: &mut dyn CausalLm) -> anyhow::Result<Trained> {
+pub(crate) fn attach(session: &Session, model: &mut dyn CausalLm) -> anyhow::Result<Trained> {
     let recipe = &session.run.recipe;
     let trained = match &recipe.adapter {
         Some(section) => {
@@ -121,7 +126,7 @@ fn training_data(session: &Session) -> anyhow::Result<TrainingData> {
     Ok(TrainingData { train, valid })
 }
 
-fn loader_options(session: &Session) -> DataLoaderOptions {
+pub(crate) fn loader_options(session: &Session) -> DataLoaderOptions {
     let (data, train) = (&session.run.recipe.data, &session.run.recipe.train);
     DataLoaderOptions {
         batch_size: train.batch_size,
@@ -134,7 +139,7 @@ fn loader_options(session: &Session) -> DataLoaderOptions {
     }
 }
 
-fn batches(examples: &[TokenizedExample], batch_size: usize) -> Vec<Batch> {
+pub(crate) fn batches(examples: &[TokenizedExample], batch_size: usize) -> Vec<Batch> {
     examples.chunks(batch_size).map(Batch::new).collect()
 }
 

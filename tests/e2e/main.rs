@@ -26,6 +26,8 @@ mod hostile_data;
 #[cfg(test)]
 mod offline;
 #[cfg(test)]
+mod plan;
+#[cfg(test)]
 mod real_base;
 #[cfg(test)]
 mod quantised;

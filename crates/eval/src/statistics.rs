@@ -8,7 +8,7 @@ pub const CONFIDENCE: f64 = 0.95;
 /// Resamples of a bootstrap.
 pub const RESAMPLES: usize = 5000;
 /// The 97.5 % quantile of the standard normal distribution.
-const Z: f64 = 1.959_963_984_540_054;
+pub(crate) const Z: f64 = 1.959_963_984_540_054;
 
 /// A 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]

@@ -3,7 +3,8 @@
 use crate::error::doing;
 use crate::files::{AdapterWeights, LoadMode};
 use crate::lora::{LoraLayer, initial_a, initial_b};
-use crate::plan::{Action, Author, Plan, Planned, Slot, inventory, plan};
+use crate::modules::{TrainedParameter, inventory};
+use crate::plan::{Action, Author, Plan, Planned, plan};
 use crate::{LoraConfig, Result};
 use candle_core::{Tensor, Var};
 use std::collections::BTreeMap;
@@ -239,7 +240,7 @@ impl Outfit {
     }
 
     /// A or B: a variable's tensor in training, a plain one in inference.
-    fn factor(&mut self, slot: &Slot) -> taper_nn::Result<Tensor> {
+    fn factor(&mut self, slot: &TrainedParameter) -> taper_nn::Result<Tensor> {
         let Some(value) = self.values.remove(&slot.name) else {
             candle_core::bail!("there is no value for `{}`", slot.name)
         };
@@ -257,7 +258,7 @@ impl Outfit {
         }
     }
 
-    fn bias(&mut self, m: &mut Linear, slot: &Slot) -> taper_nn::Result<()> {
+    fn bias(&mut self, m: &mut Linear, slot: &TrainedParameter) -> taper_nn::Result<()> {
         match self.mode {
             LoadMode::Training => {
                 let made = m.make_bias_trainable()?;
@@ -271,7 +272,7 @@ impl Outfit {
         }
     }
 
-    fn whole(&mut self, m: &mut Linear, slots: &[Slot]) -> taper_nn::Result<()> {
+    fn whole(&mut self, m: &mut Linear, slots: &[TrainedParameter]) -> taper_nn::Result<()> {
         match self.mode {
             LoadMode::Training => {
                 for (slot, made) in slots.iter().zip(m.make_trainable()?) {
@@ -287,7 +288,7 @@ impl Outfit {
         Ok(())
     }
 
-    fn embedding(&mut self, m: &mut Embedding, slot: &Slot) -> taper_nn::Result<()> {
+    fn embedding(&mut self, m: &mut Embedding, slot: &TrainedParameter) -> taper_nn::Result<()> {
         match self.mode {
             LoadMode::Training => {
                 let made = m.make_trainable()?;
@@ -301,7 +302,7 @@ impl Outfit {
         }
     }
 
-    fn norm(&mut self, m: &mut RmsNorm, slot: &Slot) -> taper_nn::Result<()> {
+    fn norm(&mut self, m: &mut RmsNorm, slot: &TrainedParameter) -> taper_nn::Result<()> {
         match self.mode {
             LoadMode::Training => {
                 let made = m.make_trainable()?;
@@ -314,7 +315,7 @@ impl Outfit {
         }
     }
 
-    fn train(&mut self, slot: &Slot, made: Option<Parameter>) -> taper_nn::Result<()> {
+    fn train(&mut self, slot: &TrainedParameter, made: Option<Parameter>) -> taper_nn::Result<()> {
         let Some(made) = made else { candle_core::bail!("there is nothing to train for `{}`", slot.name) };
         if let Some(value) = self.values.remove(&slot.name) {
             made.var.set(&value)?;
@@ -323,7 +324,7 @@ impl Outfit {
         Ok(())
     }
 
-    fn freeze(&mut self, slot: &Slot, otherwise: Option<Tensor>) -> taper_nn::Result<Tensor> {
+    fn freeze(&mut self, slot: &TrainedParameter, otherwise: Option<Tensor>) -> taper_nn::Result<Tensor> {
         let Some(value) = self.values.remove(&slot.name).or(otherwise) else {
             candle_core::bail!("there is no value for `{}`", slot.name)
         };

@@ -2,7 +2,8 @@
 
 use crate::attach::apply;
 use crate::error::doing;
-use crate::plan::{Author, Plan, Slot, inventory, plan};
+use crate::modules::{TrainedParameter, inventory};
+use crate::plan::{Author, Plan, plan};
 use crate::{Adapter, Error, LoraConfig, Result};
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
@@ -150,7 +151,7 @@ pub fn load(folder: &Path, model: &mut dyn VisitModules, mode: LoadMode) -> Resu
 
 /// Every tensor is expected, every expected tensor is there, and the shapes agree.
 fn fits(plan: &Plan, weights: &AdapterWeights, path: &Path) -> Result<()> {
-    let slots: BTreeMap<&str, &Slot> = plan.slots().map(|s| (s.name.as_str(), s)).collect();
+    let slots: BTreeMap<&str, &TrainedParameter> = plan.slots().map(|s| (s.name.as_str(), s)).collect();
     let names: Vec<String> =
         weights.tensors.keys().filter(|n| !slots.contains_key(n.as_str())).cloned().collect();
     if !names.is_empty() {
@@ -176,7 +177,7 @@ fn fits(plan: &Plan, weights: &AdapterWeights, path: &Path) -> Result<()> {
     Ok(())
 }
 
-fn explain_shape(slot: &Slot, given: &[usize]) -> String {
+fn explain_shape(slot: &TrainedParameter, given: &[usize]) -> String {
     let rank_axis = match slot.kind {
         ParameterKind::LoraA => 0,
         ParameterKind::LoraB => 1,

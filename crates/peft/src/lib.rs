@@ -12,6 +12,7 @@ mod error;
 mod files;
 mod keys;
 mod lora;
+mod modules;
 mod plan;
 mod section;
 mod targets;
@@ -21,6 +22,7 @@ pub use config::{Bias, InitLoraWeights, LoraConfig};
 pub use error::{Error, Result};
 pub use files::{AdapterWeights, CONFIG_FILE, LoadMode, WEIGHTS_FILE, load};
 pub use lora::LoraLayer;
+pub use modules::{ModuleKind, ModuleShape, TrainedModule, TrainedParameter, trained_modules};
 pub use section::AdapterSection;
 pub use targets::{ModuleNames, TargetModules};
 

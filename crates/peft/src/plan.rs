@@ -1,52 +1,13 @@
 //! What an adapter's configuration means for the modules of one model, before anything is touched.
 
+use crate::modules::{ModuleKind, ModuleShape, TrainedParameter};
 use crate::targets::{
     LayerIndex, Matcher, Pattern, Role, TargetModules, default_targets, is_output_head, names_module,
 };
 use crate::{Bias, Error, LoraConfig, ModuleNames, PREFIX, Result};
 use std::collections::BTreeSet;
 use taper_diagnostics::{did_you_mean, list_names};
-use taper_nn::{ModuleMut, ParameterKind, VisitModules};
-
-/// A module of the model, as far as planning cares.
-#[derive(Debug, Clone)]
-pub(crate) struct ModuleInfo {
-    pub(crate) path: String,
-    pub(crate) kind: ModuleKind,
-}
-
-#[derive(Debug, Clone, Copy)]
-pub(crate) enum ModuleKind {
-    Linear { n_in: usize, n_out: usize, bias: bool, tied: bool, occupied: bool },
-    Embedding { rows: usize, width: usize },
-    RmsNorm { width: usize },
-}
-
-/// The modules of a model in the order of its forward pass.
-pub(crate) fn inventory(model: &mut dyn VisitModules) -> Result<Vec<ModuleInfo>> {
-    let mut modules = Vec::new();
-    model
-        .visit_modules(&mut |module| {
-            let kind = match &module {
-                ModuleMut::Linear(m) => ModuleKind::Linear {
-                    n_in: m.in_features(),
-                    n_out: m.out_features(),
-                    bias: m.bias().is_some(),
-                    tied: m.is_tied(),
-                    occupied: m.adapter().is_some(),
-                },
-                ModuleMut::Embedding(m) => {
-                    let (rows, width) = m.weight().dims();
-                    ModuleKind::Embedding { rows, width }
-                }
-                ModuleMut::RmsNorm(m) => ModuleKind::RmsNorm { width: m.weight().elem_count() },
-            };
-            modules.push(ModuleInfo { path: module.path().to_owned(), kind });
-            Ok(())
-        })
-        .map_err(crate::error::doing("look at the model's modules"))?;
-    Ok(modules)
-}
+use taper_nn::ParameterKind;
 
 /// Whose configuration it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -57,21 +18,13 @@ pub(crate) enum Author {
     File,
 }
 
-/// One tensor of the adapter's file.
-#[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Slot {
-    pub(crate) name: String,
-    pub(crate) shape: Vec<usize>,
-    pub(crate) kind: ParameterKind,
-}
-
 /// What happens to one module.
 #[derive(Debug, Clone)]
 pub(crate) struct Planned {
     pub(crate) path: String,
     pub(crate) action: Action,
     /// The tensors, in the order of [`Action`]: for an adapter A, B and perhaps the bias.
-    pub(crate) slots: Vec<Slot>,
+    pub(crate) slots: Vec<TrainedParameter>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -90,7 +43,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     /// Every tensor of the adapter, in the order of the forward pass.
-    pub(crate) fn slots(&self) -> impl Iterator<Item = &Slot> {
+    pub(crate) fn slots(&self) -> impl Iterator<Item = &TrainedParameter> {
         self.modules.iter().flat_map(|m| &m.slots)
     }
 }
@@ -98,7 +51,7 @@ impl Plan {
 /// Decide what `config` does to `modules`.
 pub(crate) fn plan(
     config: &LoraConfig,
-    modules: &[ModuleInfo],
+    modules: &[ModuleShape],
     model_type: Option<&str>,
     author: Author,
 ) -> Result<Plan> {
@@ -139,7 +92,7 @@ pub(crate) fn plan(
 /// `target_modules` without its shorthands, as PEFT saves it.
 fn resolve_targets(
     config: &LoraConfig,
-    modules: &[ModuleInfo],
+    modules: &[ModuleShape],
     model_type: Option<&str>,
 ) -> Result<TargetModules> {
     match &config.target_modules {
@@ -168,7 +121,7 @@ fn resolve_targets(
     }
 }
 
-fn linear_paths(modules: &[ModuleInfo]) -> impl Iterator<Item = &str> {
+fn linear_paths(modules: &[ModuleShape]) -> impl Iterator<Item = &str> {
     modules
         .iter()
         .filter(|m| matches!(m.kind, ModuleKind::Linear { tied: false, .. }))
@@ -185,11 +138,11 @@ fn with_ancestors(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('.').map(|(i, _)| &path[..i]).chain(std::iter::once(path))
 }
 
-fn slot(name: String, shape: &[usize], kind: ParameterKind) -> Slot {
-    Slot { name, shape: shape.to_vec(), kind }
+fn slot(name: String, shape: &[usize], kind: ParameterKind) -> TrainedParameter {
+    TrainedParameter { name, shape: shape.to_vec(), kind }
 }
 
-fn adapt(config: &LoraConfig, module: &ModuleInfo) -> Result<Planned> {
+fn adapt(config: &LoraConfig, module: &ModuleShape) -> Result<Planned> {
     let path = &module.path;
     let (n_in, n_out, bias) = match module.kind {
         ModuleKind::Linear { occupied: true, .. } => return Err(Error::Occupied { path: path.clone() }),
@@ -218,7 +171,7 @@ fn adapt(config: &LoraConfig, module: &ModuleInfo) -> Result<Planned> {
     Ok(Planned { path: path.clone(), action, slots })
 }
 
-fn train_bias(config: &LoraConfig, module: &ModuleInfo) -> Option<Planned> {
+fn train_bias(config: &LoraConfig, module: &ModuleShape) -> Option<Planned> {
     let ModuleKind::Linear { n_out, bias: true, .. } = module.kind else { return None };
     (config.bias == Bias::All).then(|| Planned {
         path: module.path.clone(),
@@ -227,9 +180,9 @@ fn train_bias(config: &LoraConfig, module: &ModuleInfo) -> Option<Planned> {
     })
 }
 
-fn train_all(module: &ModuleInfo, modules: &[ModuleInfo]) -> Result<Planned> {
+fn train_all(module: &ModuleShape, modules: &[ModuleShape]) -> Result<Planned> {
     let path = &module.path;
-    let tied_head = |m: &ModuleInfo| matches!(m.kind, ModuleKind::Linear { tied: true, .. });
+    let tied_head = |m: &ModuleShape| matches!(m.kind, ModuleKind::Linear { tied: true, .. });
     let name = format!("{PREFIX}{path}.weight");
     let slots = match module.kind {
         ModuleKind::Linear { n_in, n_out, bias, tied: false, .. } => {
@@ -265,7 +218,7 @@ fn not_linear(path: &str, what: &'static str) -> Error {
 /// A target must not match a module around linear layers: PEFT refuses it, and so would refuse our file.
 ///
 /// PEFT sees modules without weights too (the activation in `mlp`, the rotary embedding), which a loose expression catches.
-fn refuse_containers(matcher: &Matcher, modules: &[ModuleInfo], author: Author) -> Result<()> {
+fn refuse_containers(matcher: &Matcher, modules: &[ModuleShape], author: Author) -> Result<()> {
     let mut containers: BTreeSet<String> = BTreeSet::new();
     for path in modules.iter().map(|m| m.path.as_str()) {
         containers.extend(with_ancestors(path).filter(|p| *p != path).map(str::to_owned));
@@ -285,7 +238,7 @@ fn refuse_containers(matcher: &Matcher, modules: &[ModuleInfo], author: Author) 
 fn no_targets(
     config: &LoraConfig,
     targets: &TargetModules,
-    modules: &[ModuleInfo],
+    modules: &[ModuleShape],
     excluded: usize,
     author: Author,
 ) -> Error {
@@ -312,7 +265,7 @@ fn short_names<'a>(paths: impl Iterator<Item = &'a str>) -> Vec<String> {
 }
 
 /// Invariant 7: nothing that was typed is without effect.
-fn everything_named_exists(plan: &Plan, config: &LoraConfig, modules: &[ModuleInfo]) -> Result<()> {
+fn everything_named_exists(plan: &Plan, config: &LoraConfig, modules: &[ModuleShape]) -> Result<()> {
     if let Some(targets) = &config.target_modules {
         targets_exist(targets, modules)?;
     }
@@ -367,7 +320,7 @@ fn nothing(
     Error::MatchesNothing { key, given: given.to_owned(), among, remedy }
 }
 
-fn targets_exist(targets: &TargetModules, modules: &[ModuleInfo]) -> Result<()> {
+fn targets_exist(targets: &TargetModules, modules: &[ModuleShape]) -> Result<()> {
     let linear: Vec<&str> = linear_paths(modules).collect();
     match targets {
         TargetModules::AllLinear => Ok(()),
@@ -439,24 +392,24 @@ mod tests {
     use super::*;
     use taper_diagnostics::Diagnose;
 
-    fn linear(path: &str) -> ModuleInfo {
+    fn linear(path: &str) -> ModuleShape {
         let kind = ModuleKind::Linear { n_in: 6, n_out: 4, bias: false, tied: false, occupied: false };
-        ModuleInfo { path: path.into(), kind }
+        ModuleShape { path: path.into(), kind }
     }
 
-    fn model() -> Vec<ModuleInfo> {
-        let mut modules = vec![ModuleInfo {
+    fn model() -> Vec<ModuleShape> {
+        let mut modules = vec![ModuleShape {
             path: "model.embed_tokens".into(),
             kind: ModuleKind::Embedding { rows: 9, width: 6 },
         }];
         for layer in 0..2 {
             let norm = format!("model.layers.{layer}.input_layernorm");
-            modules.push(ModuleInfo { path: norm, kind: ModuleKind::RmsNorm { width: 6 } });
+            modules.push(ModuleShape { path: norm, kind: ModuleKind::RmsNorm { width: 6 } });
             for name in ["self_attn.q_proj", "self_attn.v_proj", "mlp.down_proj"] {
                 modules.push(linear(&format!("model.layers.{layer}.{name}")));
             }
         }
-        modules.push(ModuleInfo { path: "model.norm".into(), kind: ModuleKind::RmsNorm { width: 6 } });
+        modules.push(ModuleShape { path: "model.norm".into(), kind: ModuleKind::RmsNorm { width: 6 } });
         modules.push(linear("lm_head"));
         modules
     }

@@ -13,6 +13,7 @@ mod error;
 mod gradients;
 mod metrics;
 mod optimizer;
+pub mod plan;
 mod progress;
 mod schedule;
 mod sections;

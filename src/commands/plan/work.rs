@@ -1,0 +1,220 @@
+//! What the run of a recipe consists of, found without weights.
+
+use crate::commands::train::{batches, loader_options};
+use crate::fault::OrFault;
+use crate::session::Session;
+use candle_core::DType;
+use taper_data::{Batch, DataLoader, TokenizedExample};
+use taper_eval::{EvalTask, Metric};
+use taper_hub::safetensors::Dtype;
+use taper_hub::{DtypeChoice, InitChoice};
+use taper_models::ModelConfig;
+use taper_nn::Checkpoint;
+use taper_peft::TrainedModule;
+use taper_train::plan::{
+    BatchShape, EvaluationShape, MemoryPlan, WeightFormat, Workload, fully_trained, modules, overhead_bytes,
+    weight_bytes,
+};
+use taper_train::{Sections, TrainSection, resident_bytes, shortest_example};
+
+/// The sizes of a run.
+pub(super) struct Work<'s> {
+    pub(super) session: &'s Session,
+    pub(super) config: ModelConfig,
+    pub(super) trained: Vec<TrainedModule>,
+    /// Types that weights are held in, each once.
+    pub(super) formats: Vec<&'static str>,
+    pub(super) weight_bytes: u64,
+    pub(super) steps: u64,
+    pub(super) steps_per_epoch: u64,
+    /// Tokens of all training steps.
+    pub(super) tokens: u64,
+    /// The first micro-batch of a run, which has the most tokens.
+    pub(super) longest: Batch,
+    file_bytes: u64,
+    valid: Option<BatchShape>,
+    example: Option<BatchShape>,
+    evaluations: Vec<EvaluationShape>,
+    overhead_bytes: u64,
+    held: Held,
+}
+
+/// A run with some settings changed.
+#[derive(Debug, Clone)]
+pub(super) struct Changed {
+    pub(super) train: TrainSection,
+    pub(super) batch: BatchShape,
+    pub(super) weight_bytes: u64,
+}
+
+impl<'s> Work<'s> {
+    pub(super) fn of(session: &'s Session) -> anyhow::Result<Self> {
+        let recipe = &session.run.recipe;
+        let config = ModelConfig::read(&session.base.files.config).or_fault()?;
+        let trained = match &recipe.adapter {
+            Some(section) => {
+                let adapter = section.to_config(&recipe.model.base);
+                taper_peft::trained_modules(&adapter, &modules(&config), config.model_type.name())
+                    .or_fault()?
+            }
+            None => fully_trained(&modules(&config)),
+        };
+        let held = Held::of(session, &config)?;
+        let weight_bytes = weight_bytes(&config, |path| held.format(path));
+        let tokenized = &session.data.train.tokenized;
+        let loader = DataLoader::new(tokenized.clone(), loader_options(session)).or_fault()?;
+        let first = loader.clone().next_step().unwrap_or_default();
+        let sections = Sections { train: recipe.train.clone(), ..Sections::default() };
+        let steps = sections.total_steps(loader.steps_per_epoch());
+        let tokens_per_step = loader.tokens_per_epoch() as f64 / loader.steps_per_epoch() as f64;
+        let valid = batches(&session.data.valid.tokenized, recipe.train.batch_size);
+        let file_bytes =
+            session.base.files.weights.iter().map(|path| fs_err::metadata(path).map(|m| m.len()));
+        let file_bytes = file_bytes.sum::<std::io::Result<u64>>()?;
+        let threads = taper_kernels::threads::thread_count();
+        Ok(Self {
+            session,
+            formats: held.names(&config),
+            weight_bytes,
+            steps,
+            steps_per_epoch: loader.steps_per_epoch(),
+            tokens: (steps as f64 * tokens_per_step).round() as u64,
+            example: shortest_example(&first).as_ref().map(BatchShape::from),
+            longest: first.into_iter().next().unwrap_or_default(),
+            file_bytes: if recipe.model.init == InitChoice::Random { 0 } else { file_bytes },
+            valid: valid.iter().map(BatchShape::from).max_by_key(|batch| batch.tokens),
+            evaluations: session.tasks.iter().map(evaluation_shape).collect(),
+            overhead_bytes: overhead_bytes(resident_bytes().unwrap_or(0) + copied_bytes(tokenized), threads),
+            config,
+            trained,
+            held,
+        })
+    }
+
+    /// The run as the recipe says it.
+    pub(super) fn unchanged(&self) -> Changed {
+        Changed {
+            train: self.session.run.recipe.train.clone(),
+            batch: BatchShape::from(&self.longest),
+            weight_bytes: self.weight_bytes,
+        }
+    }
+
+    pub(super) fn memory(&self) -> MemoryPlan {
+        self.memory_with(&self.unchanged())
+    }
+
+    pub(super) fn memory_with(&self, changed: &Changed) -> MemoryPlan {
+        let recipe = &self.session.run.recipe;
+        Workload {
+            config: &self.config,
+            weight_bytes: changed.weight_bytes,
+            file_bytes: self.file_bytes,
+            trained: &self.trained,
+            trains_all_weights: self.session.trains_all_weights(),
+            dropout: recipe.adapter.as_ref().is_some_and(|section| section.lora_dropout > 0.0),
+            train: &changed.train,
+            batch: changed.batch,
+            valid: self.valid,
+            example: self.example,
+            evaluations: &self.evaluations,
+            overhead_bytes: self.overhead_bytes,
+        }
+        .memory()
+    }
+
+    /// What the weight of the module at `path` is held in.
+    pub(super) fn format(&self, path: &str) -> WeightFormat {
+        self.held.format(path)
+    }
+
+    pub(super) fn trained_parameters(&self) -> u64 {
+        let parameters = self.trained.iter().flat_map(|module| &module.parameters);
+        parameters.map(|p| p.shape.iter().map(|n| *n as u64).product::<u64>()).sum()
+    }
+
+    /// Numbers of the model with its adapter.
+    pub(super) fn parameters(&self) -> u64 {
+        let beside = if self.session.trains_all_weights() { 0 } else { self.trained_parameters() };
+        self.config.parameters() + beside
+    }
+}
+
+/// The training examples are there twice while they are trained on: ids and mask.
+fn copied_bytes(examples: &[TokenizedExample]) -> u64 {
+    examples.iter().map(|example| 5 * example.input_ids.len() as u64).sum()
+}
+
+fn evaluation_shape(task: &EvalTask) -> EvaluationShape {
+    let generates = task.section.generates();
+    let scores = task.section.metrics.contains(&Metric::Perplexity);
+    let scored = task.items.iter().filter(|_| scores).map(|item| BatchShape {
+        tokens: item.input_ids.len() as u64,
+        target_tokens: item.loss_mask.iter().skip(1).filter(|scored| **scored).count() as u64,
+    });
+    EvaluationShape {
+        prompts: task.items.iter().filter(|_| generates).map(|item| item.prompt_ids.len() as u64).collect(),
+        max_new_tokens: task.section.max_new_tokens as u64,
+        scored: scored.collect(),
+    }
+}
+
+/// What each matrix will be held in: as the recipe says, else as it is stored, else as `config.json` says.
+struct Held {
+    chosen: Option<WeightFormat>,
+    stored: Option<Checkpoint>,
+    otherwise: WeightFormat,
+}
+
+impl Held {
+    fn of(session: &Session, config: &ModelConfig) -> anyhow::Result<Self> {
+        let recipe = &session.run.recipe;
+        let chosen = match (recipe.model.init, recipe.model.dtype) {
+            (InitChoice::Random, _) | (_, DtypeChoice::F32) => Some(WeightFormat::F32),
+            (_, DtypeChoice::Bf16) => Some(WeightFormat::BF16),
+            (_, DtypeChoice::F16) => Some(WeightFormat::F16),
+            (_, DtypeChoice::Auto) => None,
+        };
+        let files = &session.base.files;
+        let stored = match files.weights.as_slice() {
+            [] => None,
+            weights => Some(Checkpoint::open(weights, files.index.as_deref()).or_fault()?),
+        };
+        let otherwise = match config.dtype {
+            Some(DType::BF16) => WeightFormat::BF16,
+            Some(DType::F16) => WeightFormat::F16,
+            _ => WeightFormat::F32,
+        };
+        Ok(Self { chosen, stored, otherwise })
+    }
+
+    fn format(&self, path: &str) -> WeightFormat {
+        let stored = || {
+            let dtype = self.stored.as_ref()?.dtype(&format!("{path}.weight")).ok()?;
+            match dtype {
+                Dtype::BF16 => Some(WeightFormat::BF16),
+                Dtype::F16 => Some(WeightFormat::F16),
+                Dtype::F32 | Dtype::F64 => Some(WeightFormat::F32),
+                _ => None,
+            }
+        };
+        self.chosen.or_else(stored).unwrap_or(self.otherwise)
+    }
+
+    fn names(&self, config: &ModelConfig) -> Vec<&'static str> {
+        let mut names: Vec<&'static str> = Vec::new();
+        for module in modules(config) {
+            let name = match self.format(&module.path) {
+                WeightFormat::F32 => "f32",
+                WeightFormat::BF16 => "bf16",
+                WeightFormat::F16 => "f16",
+                WeightFormat::Block(_) => "blocks",
+            };
+            if !matches!(module.kind, taper_train::plan::ModuleKind::RmsNorm { .. }) && !names.contains(&name)
+            {
+                names.push(name);
+            }
+        }
+        names
+    }
+}

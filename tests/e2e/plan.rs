@@ -1,0 +1,118 @@
+//! `taper plan`: what a run will take, without weights; with `--probe` held against two real steps.
+
+use crate::desk::{Desk, RECIPE, said, spec};
+use serde_json::Value;
+use std::path::Path;
+use std::process::Command;
+
+fn plan(desk: &Desk, more: &[&str]) -> Value {
+    let args: Vec<&str> = ["plan", "recipe.toml", "--json"].iter().chain(more).copied().collect();
+    desk.taper(&args).exits(0).json()
+}
+
+fn peak(plan: &Value) -> u64 {
+    plan["memory"]["peak_bytes"].as_u64().unwrap()
+}
+
+fn cause(plan: &Value, phase: &str, cause: &str) -> u64 {
+    let phases = plan["memory"]["phases"].as_array().unwrap();
+    phases.iter().find(|p| p["name"] == phase).unwrap()["by_cause"][cause].as_u64().unwrap()
+}
+
+#[test]
+fn a_plan_states_parameters_steps_and_bytes_without_weights() {
+    let desk = Desk::new();
+    fs_err::remove_file(desk.path("base/model.safetensors")).unwrap();
+    let plan = plan(&desk, &[]);
+    let spec = spec();
+    let (h, i) = (spec.hidden_size, spec.intermediate_size);
+    let keys = h * spec.num_key_value_heads / spec.num_attention_heads;
+    // A and B of q, k, v, o, gate, up and down, r 8.
+    let a_and_b = 8 * ((h + h) * 2 + (h + keys) * 2 + (h + i) * 3) * spec.num_hidden_layers;
+    assert_eq!(plan["trained_parameters"], a_and_b);
+    assert_eq!(plan["steps"], 60);
+    assert_eq!(plan["steps_per_epoch"], 12);
+    assert_eq!(plan["longest_batch"]["examples"], 8);
+    assert!(plan["longest_batch"]["tokens"].as_f64() >= plan["tokens_per_step"].as_f64());
+    for (name, bytes) in [("parameters", 4), ("gradients", 4), ("optimizer", 8)] {
+        assert_eq!(cause(&plan, "step", name), bytes * a_and_b as u64, "{name}");
+    }
+    assert_eq!(plan["memory"]["fits"], true);
+    assert_eq!(plan["probe"], Value::Null);
+    // Six wins of 32 are the least that McNemar's test takes for more than chance.
+    assert_eq!(plan["evaluations"][0]["least_exact_match_gain"], 6.0 / 32.0);
+    desk.taper(&["plan", "recipe.toml"])
+        .exits(0)
+        .tells(&["parameters  ", "trained (", "60 in all, 12 an epoch", "8 examples", "at its peak"])
+        .tells(&["frozen weights in f32", "it fits", "resolves    held-out: 32 rows", "`--probe`"]);
+    assert!(!desk.has("runs"));
+}
+
+#[test]
+fn settings_change_the_plan_as_they_change_the_run() {
+    let desk = Desk::new();
+    let base = plan(&desk, &[]);
+    let with = |set: &str| plan(&desk, &["--set", set]);
+    let kept = cause(&base, "step", "activations");
+    assert!(cause(&with("train.gradient_checkpointing=true"), "step", "activations") < kept);
+    assert!(cause(&with("train.batch_size=2"), "step", "activations") < kept / 2);
+    assert_eq!(cause(&with("model.dtype=bf16"), "step", "weights") * 2, {
+        let norms = 4 * (2 * spec().num_hidden_layers + 1) as u64 * spec().hidden_size as u64;
+        cause(&base, "step", "weights") + norms
+    });
+    assert!(peak(&with("adapter.r=64")) > peak(&base));
+}
+
+#[test]
+fn a_probe_makes_two_real_steps_and_leaves_no_file() {
+    let desk = Desk::new();
+    let before = desk.files(".");
+    let plan = plan(&desk, &["--probe"]);
+    let probe = &plan["probe"];
+    assert!(probe["seconds_per_step"].as_f64().unwrap() > 0.0);
+    assert!(probe["estimated_seconds"].as_f64().unwrap() > 0.0);
+    assert!(probe["predicted_bytes"].as_u64().unwrap() > 0);
+    if cfg!(target_os = "linux") {
+        assert!(probe["measured_bytes"].as_u64().unwrap() > 1 << 20);
+    }
+    desk.taper(&["plan", "recipe.toml", "--probe"]).exits(0).tells(&["probe       planned", "tokens/s"]);
+    assert!(desk.files(".") == before, "files were left behind");
+}
+
+#[test]
+fn a_probe_without_weights_says_what_is_missing() {
+    let desk = Desk::new();
+    fs_err::remove_file(desk.path("base/model.safetensors")).unwrap();
+    desk.taper(&["plan", "recipe.toml", "--probe"]).exits(2).tells(&["no weights", "help:"]);
+}
+
+#[test]
+fn what_is_wrong_with_the_recipe_is_told_in_place_of_a_plan() {
+    let desk = Desk::new();
+    let refused = |set: &str, told: &str| {
+        let said = desk.taper(&["plan", "recipe.toml", "--set", set]).exits(2).tells(&[told, "help:"]);
+        assert_eq!(said.out, "");
+    };
+    refused("adapter.target_modules=[\"q_porj\"]", "did you mean `q_proj`?");
+    refused("train.batch_size=0", "`batch_size` is 0");
+    refused("data.max_length=4", "too-long");
+    desk.write("recipe.toml", RECIPE.replace("batch_size", "batchsize"));
+    desk.taper(&["plan", "recipe.toml"]).exits(2).tells(&["unknown key `batchsize`"]);
+    desk.taper(&["plan", "nowhere.toml"]).exits(2).tells(&["nowhere.toml"]);
+}
+
+#[test]
+fn the_quickstart_is_planned_as_it_ships() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let args = ["plan", "recipes/quickstart.toml", "--json"];
+    let output = Command::new(env!("CARGO_BIN_EXE_taper")).args(args).current_dir(root).output().unwrap();
+    let plan = said(output, &args).exits(0).json();
+    // Three epochs over the shipped data in batches of 16.
+    let rows = fs_err::read_to_string(root.join("datasets/clinical-deid/train.jsonl")).unwrap().lines().count();
+    assert_eq!(plan["steps"].as_u64().unwrap(), 3 * rows.div_ceil(16) as u64);
+    assert_eq!(plan["evaluations"][0]["items"], 200);
+    assert_eq!(plan["evaluations"][0]["least_exact_match_gain"], 0.03);
+    assert_eq!(plan["weights"]["held_in"][0], "bf16");
+    // The header of the recipe says 1 GB.
+    assert!(peak(&plan) < 1_000_000_000);
+}
