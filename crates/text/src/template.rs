@@ -1,5 +1,6 @@
 //! The checkpoint's own chat template.
 
+use crate::contained::contained;
 use crate::files::{TokenizerFiles, field, read_config, read_template};
 use crate::jinja::{self, Clock, is_space};
 use crate::message::Content;
@@ -107,12 +108,15 @@ impl ChatTemplate {
             let mut env = jinja::environment(clock, track);
             for (name, source) in &sources {
                 let rewritten = jinja::rewrite_generation_tags(source).into_owned();
-                env.add_template_owned(name.clone(), rewritten).map_err(|e| Error::TemplateSyntax {
+                let syntax = |line, message| Error::TemplateSyntax {
                     origin: origin.clone(),
                     path: path.clone(),
-                    line: e.line(),
-                    message: error_text(&e),
-                })?;
+                    line,
+                    message,
+                };
+                contained(|| env.add_template_owned(name.clone(), rewritten))
+                    .map_err(|panic| syntax(None, panic))?
+                    .map_err(|e| syntax(e.line(), error_text(&e)))?;
             }
             Ok(env)
         };
