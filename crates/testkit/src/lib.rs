@@ -4,6 +4,7 @@
 
 mod close;
 mod gradient;
+pub mod hostile;
 mod locate;
 mod tiny;
 
