@@ -138,6 +138,70 @@ def tokenizer():
         write("tokenizer", folder, "\n=====\n".join(parts))
 
 
+def gguf():
+    text = lambda value: struct.pack("<Q", len(value.encode())) + value.encode()
+
+    def scalar(value):
+        """The number of the type, and the bytes."""
+        if isinstance(value, bool):
+            return 7, bytes([value])
+        if isinstance(value, int):
+            return (4, struct.pack("<I", value)) if value >= 0 else (5, struct.pack("<i", value))
+        if isinstance(value, float):
+            return 6, struct.pack("<f", value)
+        return 8, text(value)
+
+    def value(given):
+        if not isinstance(given, list):
+            kind, data = scalar(given)
+            return struct.pack("<I", kind) + data
+        items = [scalar(item) for item in given] if given and isinstance(given[0], str) else [(5, struct.pack("<i", x)) if isinstance(x, int) and not isinstance(x, bool) else scalar(x) for x in given]
+        return struct.pack("<IIQ", 9, items[0][0] if items else 4, len(items)) + b"".join(data for _, data in items)
+
+    def file(keys, tensors=(), version=3):
+        head = b"GGUF" + struct.pack("<IQQ", version, len(tensors), len(keys)) + b"".join(text(k) + value(v) for k, v in keys.items())
+        data = b""
+        for name, kind, shape in tensors:
+            count = 1
+            for size in shape:
+                count *= size
+            head += text(name) + struct.pack("<I", len(shape)) + b"".join(struct.pack("<Q", s) for s in reversed(shape)) + struct.pack("<IQ", kind, len(data))
+            data += bytes({0: 4 * count, 1: 2 * count, 8: count // 32 * 34}[kind])
+            data += bytes(-len(data) % 32)
+        return head + bytes(-len(head) % 32) + data
+
+    def both(name, keys, tensors=()):
+        write("gguf", name, file(keys, tensors))
+        write("gguf", f"{name}_described", {"keys": keys, "tensors": list(tensors)})
+
+    def model(architecture, **more):
+        key = lambda name: f"{architecture}.{name}"
+        return {"general.architecture": architecture, key("context_length"): 128, key("embedding_length"): 32, key("block_count"): 1, key("feed_forward_length"): 48,
+                key("attention.head_count"): 4, key("attention.head_count_kv"): 2, key("attention.layer_norm_rms_epsilon"): 1e-6, key("rope.freq_base"): 1e4,
+                **{key(name.replace("__", ".")): v for name, v in more.items()}}
+
+    byte_level = {"tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "llama-bpe", "tokenizer.ggml.tokens": ["a", "b", "ab", "<s>", "<tool>", "[PAD5]", "left"],
+                  "tokenizer.ggml.token_type": [1, 1, 1, 3, 4, 5, 5], "tokenizer.ggml.merges": ["a b"], "tokenizer.ggml.bos_token_id": 3, "tokenizer.ggml.eos_token_id": 3,
+                  "tokenizer.chat_template": "{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"}
+    pieces = {"tokenizer.ggml.model": "llama", "tokenizer.ggml.tokens": ["<unk>", "<s>", "</s>", "\u2581", "a", "\u2581a", "  ", "<0x0A>", "aa"],
+              "tokenizer.ggml.scores": [0.0, 0.0, 0.0, -9.0, -8.0, -1.0, -1000.0, 0.0, -0.5], "tokenizer.ggml.token_type": [2, 3, 3, 1, 1, 1, 4, 6, 1],
+              "tokenizer.ggml.add_bos_token": True, "tokenizer.ggml.add_space_prefix": False, "tokenizer.ggml.unknown_token_id": 0}
+    weights = [("token_embd.weight", 0, [8, 32]), ("blk.0.attn_q.weight", 8, [32, 32]), ("blk.0.attn_norm.weight", 0, [32]), ("output.weight", 1, [8, 32])]
+    both("llama", {**model("llama", rope__dimension_count=8), **byte_level}, weights)
+    both("llama_pieces", {**model("llama", rope__scaling__type="linear", rope__scaling__factor=2.0), **pieces}, weights + [("rope_freqs.weight", 0, [4])])
+    both("qwen2", {**model("qwen2", rope__scaling__type="yarn", rope__scaling__factor=4.0, rope__scaling__original_context_length=32), **byte_level, "tokenizer.ggml.pre": "qwen2"}, [("blk.0.attn_k.bias", 0, [16])])
+    both("qwen3moe", {**model("qwen3moe", expert_count=2, expert_used_count=1, expert_feed_forward_length=16, attention__key_length=8)}, [("blk.0.ffn_up_exps.weight", 0, [2, 16, 32])])
+    both("gemma2", {**model("gemma2", attention__sliding_window=64, attn_logit_softcapping=50.0, final_logit_softcapping=30.0, attention__key_length=8), **pieces}, weights[:1])
+    both("gemma3", {**model("gemma3", attention__sliding_window=64, attention__key_length=8, rope__scaling__type="linear", rope__scaling__factor=8.0), **pieces}, weights[:1])
+    both("phi3", {**model("phi3", rope__dimension_count=8, rope__scaling__original_context_length=64), **pieces}, [("rope_factors_long.weight", 0, [4]), ("rope_factors_short.weight", 0, [4])])
+    both("granite", {**model("granite", attention__scale=0.5, embedding_scale=12.0, residual_scale=0.2, logit_scale=8.0), **byte_level, "tokenizer.ggml.pre": "refact"}, weights[:1])
+    both("olmo2", model("olmo2"), weights[:1])
+    write("gguf", "version_2", file({"a": 1, "b": [True], "c": [], "d": [0.5]}, version=2))
+    write("gguf", "split", file({"split.count": 3}))
+    write("gguf", "cut_off", file(model("llama"), weights)[:200])
+    write("gguf", "many", b"GGUF" + struct.pack("<IQQ", 3, 1 << 60, 1 << 60))
+
+
 if __name__ == "__main__":
-    for make in [safetensors, adapter_config, config, template, tokenizer]:
+    for make in [safetensors, adapter_config, config, template, tokenizer, gguf]:
         make()

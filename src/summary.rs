@@ -193,8 +193,8 @@ fn card(session: &Session, judged: &Judged, facts: &RunFacts) -> ModelCard {
         })
     });
     let base_hub_id = match &session.base.source {
-        ModelSource::Hub { id, .. } => Some(id.clone()),
-        ModelSource::Folder(_) => None,
+        ModelSource::Hub { id, .. } | ModelSource::HubGguf { id, .. } => Some(id.clone()),
+        ModelSource::Folder(_) | ModelSource::Gguf(_) => None,
     };
     ModelCard {
         title: session.run.name.clone(),

@@ -143,7 +143,7 @@ fn fingerprints(session: &Session) -> anyhow::Result<BTreeMap<String, String>> {
     let recipe = &session.run.recipe;
     let base = match recipe.model.init {
         InitChoice::Pretrained => session.base.files.fingerprint().or_fault()?,
-        InitChoice::Random => Fingerprint::of_file(&session.base.files.config).or_fault()?,
+        InitChoice::Random => session.base.files.config_fingerprint().or_fault()?,
     };
     let mut fingerprints = BTreeMap::from([
         ("the base".to_owned(), base.as_str().to_owned()),

@@ -246,7 +246,7 @@ fn checkpoint(folder: &Path, seed: u64) {
     let mut config = taper_testkit::read_json(&path);
     config["attention_bias"] = true.into();
     fs_err::write(&path, config.to_string()).unwrap();
-    let config = ModelConfig::read(&path).unwrap();
+    let config = ModelConfig::read(&path.as_path().into()).unwrap();
     let mut model = taper_models::init(&config, seed, Some(DType::F32)).unwrap();
     let tensors = taper_models::state_tensors(model.as_mut()).unwrap().into_iter().collect();
     candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();

@@ -7,12 +7,16 @@ use crate::{Error, MergedDtype, Result};
 use candle_core::{DType, Tensor};
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
+use taper_diagnostics::TextSource;
 use taper_hub::ModelFiles;
 use taper_models::CausalLm;
 use taper_nn::{Linear, ModuleMut, Weight};
 
 /// Bytes of tensors in a file, at most: what transformers takes.
 pub const MAX_SHARD_BYTES: u64 = 5_000_000_000;
+
+/// The longest text that is read; a tokenizer.json of 262k entries takes 34 MB.
+const MAX_TEXT_BYTES: u64 = 256 << 20;
 
 /// What goes along unchanged from the base, where it is there.
 const COMPANIONS: [&str; 14] = [
@@ -80,7 +84,7 @@ pub fn write_merged(
     let mut config = read_config(&base.config)?;
     let dtype = match options.dtype.dtype() {
         Some(dtype) => dtype,
-        None => declared_dtype(&config, &base.config)?,
+        None => declared_dtype(&config, base.config.path())?,
     };
     let new = NewFolder::new(folder)?;
     let (entries, tied) = plan(model)?;
@@ -181,10 +185,10 @@ fn stored(weight: &Weight) -> taper_nn::Result<Tensor> {
     }
 }
 
-fn read_config(path: &Path) -> Result<Map<String, Value>> {
-    let text = fs_err::read_to_string(path).map_err(|source| Error::Read { path: path.into(), source })?;
-    let bad = |reason: String| Error::Config { path: path.into(), reason };
-    match serde_json::from_str(&text).map_err(|e| bad(e.to_string()))? {
+fn read_config(source: &TextSource) -> Result<Map<String, Value>> {
+    let text = read(source)?;
+    let bad = |reason: String| Error::Config { path: source.path().into(), reason };
+    match serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))? {
         Value::Object(config) => Ok(config),
         _ => Err(bad("it is not an object".into())),
     }
@@ -226,16 +230,30 @@ fn set_dtype(config: &mut Map<String, Value>, dtype: DType) {
 
 fn copy_companions(base: &ModelFiles, options: &MergeOptions, folder: &Path) -> Result<()> {
     for name in COMPANIONS {
+        let to = folder.join(name);
+        if name == "chat_template.jinja" && options.chat_template.is_some() {
+            continue;
+        }
+        // What lies beside a GGUF file is not its own; what was made from it is written.
+        if base.gguf.is_some() {
+            if let Some(source) = base.companion(name) {
+                write(&to, &read(source)?)?;
+            }
+            continue;
+        }
         let from = base.root.join(name);
-        let replaced = name == "chat_template.jinja" && options.chat_template.is_some();
-        if from.is_file() && !replaced {
-            copy(&from, &folder.join(name))?;
+        if from.is_file() {
+            copy(&from, &to)?;
         }
     }
     match &options.chat_template {
         Some(template) => copy(template, &folder.join("chat_template.jinja")),
         None => Ok(()),
     }
+}
+
+fn read(source: &TextSource) -> Result<Vec<u8>> {
+    source.read(MAX_TEXT_BYTES).map_err(|error| Error::Read { path: source.path().into(), source: error })
 }
 
 /// The content, not the permissions: a cache's files may be read-only.

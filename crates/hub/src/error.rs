@@ -1,8 +1,9 @@
 //! What can be wrong with a model reference or its files.
 
 use crate::IndexError;
+use crate::gguf::GgufError;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use taper_diagnostics::{Diagnose, ExitCode, Location, list_names};
 
 /// The result of this crate's functions.
@@ -17,14 +18,30 @@ pub enum Error {
         /// What the user gave.
         given: String,
     },
-    /// A GGUF file was given as the base.
-    #[error("`{given}` is a GGUF file, and a base model must be a folder of safetensors")]
+    /// A GGUF file cannot be read as a model.
+    #[error("cannot read `{}`", path.display())]
     Gguf {
-        /// What the user gave.
-        given: String,
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        source: GgufError,
     },
-    /// A file was given where a folder is wanted.
-    #[error("`{}` is a file, and a base model is a folder", path.display())]
+    /// The GGUF file does not exist.
+    #[error("no file `{}`", path.display())]
+    NoGguf {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Several GGUF files and nothing that says which.
+    #[error("`{}` holds {} GGUF files: {}", root.display(), found.len(), list_names(found, 8))]
+    SeveralGguf {
+        /// The folder.
+        root: PathBuf,
+        /// Names of the files.
+        found: Vec<String>,
+    },
+    /// A file was given where a folder or a GGUF file is wanted.
+    #[error("`{}` is a file, and a base model is a folder or a GGUF file", path.display())]
     FileNotFolder {
         /// The file.
         path: PathBuf,
@@ -34,6 +51,14 @@ pub enum Error {
     RevisionOfFolder {
         /// The folder.
         root: PathBuf,
+        /// The revision given.
+        revision: String,
+    },
+    /// A revision was given for a file on the disk.
+    #[error("`revision` is `{revision}`, but `{}` is a file, and a file has no revisions", path.display())]
+    RevisionOfFile {
+        /// The file.
+        path: PathBuf,
         /// The revision given.
         revision: String,
     },
@@ -152,9 +177,9 @@ impl Diagnose for Error {
             Self::NotASource { .. } => {
                 "write `./name` for a folder, or a hub id such as `HuggingFaceTB/SmolLM2-135M`".into()
             }
-            Self::Gguf { .. } | Self::ForeignWeights { kind: ForeignKind::Gguf, .. } => {
-                "take the folder or hub id that the GGUF file was made from: it has a `config.json` and `.safetensors` files".into()
-            }
+            Self::Gguf { source, .. } => return source.hint(),
+            Self::ForeignWeights { root, kind: ForeignKind::Gguf, found } => name_one(root, found),
+            Self::SeveralGguf { root, found } => name_one(root, found),
             Self::ForeignWeights { kind: ForeignKind::Pickle, .. } => {
                 "pickles can run code when they are read, so they are not; take a revision with `.safetensors` files, or load the model once in \
                  Python and call `save_pretrained(folder, safe_serialization=True)`"
@@ -164,11 +189,12 @@ impl Diagnose for Error {
                 Some(folder) if !folder.as_os_str().is_empty() => format!("give its folder, `{}`", folder.display()),
                 _ => "give its folder, `.`".into(),
             },
-            Self::RevisionOfFolder { .. } => "leave `revision` out".into(),
+            Self::RevisionOfFolder { .. } | Self::RevisionOfFile { .. } => "leave `revision` out".into(),
             Self::TwoRevisions { .. } => "name the revision once".into(),
-            Self::NoFolder { .. } => "paths in a recipe are relative to the recipe file".into(),
+            Self::NoFolder { .. } | Self::NoGguf { .. } => "paths in a recipe are relative to the recipe file".into(),
             Self::NotAModel { .. } => {
-                "a model folder has `config.json`, `tokenizer.json` and `.safetensors` files; an adapter is not a base".into()
+                "a model folder has `config.json`, `tokenizer.json` and `.safetensors` files, or is one GGUF file; an adapter is not a base"
+                    .into()
             }
             Self::NoWeights { .. } => "copy `model.safetensors` beside it, or train all weights from the start".into(),
             Self::NoIndex { .. } | Self::MissingShards { .. } | Self::Index { .. } => {
@@ -184,7 +210,7 @@ impl Diagnose for Error {
 
     fn location(&self) -> Option<Location> {
         match self {
-            Self::Index { path, .. } => Some(Location::file(path)),
+            Self::Index { path, .. } | Self::Gguf { path, .. } => Some(Location::file(path)),
             _ => None,
         }
     }
@@ -204,6 +230,12 @@ fn fetch_hint(said: &str) -> String {
         "check the network, or name a folder"
     }
     .into()
+}
+
+/// How to name one of a folder's or a hub id's files.
+fn name_one(root: &Path, found: &[String]) -> String {
+    let first = found.first().map_or("FILE.gguf", String::as_str);
+    format!("name the file itself, for example `{}`", root.join(first).display())
 }
 
 fn shown(found: &[String]) -> String {

@@ -1,5 +1,6 @@
 //! A hub id to files in the cache that the Hub's own tools share.
 
+use crate::error::ForeignKind;
 use crate::files::{COMPANIONS, INDEX, SINGLE, foreign, read_index};
 use crate::{Error, HubOptions, ModelFiles, Result};
 use hf_hub::api::sync::{Api, ApiBuilder, ApiError, ApiRepo};
@@ -10,10 +11,7 @@ use std::path::PathBuf;
 ///
 /// A branch that lies in the cache is not looked up again; a run that must follow it names its new commit.
 pub(crate) fn resolve(id: &str, revision: &str, options: &HubOptions) -> Result<ModelFiles> {
-    let cache = match &options.cache_dir {
-        Some(folder) => Cache::new(folder.clone()),
-        None => Cache::from_env(),
-    };
+    let cache = cache(options);
     let cached = cached_folder(&cache, id, revision).map(|root| ModelFiles::of_folder(&root));
     match cached {
         Some(Ok(files)) if !files.weights.is_empty() && (files.tokenizer.is_some() || options.offline) => {
@@ -27,6 +25,29 @@ pub(crate) fn resolve(id: &str, revision: &str, options: &HubOptions) -> Result<
     }
     let root = Fetcher::new(id, revision, &cache, options)?.fetch()?;
     ModelFiles::of_folder(&root)
+}
+
+/// The GGUF file `file` of `id` at `revision`: from the cache, else fetched. Nothing else of the model is.
+pub(crate) fn resolve_gguf(id: &str, file: &str, revision: &str, options: &HubOptions) -> Result<ModelFiles> {
+    let cache = cache(options);
+    let named = cache.repo(repo(id, revision));
+    let of_commit = named.pointer_path(revision).join(file);
+    let cached = named.get(file).or_else(|| of_commit.is_file().then_some(of_commit));
+    if let Some(path) = cached {
+        return ModelFiles::of_gguf(&path);
+    }
+    if options.offline {
+        let id = format!("{id}/{file}");
+        return Err(Error::Offline { id, revision: revision.into(), cache: cache.path().clone() });
+    }
+    ModelFiles::of_gguf(&Fetcher::new(id, revision, &cache, options)?.fetch_file(file)?)
+}
+
+fn cache(options: &HubOptions) -> Cache {
+    match &options.cache_dir {
+        Some(folder) => Cache::new(folder.clone()),
+        None => Cache::from_env(),
+    }
 }
 
 /// The snapshot of a branch, tag or commit in the cache.
@@ -81,7 +102,12 @@ impl<'a> Fetcher<'a> {
         let names: Vec<String> = info.siblings.into_iter().map(|file| file.rfilename).collect();
         let has = |name: &str| names.iter().any(|n| n == name);
         if !has("config.json") {
-            return Err(Error::NotAModel { root: self.id.into(), found: names });
+            return Err(match foreign(&names) {
+                Some((ForeignKind::Gguf, found)) => {
+                    Error::ForeignWeights { root: self.id.into(), kind: ForeignKind::Gguf, found }
+                }
+                _ => Error::NotAModel { root: self.id.into(), found: names },
+            });
         }
         let commit = self.api.repo(repo(self.id, &info.sha));
         let config = self.get(&commit, "config.json")?;
@@ -103,6 +129,18 @@ impl<'a> Fetcher<'a> {
         // Last of all, so that a branch in the cache is always a whole model.
         self.cache.repo(repo(self.id, self.revision)).create_ref(&info.sha)?;
         Ok(config.parent().map(PathBuf::from).unwrap_or_default())
+    }
+
+    /// One file, from the commit that the revision names now.
+    fn fetch_file(&self, name: &str) -> Result<PathBuf> {
+        let info = self
+            .api
+            .repo(repo(self.id, self.revision))
+            .info()
+            .map_err(|e| self.failed("the list of files", e))?;
+        let path = self.get(&self.api.repo(repo(self.id, &info.sha)), name)?;
+        self.cache.repo(repo(self.id, self.revision)).create_ref(&info.sha)?;
+        Ok(path)
     }
 
     fn get(&self, commit: &ApiRepo, name: &str) -> Result<PathBuf> {
@@ -216,7 +254,7 @@ mod tests {
         let home = tempfile::tempdir().unwrap();
         let options = hub.options(home.path());
         let files = resolve("o/m", "main", &options).unwrap();
-        assert_eq!(fs_err::read_to_string(&files.config).unwrap(), "{\"c\":1}");
+        assert_eq!(fs_err::read_to_string(files.config.path()).unwrap(), "{\"c\":1}");
         assert_eq!(fs_err::read_to_string(&files.weights[0]).unwrap(), "weights");
         assert!(files.tokenizer.is_some());
         let asked = hub.asked();

@@ -1,30 +1,37 @@
 //! The files of a model folder.
 
 use crate::error::ForeignKind;
-use crate::{Error, Fingerprint, Result, ShardIndex};
+use crate::{Error, Fingerprint, Result, ShardIndex, gguf};
 use std::path::{Path, PathBuf};
+use taper_diagnostics::TextSource;
 
-/// The files of a model folder, all of them there.
+/// The longest `config.json` that is hashed.
+const MAX_CONFIG_BYTES: u64 = 16 << 20;
+
+/// The files of a model folder, all of them there; or of a GGUF file, which holds what the others would.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ModelFiles {
     /// The folder.
     pub root: PathBuf,
     /// `config.json`.
-    pub config: PathBuf,
-    /// The safetensors files, sorted by name. Empty for a folder that only describes a model, which is what training from the start takes.
+    pub config: TextSource,
+    /// The safetensors files, sorted by name. Empty for a folder that only describes a model, which is what training from the start takes,
+    /// and for a GGUF file.
     pub weights: Vec<PathBuf>,
+    /// The GGUF file that the weights are in and the texts were made from.
+    pub gguf: Option<PathBuf>,
     /// `model.safetensors.index.json`, when the weights are sharded.
     pub index: Option<PathBuf>,
     /// `tokenizer.json`.
-    pub tokenizer: Option<PathBuf>,
+    pub tokenizer: Option<TextSource>,
     /// `tokenizer_config.json`.
-    pub tokenizer_config: Option<PathBuf>,
+    pub tokenizer_config: Option<TextSource>,
     /// `chat_template.jinja`.
-    pub chat_template: Option<PathBuf>,
+    pub chat_template: Option<TextSource>,
     /// `generation_config.json`.
-    pub generation_config: Option<PathBuf>,
+    pub generation_config: Option<TextSource>,
     /// `special_tokens_map.json`.
-    pub special_tokens_map: Option<PathBuf>,
+    pub special_tokens_map: Option<TextSource>,
 }
 
 /// The file that a folder with one shard has.
@@ -42,7 +49,7 @@ pub(crate) const COMPANIONS: [&str; 6] = [
 ];
 
 impl ModelFiles {
-    /// The files of a folder.
+    /// The files of a folder; one without `config.json` that holds a single GGUF file is that file.
     ///
     /// # Errors
     /// When there is no `config.json`, the weights are of a format that is not read, or the shards do not fit their index.
@@ -53,21 +60,22 @@ impl ModelFiles {
         let names = names_in(root)?;
         let at = |name: &str| {
             let path = root.join(name);
-            path.is_file().then_some(path)
+            path.is_file().then(|| TextSource::file(path))
         };
         let Some(config) = at("config.json") else {
-            return Err(match foreign(&names) {
-                Some((ForeignKind::Gguf, found)) => {
-                    Error::ForeignWeights { root: root.into(), kind: ForeignKind::Gguf, found }
-                }
-                _ => Error::NotAModel { root: root.into(), found: names },
-            });
+            let found: Vec<String> = names.iter().filter(|name| gguf::is_gguf_name(name)).cloned().collect();
+            return match found.as_slice() {
+                [] => Err(Error::NotAModel { root: root.into(), found: names }),
+                [one] => Self::of_gguf(&root.join(one)),
+                _ => Err(Error::SeveralGguf { root: root.into(), found }),
+            };
         };
         let (weights, index) = weights_in(root, &names)?;
         Ok(Self {
             root: root.into(),
             config,
             weights,
+            gguf: None,
             index,
             tokenizer: at("tokenizer.json"),
             tokenizer_config: at("tokenizer_config.json"),
@@ -77,7 +85,44 @@ impl ModelFiles {
         })
     }
 
-    /// The weight files, of which there must be one.
+    /// A GGUF file, with the texts of a folder made from its metadata.
+    ///
+    /// # Errors
+    /// When it is not there or broken, or what it holds is not supported.
+    pub fn of_gguf(path: &Path) -> Result<Self> {
+        if !path.is_file() {
+            return Err(Error::NoGguf { path: path.into() });
+        }
+        let texts = gguf::read_companions(path)?;
+        let made = |text: String| TextSource::made(path, text);
+        Ok(Self {
+            root: path.parent().map(Path::to_path_buf).unwrap_or_default(),
+            config: made(texts.config),
+            weights: Vec::new(),
+            gguf: Some(path.into()),
+            index: None,
+            tokenizer: texts.tokenizer.map(made),
+            tokenizer_config: texts.tokenizer_config.map(made),
+            chat_template: None,
+            generation_config: texts.generation_config.map(made),
+            special_tokens_map: None,
+        })
+    }
+
+    /// What stands in a file of this name beside the weights, where it is one of those that are read.
+    pub fn companion(&self, name: &str) -> Option<&TextSource> {
+        match name {
+            "config.json" => Some(&self.config),
+            "tokenizer.json" => self.tokenizer.as_ref(),
+            "tokenizer_config.json" => self.tokenizer_config.as_ref(),
+            "chat_template.jinja" => self.chat_template.as_ref(),
+            "generation_config.json" => self.generation_config.as_ref(),
+            "special_tokens_map.json" => self.special_tokens_map.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// The weight files, of which there must be one. A GGUF file is not among them: see [`Self::gguf`].
     ///
     /// # Errors
     /// When the folder holds no weights.
@@ -88,14 +133,25 @@ impl ModelFiles {
         Ok(&self.weights)
     }
 
-    /// The fingerprint of the weights and `config.json`: equal for equal models, wherever they lie.
+    /// The fingerprint of the weights and `config.json`, or of the GGUF file: equal for equal models, wherever they lie.
     ///
     /// # Errors
     /// When a file cannot be read.
     pub fn fingerprint(&self) -> Result<Fingerprint> {
+        if let Some(gguf) = &self.gguf {
+            return Fingerprint::of_file(gguf);
+        }
         let mut files = self.weights.clone();
-        files.push(self.config.clone());
+        files.push(self.config.path().to_owned());
         Fingerprint::of_files(&files)
+    }
+
+    /// The fingerprint of `config.json` alone: what a model of random weights is made from.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn config_fingerprint(&self) -> Result<Fingerprint> {
+        Ok(Fingerprint::of_bytes(&self.config.read(MAX_CONFIG_BYTES)?))
     }
 }
 
@@ -184,7 +240,7 @@ mod tests {
         ]);
         let files = ModelFiles::of_folder(here.path()).unwrap();
         assert_eq!(files.weights, [here.path().join(SINGLE)]);
-        assert_eq!(files.tokenizer, Some(here.path().join("tokenizer.json")));
+        assert_eq!(files.tokenizer, Some(here.path().join("tokenizer.json").into()));
         assert_eq!((files.index, files.chat_template), (None, None));
     }
 
@@ -229,10 +285,32 @@ mod tests {
         let error = refused(&[("config.json", "{}"), ("pytorch_model.bin", "")]);
         assert!(error.to_string().contains("are Python pickles only: `pytorch_model.bin`"), "{error}");
         assert!(error.hint().unwrap().contains("safe_serialization"));
-        for config in [&[("config.json", "{}"), ("m.gguf", "")][..], &[("m.gguf", "")]] {
-            let error = refused(config);
-            assert!(error.to_string().contains("are GGUF files only: `m.gguf`"), "{error}");
+        let error = refused(&[("config.json", "{}"), ("m.gguf", "")]);
+        assert!(error.to_string().contains("are GGUF files only: `m.gguf`"), "{error}");
+        assert!(error.hint().unwrap().contains("name the file itself, for example `"), "{error:?}");
+    }
+
+    #[test]
+    fn one_gguf_file_alone_is_the_model_and_several_are_listed() {
+        let error = refused(&[("a.gguf", ""), ("b.GGUF", ""), ("README.md", "")]);
+        assert!(error.to_string().ends_with("holds 2 GGUF files: `a.gguf`, `b.GGUF`"), "{error}");
+        assert!(error.hint().unwrap().contains("a.gguf`"), "{error:?}");
+        let error = refused(&[("a.gguf", "")]);
+        assert!(matches!(&error, Error::Gguf { path, .. } if path.ends_with("a.gguf")), "{error}");
+
+        let golden = taper_testkit::golden("gguf/llama_q8_0.gguf");
+        let here = folder(&[]);
+        fs_err::copy(&golden, here.path().join("m.gguf")).unwrap();
+        let files = ModelFiles::of_folder(here.path()).unwrap();
+        assert_eq!(files.gguf, Some(here.path().join("m.gguf")));
+        assert!(files.weights.is_empty() && files.companion("LICENSE").is_none());
+        assert_eq!(files.fingerprint().unwrap(), Fingerprint::of_file(&golden).unwrap());
+        for name in ["config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+            let text = files.companion(name).unwrap().read(1 << 20).unwrap();
+            assert!(serde_json::from_slice::<serde_json::Value>(&text).unwrap().is_object(), "{name}");
         }
+        let error = ModelFiles::of_gguf(&here.path().join("other.gguf")).unwrap_err();
+        assert!(error.to_string().starts_with("no file `"), "{error}");
     }
 
     #[test]

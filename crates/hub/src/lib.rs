@@ -7,6 +7,7 @@ mod error;
 mod fetch;
 mod files;
 mod fingerprint;
+pub mod gguf;
 mod index;
 pub mod safetensors;
 mod section;

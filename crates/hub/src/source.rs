@@ -1,19 +1,34 @@
 //! What a user may name as the base, and how it becomes files.
 
+use crate::gguf::is_gguf_name;
 use crate::section::is_revision;
 use crate::{Error, ModelFiles, ModelSection, Result, fetch};
 use std::fmt;
 use std::path::{Path, PathBuf};
+
+/// The branch where no revision is named.
+const MAIN: &str = "main";
 
 /// A model reference.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum ModelSource {
     /// A folder on the disk.
     Folder(PathBuf),
+    /// A GGUF file on the disk.
+    Gguf(PathBuf),
     /// A model on the hub.
     Hub {
         /// `owner/name`.
         id: String,
+        /// Branch, tag or commit; `None` for `main`.
+        revision: Option<String>,
+    },
+    /// A GGUF file of a model on the hub.
+    HubGguf {
+        /// `owner/name`.
+        id: String,
+        /// The file's path in it.
+        file: String,
         /// Branch, tag or commit; `None` for `main`.
         revision: Option<String>,
     },
@@ -67,10 +82,11 @@ impl HubOptions {
 }
 
 impl ModelSource {
-    /// A folder, or `owner/name`, or `owner/name@revision`. A folder that exists goes before a hub id of the same spelling.
+    /// A folder, a GGUF file, `owner/name`, `owner/name/file.gguf`; the last two may end in `@revision`. A folder or file that exists goes
+    /// before a hub id of the same spelling, and a path whose first folder exists before the file of a hub id.
     ///
     /// # Errors
-    /// When it is none of these, a file, or a GGUF file.
+    /// When it is none of these, or a file of another kind.
     pub fn parse(given: &str) -> Result<Self> {
         Self::parse_in(Path::new(""), given)
     }
@@ -81,11 +97,18 @@ impl ModelSource {
     /// As [`Self::parse`].
     pub fn parse_in(base: &Path, given: &str) -> Result<Self> {
         let path = base.join(given);
-        if given.to_lowercase().ends_with(".gguf") {
-            return Err(Error::Gguf { given: given.into() });
-        }
         if path.is_file() {
-            return Err(Error::FileNotFolder { path });
+            return if is_gguf_name(given) {
+                Ok(Self::Gguf(path))
+            } else {
+                Err(Error::FileNotFolder { path })
+            };
+        }
+        if let Some(source) = hub_gguf(base, given).filter(|_| !path.is_dir()) {
+            return Ok(source);
+        }
+        if is_gguf_name(given) && !path.is_dir() {
+            return Ok(Self::Gguf(path));
         }
         if !given.trim().is_empty() && (path.is_dir() || looks_like_a_path(given)) {
             return Ok(Self::Folder(path));
@@ -115,7 +138,12 @@ impl ModelSource {
             Self::Hub { id, revision: Some(in_id) } if in_id != given => {
                 Err(Error::TwoRevisions { id, in_id, beside: given.into() })
             }
+            Self::Gguf(path) => Err(Error::RevisionOfFile { path, revision: given.into() }),
+            Self::HubGguf { id, revision: Some(in_id), .. } if in_id != given => {
+                Err(Error::TwoRevisions { id, in_id, beside: given.into() })
+            }
             Self::Hub { id, .. } => Ok(Self::Hub { id, revision: Some(given.into()) }),
+            Self::HubGguf { id, file, .. } => Ok(Self::HubGguf { id, file, revision: Some(given.into()) }),
         }
     }
 
@@ -126,7 +154,11 @@ impl ModelSource {
     pub fn resolve(&self, options: &HubOptions) -> Result<ModelFiles> {
         match self {
             Self::Folder(root) => ModelFiles::of_folder(root),
-            Self::Hub { id, revision } => fetch::resolve(id, revision.as_deref().unwrap_or("main"), options),
+            Self::Gguf(path) => ModelFiles::of_gguf(path),
+            Self::Hub { id, revision } => fetch::resolve(id, revision.as_deref().unwrap_or(MAIN), options),
+            Self::HubGguf { id, file, revision } => {
+                fetch::resolve_gguf(id, file, revision.as_deref().unwrap_or(MAIN), options)
+            }
         }
     }
 }
@@ -135,10 +167,34 @@ impl fmt::Display for ModelSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Folder(root) => write!(f, "{}", root.display()),
+            Self::Gguf(path) => write!(f, "{}", path.display()),
+            Self::HubGguf { id, file, revision: Some(revision) } => write!(f, "{id}/{file}@{revision}"),
+            Self::HubGguf { id, file, revision: None } => write!(f, "{id}/{file}"),
             Self::Hub { id, revision: Some(revision) } => write!(f, "{id}@{revision}"),
             Self::Hub { id, revision: None } => f.write_str(id),
         }
     }
+}
+
+/// `owner/name/file.gguf[@revision]`, unless `owner` is a folder here: then it is a path to a file that is missing.
+fn hub_gguf(base: &Path, given: &str) -> Option<ModelSource> {
+    let (path, revision) = match given.split_once('@') {
+        Some((path, revision)) => (path, Some(revision)),
+        None => (given, None),
+    };
+    let (owner, rest) = path.split_once('/')?;
+    let (name, file) = rest.split_once('/')?;
+    let plain =
+        file.split('/').all(|part| !part.is_empty() && !part.starts_with('.') && !part.contains('\\'));
+    if !is_gguf_name(file) || !plain || base.join(owner).is_dir() {
+        return None;
+    }
+    let (id, none) = hub_id(&format!("{owner}/{name}"))?;
+    let revision = match revision {
+        Some(revision) => Some(is_revision(revision).then(|| revision.to_owned())?),
+        None => none,
+    };
+    Some(ModelSource::HubGguf { id, file: file.to_owned(), revision })
 }
 
 fn looks_like_a_path(given: &str) -> bool {
@@ -188,7 +244,39 @@ mod tests {
         for wrong in ["gpt2", "", " ", "a b/c", "a/b@..", "a--b/c", "-a/b", "a/b@"] {
             assert!(matches!(ModelSource::parse(wrong), Err(Error::NotASource { .. })), "{wrong}");
         }
-        assert!(matches!(ModelSource::parse("x/model.Q4_0.GGUF"), Err(Error::Gguf { .. })));
+    }
+
+    #[test]
+    fn gguf_files_are_told_from_folders_and_hub_ids() {
+        let here = tempfile::tempdir().unwrap();
+        fs_err::create_dir_all(here.path().join("models/tiny")).unwrap();
+        fs_err::create_dir_all(here.path().join("folder.gguf")).unwrap();
+        fs_err::write(here.path().join("m.gguf"), b"").unwrap();
+        let parse = |given| ModelSource::parse_in(here.path(), given).unwrap();
+        for path in
+            ["m.gguf", "x/model.Q4_0.GGUF", "./a/b/c.gguf", "models/tiny/absent.gguf", "/no/such/file.gguf"]
+        {
+            assert_eq!(parse(path), ModelSource::Gguf(here.path().join(path)), "{path}");
+        }
+        assert_eq!(parse("folder.gguf"), ModelSource::Folder(here.path().join("folder.gguf")));
+        let on_hub = |file: &str, revision: Option<&str>| ModelSource::HubGguf {
+            id: "owner/name-GGUF".into(),
+            file: file.into(),
+            revision: revision.map(str::to_owned),
+        };
+        for (given, source) in [
+            ("owner/name-GGUF/m.Q4_K_M.gguf", on_hub("m.Q4_K_M.gguf", None)),
+            ("owner/name-GGUF/q4/m.gguf@refs/pr/1", on_hub("q4/m.gguf", Some("refs/pr/1"))),
+        ] {
+            assert_eq!(parse(given), source);
+            assert_eq!(source.to_string(), given);
+        }
+        assert_eq!(on_hub("m.gguf", None).with_revision(Some("v1")).unwrap(), on_hub("m.gguf", Some("v1")));
+        let two = on_hub("m.gguf", Some("v2")).with_revision(Some("v1"));
+        assert!(matches!(two, Err(Error::TwoRevisions { .. })));
+        let file = parse("m.gguf").with_revision(Some("v1")).unwrap_err();
+        assert!(file.to_string().ends_with("is a file, and a file has no revisions"), "{file}");
+        assert!(matches!(parse("x.gguf").resolve(&HubOptions::default()), Err(Error::NoGguf { .. })));
     }
 
     #[test]

@@ -5,7 +5,7 @@ use crate::rotary::RopeConfig;
 use crate::{ConfigError, Error, Result, llama, mistral, qwen2, qwen3, rotary};
 use candle_core::DType;
 use serde_json::{Map, Value};
-use std::path::Path;
+use taper_diagnostics::TextSource;
 
 /// An architecture, by its `model_type`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +34,9 @@ impl ModelType {
         }
     }
 }
+
+/// The longest text that is read; honest ones have some thousand bytes.
+const MAX_BYTES: u64 = 16 << 20;
 
 /// Shapes and switches of a decoder.
 ///
@@ -81,13 +84,15 @@ pub struct ModelConfig {
 }
 
 impl ModelConfig {
-    /// Read a file.
+    /// Read a file, or a text that was made from one.
     ///
     /// # Errors
     /// When it cannot be read, and as [`Self::parse`].
-    pub fn read(path: &Path) -> Result<Self> {
-        let text = fs_err::read_to_string(path)?;
-        Self::parse(&text).map_err(|source| Error::Config { path: path.into(), source })
+    pub fn read(source: &TextSource) -> Result<Self> {
+        let bytes = source.read(MAX_BYTES)?;
+        let text = String::from_utf8(bytes).map_err(|e| ConfigError::Json(e.to_string()));
+        text.and_then(|text| Self::parse(&text))
+            .map_err(|error| Error::Config { path: source.path().into(), source: error })
     }
 
     /// Read the text of a `config.json`.

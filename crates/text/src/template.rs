@@ -9,6 +9,7 @@ use crate::{Error, Message, Result, Tokenizer};
 use minijinja::Environment;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
+use taper_diagnostics::TextSource;
 
 const DEFAULT: &str = "default";
 const TOOL_USE: &str = "tool_use";
@@ -53,13 +54,14 @@ impl ChatTemplate {
     /// # Errors
     /// When a file is unreadable or of another shape, or the template does not parse.
     pub fn load(files: &TokenizerFiles, tokenizer: &Tokenizer) -> Result<Option<Self>> {
-        if let Some(path) = &files.chat_template {
-            return Self::from_file(path, tokenizer).map(Some);
+        if let Some(source) = &files.chat_template {
+            return Self::of_its_own(source, tokenizer).map(Some);
         }
-        let config = read_config(files.tokenizer_config.as_deref())?;
-        let (Some(value), Some(path)) = (config.get("chat_template"), &files.tokenizer_config) else {
+        let config = read_config(files.tokenizer_config.as_ref())?;
+        let (Some(value), Some(source)) = (config.get("chat_template"), &files.tokenizer_config) else {
             return Ok(None);
         };
+        let path = source.path();
         let sources = match value {
             Value::Null => return Ok(None),
             Value::String(source) => vec![(DEFAULT.to_owned(), source.clone())],
@@ -75,7 +77,12 @@ impl ChatTemplate {
     /// # Errors
     /// When it is unreadable or does not parse.
     pub fn from_file(path: &Path, tokenizer: &Tokenizer) -> Result<Self> {
-        let sources = vec![(DEFAULT.to_owned(), read_template(path)?)];
+        Self::of_its_own(&path.into(), tokenizer)
+    }
+
+    fn of_its_own(source: &TextSource, tokenizer: &Tokenizer) -> Result<Self> {
+        let sources = vec![(DEFAULT.to_owned(), read_template(source)?)];
+        let path = source.path();
         let origin = format!("`{}`", path.display());
         Self::compile(sources, origin, Some(path.to_owned()), tokenizer, Clock::System)
     }

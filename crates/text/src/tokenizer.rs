@@ -10,6 +10,7 @@ use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
+use taper_diagnostics::TextSource;
 use tokenizers::models::ModelWrapper;
 use tokenizers::{AddedToken, Tokenizer as Inner};
 
@@ -47,29 +48,30 @@ impl Tokenizer {
     /// # Errors
     /// When there is no tokenizer.json, or a file is too large, not JSON, or of another shape.
     pub fn load(files: &TokenizerFiles) -> Result<Self> {
-        let path = files.tokenizer.as_deref().ok_or(Error::NoTokenizer)?;
-        contained(|| Self::load_from(path, files))
-            .unwrap_or_else(|panic| Err(Error::BadTokenizer { path: path.to_owned(), message: panic }))
+        let source = files.tokenizer.as_ref().ok_or(Error::NoTokenizer)?;
+        contained(|| Self::load_from(source, files)).unwrap_or_else(|panic| {
+            Err(Error::BadTokenizer { path: source.path().to_owned(), message: panic })
+        })
     }
 
-    fn load_from(path: &Path, files: &TokenizerFiles) -> Result<Self> {
-        let bytes = read_capped(path, MAX_TOKENIZER_BYTES)?;
-        let bad = |message: String| Error::BadTokenizer { path: path.to_owned(), message };
+    fn load_from(source: &TextSource, files: &TokenizerFiles) -> Result<Self> {
+        let bytes = read_capped(source, MAX_TOKENIZER_BYTES)?;
+        let bad = |message: String| Error::BadTokenizer { path: source.path().to_owned(), message };
         let mut inner = Inner::from_bytes(&bytes).map_err(|e| bad(e.to_string()))?;
         growth::check(&inner).map_err(bad)?;
         let mut notes = Vec::new();
         switch_off_saved_state(&mut inner, &mut notes).map_err(bad)?;
 
-        let config = read_config(files.tokenizer_config.as_deref())?;
-        if let Some(from) = files.tokenizer_config.as_deref() {
-            add_missing_tokens(&mut inner, &config, from, &mut notes)?;
+        let config = read_config(files.tokenizer_config.as_ref())?;
+        if let Some(from) = &files.tokenizer_config {
+            add_missing_tokens(&mut inner, &config, from.path(), &mut notes)?;
         }
         let specials = special_tokens(&config, files)?;
         make_specials_atomic(&mut inner, &specials, &mut notes).map_err(bad)?;
 
         let id = |name: &str| inner.token_to_id(specials.get(name)?.as_str()?);
         let (bos, pad, unk) = (id("bos_token"), id("pad_token"), id("unk_token"));
-        let eos = eos_ids(id("eos_token"), files.generation_config.as_deref())?;
+        let eos = eos_ids(id("eos_token"), files.generation_config.as_ref())?;
         let added = inner.get_added_tokens_decoder().into_iter().collect();
         let mut tokenizer = Self {
             inner,
@@ -298,15 +300,15 @@ fn added_token(content: &str, flags: &Value) -> AddedToken {
 
 /// `bos_token` and its like: tokenizer_config.json first, special_tokens_map.json for what it leaves open.
 fn special_tokens(config: &Map<String, Value>, files: &TokenizerFiles) -> Result<Map<String, Value>> {
-    let fallback = read_config(files.special_tokens_map.as_deref())?;
+    let fallback = read_config(files.special_tokens_map.as_ref())?;
     let mut specials = Map::new();
     for name in SPECIAL_NAMES {
-        let (value, path) = match (config.get(name), fallback.get(name)) {
+        let (value, source) = match (config.get(name), fallback.get(name)) {
             (Some(value), _) if !value.is_null() => (value, &files.tokenizer_config),
             (_, Some(value)) if !value.is_null() => (value, &files.special_tokens_map),
             _ => continue,
         };
-        let path = path.as_deref().unwrap_or(Path::new("tokenizer_config.json"));
+        let path = source.as_ref().map_or(Path::new("tokenizer_config.json"), TextSource::path);
         let text = value.get("content").unwrap_or(value);
         let Some(text) = text.as_str() else {
             return Err(field(path, name, "a string or an object with `content`", value));
@@ -339,10 +341,10 @@ fn make_specials_atomic(
 }
 
 /// `eos_token`, then `eos_token_id` of generation_config.json: a number or a list.
-fn eos_ids(first: Option<u32>, generation: Option<&Path>) -> Result<Vec<u32>> {
+fn eos_ids(first: Option<u32>, generation: Option<&TextSource>) -> Result<Vec<u32>> {
     let mut ids: Vec<u32> = first.into_iter().collect();
     let config = read_config(generation)?;
-    let (Some(path), Some(value)) = (generation, config.get("eos_token_id")) else {
+    let (Some(source), Some(value)) = (generation, config.get("eos_token_id")) else {
         return Ok(ids);
     };
     let listed: &[Value] = match value {
@@ -354,7 +356,7 @@ fn eos_ids(first: Option<u32>, generation: Option<&Path>) -> Result<Vec<u32>> {
         let id = value
             .as_u64()
             .and_then(|id| u32::try_from(id).ok())
-            .ok_or_else(|| field(path, "eos_token_id", "a token id or a list of them", value))?;
+            .ok_or_else(|| field(source.path(), "eos_token_id", "a token id or a list of them", value))?;
         // An id that only the model knows (its embedding may be larger) can still be generated.
         if !ids.contains(&id) {
             ids.push(id);

@@ -141,7 +141,7 @@ fn left_padding_and_packing_are_the_same_rows_without_padding() {
 
 #[test]
 fn llama3_frequencies_are_the_references() {
-    let config = ModelConfig::read(&golden("models/llama3_rope/config.json")).unwrap();
+    let config = ModelConfig::read(&golden("models/llama3_rope/config.json").into()).unwrap();
     let expected = read_safetensors(&golden("models/llama3_rope/inv_freq.safetensors"))["inv_freq"]
         .to_vec1::<f32>()
         .unwrap();

@@ -17,7 +17,7 @@ pub(crate) fn fixture(name: &str, config: &str) -> Box<dyn CausalLm> {
 
 pub(crate) fn fixture_files(name: &str, config: &str) -> ModelFiles {
     let mut files = ModelFiles::of_folder(&golden(&format!("models/{name}"))).unwrap();
-    files.config = golden(&format!("models/{name}/{config}"));
+    files.config = golden(&format!("models/{name}/{config}")).into();
     files
 }
 

@@ -7,15 +7,17 @@
 
 mod adapter_config;
 mod config;
+mod gguf;
 mod safetensors;
 mod template;
 mod tokenizer;
 
 pub use adapter_config::adapter_config;
 pub use config::config;
+pub use gguf::gguf;
 pub use safetensors::safetensors;
 pub use template::template;
-pub use tokenizer::{SEPARATOR, tokenizer};
+pub use tokenizer::tokenizer;
 
 /// A reader of foreign bytes.
 #[derive(Debug, Clone, Copy)]
@@ -27,9 +29,10 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 5] = [
+pub const TARGETS: [Target; 6] = [
     Target { name: "adapter_config", run: adapter_config },
     Target { name: "config", run: config },
+    Target { name: "gguf", run: gguf },
     Target { name: "safetensors", run: safetensors },
     Target { name: "template", run: template },
     Target { name: "tokenizer", run: tokenizer },

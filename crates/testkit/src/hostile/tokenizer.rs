@@ -1,13 +1,13 @@
 //! The files of a tokenizer's folder.
 
-use std::path::Path;
+use taper_diagnostics::TextSource;
 use taper_text::{
     ChatTemplate, Message, RenderOptions, Supervise, Tokenizer, TokenizerFiles, render_chat,
     render_completion, render_text,
 };
 
 /// Stands between tokenizer.json, tokenizer_config.json and generation_config.json; the latter two may be left out.
-pub const SEPARATOR: &[u8] = b"\n=====\n";
+const SEPARATOR: &str = "\n=====\n";
 
 const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
 
@@ -26,21 +26,20 @@ const TEXTS: [&str; 7] = [
 /// # Panics
 /// When a promise is broken: a range outside the text, ids and ranges of different number, a mask of another length.
 pub fn tokenizer(bytes: &[u8]) -> bool {
-    let folder = tempfile::tempdir().expect("a folder for the files");
-    let mut rest = bytes;
-    for name in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
-        let cut = rest.windows(SEPARATOR.len()).position(|window| window == SEPARATOR);
-        let content = &rest[..cut.unwrap_or(rest.len())];
-        fs_err::write(folder.path().join(name), content).expect("a file that can be written");
-        let Some(cut) = cut else { break };
-        rest = &rest[cut + SEPARATOR.len()..];
-    }
-    load_and_use(folder.path())
+    let Ok(text) = std::str::from_utf8(bytes) else { return false };
+    let mut parts = text.split(SEPARATOR);
+    let mut made = |name: &str| parts.next().map(|text| TextSource::made(name, text));
+    load_and_use(&TokenizerFiles {
+        tokenizer: made("tokenizer.json"),
+        tokenizer_config: made("tokenizer_config.json"),
+        generation_config: made("generation_config.json"),
+        ..TokenizerFiles::default()
+    })
 }
 
-fn load_and_use(folder: &Path) -> bool {
-    let files = TokenizerFiles::in_folder(folder);
-    let Ok(tokenizer) = Tokenizer::load(&files) else { return false };
+/// Encodes a few texts and decodes what comes of it.
+pub(super) fn load_and_use(files: &TokenizerFiles) -> bool {
+    let Ok(tokenizer) = Tokenizer::load(files) else { return false };
     let vocabulary = tokenizer.vocab_size();
     for text in TEXTS {
         for add_special in [false, true] {
@@ -55,7 +54,7 @@ fn load_and_use(folder: &Path) -> bool {
         let _ = render_completion(&tokenizer, text, "yes\n");
     }
     decode(&tokenizer, &[0, 1, vocabulary as u32, u32::MAX, 2, 0]);
-    chat(&tokenizer, &files);
+    chat(&tokenizer, files);
     true
 }
 

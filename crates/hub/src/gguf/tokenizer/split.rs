@@ -1,0 +1,112 @@
+//! How a text is split into words before merges: what `tokenizer.ggml.pre` stands for.
+//!
+//! llama.cpp's converter finds the name from the ids that the Hub's tokenizer gives to a fixed text. What a name stands for here is the
+//! pre-tokenizer in the `tokenizer.json` of the model that llama.cpp names it after.
+
+use crate::gguf::{Architecture, GgufError, Header, shown};
+use serde_json::{Value, json};
+
+const KEY: &str = "tokenizer.ggml.pre";
+
+/// Of OpenAI's cl100k, Llama 3 and others: digits in threes.
+const DIGITS_IN_THREES: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Of Qwen 2: each digit by itself.
+const SINGLE_DIGITS: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Of OpenAI's o200k: words are also split where their case changes.
+const O200K: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+/// Of Mistral's Tekken: the same without endings, and each digit by itself.
+const TEKKEN: &str = r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+
+/// A way to split texts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Split {
+    words: Words,
+    /// Whether texts are first brought to Unicode's form C.
+    pub(super) normalizes: bool,
+    /// Whether a word that is a token is that token, whatever its merges would make.
+    pub(super) ignore_merges: bool,
+    /// Whether a text begins with BOS where the file does not say.
+    pub(super) adds_bos: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Words {
+    /// GPT-2's expression, which is part of the byte-level step.
+    Gpt2,
+    /// Each digit by itself, then GPT-2's.
+    DigitsThenGpt2,
+    /// An expression whose matches are the words.
+    Matches(&'static str),
+}
+
+impl Split {
+    const fn plain(words: Words) -> Self {
+        Self { words, normalizes: false, ignore_merges: false, adds_bos: false }
+    }
+
+    const GPT2: Self = Self::plain(Words::Gpt2);
+    const QWEN2: Self = Self { normalizes: true, ..Self::plain(Words::Matches(SINGLE_DIGITS)) };
+    const LLAMA3: Self =
+        Self { ignore_merges: true, adds_bos: true, ..Self::plain(Words::Matches(DIGITS_IN_THREES)) };
+    const TEKKEN: Self = Self { ignore_merges: true, adds_bos: true, ..Self::plain(Words::Matches(TEKKEN)) };
+
+    /// By `tokenizer.ggml.pre`.
+    const NAMED: [(&'static str, Self); 23] = [
+        ("default", Self::GPT2),
+        ("gpt-2", Self::GPT2),
+        ("phi-2", Self::GPT2),
+        ("mpt", Self { normalizes: true, ..Self::GPT2 }),
+        ("olmo", Self { normalizes: true, ..Self::GPT2 }),
+        ("dolma12", Self { normalizes: true, ..Self::GPT2 }),
+        ("llama-bpe", Self::LLAMA3),
+        ("llama3", Self::LLAMA3),
+        ("llama-v3", Self::LLAMA3),
+        ("falcon3", Self { adds_bos: false, ..Self::LLAMA3 }),
+        ("dbrx", Self::plain(Words::Matches(DIGITS_IN_THREES))),
+        ("smaug-bpe", Self::plain(Words::Matches(DIGITS_IN_THREES))),
+        ("qwen2", Self::QWEN2),
+        ("megrez", Self::QWEN2),
+        ("deepseek-r1-qwen", Self { normalizes: false, ..Self::QWEN2 }),
+        ("tekken", Self::TEKKEN),
+        ("pixtral", Self::TEKKEN),
+        ("gpt-4o", Self::plain(Words::Matches(O200K))),
+        ("smollm", Self::plain(Words::DigitsThenGpt2)),
+        ("starcoder", Self::plain(Words::DigitsThenGpt2)),
+        ("refact", Self::plain(Words::DigitsThenGpt2)),
+        ("command-r", Self { normalizes: true, ..Self::plain(Words::DigitsThenGpt2) }),
+        ("codeshell", Self::plain(Words::DigitsThenGpt2)),
+    ];
+
+    /// The way of a file. One from before the key gets that of its family, where that is certain, else GPT-2's, as the files did then.
+    pub(super) fn of(header: &Header, is_llama3: bool) -> Result<Self, GgufError> {
+        let Some(given) = header.metadata.text(KEY)? else {
+            let family = header.metadata.text("general.architecture")?.unwrap_or_default();
+            let qwen = [Architecture::Qwen2, Architecture::Qwen3, Architecture::Qwen3Moe];
+            return Ok(match family {
+                family if qwen.iter().any(|known| known.name() == family) => Self::QWEN2,
+                _ if is_llama3 => Self::LLAMA3,
+                _ => Self::GPT2,
+            });
+        };
+        let found = Self::NAMED.iter().find(|(name, _)| *name == given);
+        found.map(|(_, split)| *split).ok_or_else(|| GgufError::Tokenizer {
+            key: KEY,
+            given: shown(given),
+            known: Self::NAMED.iter().map(|(name, _)| (*name).to_owned()).collect(),
+        })
+    }
+
+    /// The pre-tokenizer of a tokenizer.json.
+    pub(super) fn pre_tokenizer(&self) -> Value {
+        let bytes = |use_regex: bool| json!({ "type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": use_regex });
+        let before = match self.words {
+            Words::Gpt2 => return bytes(true),
+            Words::DigitsThenGpt2 => json!({ "type": "Digits", "individual_digits": true }),
+            Words::Matches(regex) => {
+                json!({ "type": "Split", "pattern": { "Regex": regex }, "behavior": "Isolated", "invert": false })
+            }
+        };
+        let bytes = bytes(self.words == Words::DigitsThenGpt2);
+        json!({ "type": "Sequence", "pretokenizers": [before, bytes] })
+    }
+}
