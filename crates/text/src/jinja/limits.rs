@@ -160,3 +160,75 @@ fn narrow(arg: &Value) -> Result<(), Error> {
 fn too_much(what: &str) -> Error {
     Error::new(ErrorKind::InvalidOperation, format!("the template asks for {what}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::jinja::{Clock, environment, render_bounded};
+    use minijinja::Value;
+
+    fn render(source: &str) -> Result<String, String> {
+        let mut env = environment(Clock::Fixed(0), false);
+        env.add_template("t", source).unwrap();
+        render_bounded(&env.get_template("t").unwrap(), &Value::from(()), false).map_err(|e| format!("{e:#}"))
+    }
+
+    #[test]
+    fn what_a_number_alone_could_make_endless_is_refused() {
+        for source in [
+            "{{ 'a'|indent(1000000000000) }}",
+            "{{ 'a'|indent(width=1000000000000) }}",
+            "{{ [1]|batch(1000000000000) }}",
+            "{{ [1]|slice(1000000000000) }}",
+            "{{ '%999999999d'|format(1) }}",
+            "{{ '{:>999999999}'.format('a') }}",
+            "{{ '%*d'|format(999999999, 1) }}",
+            "{{ ([1] * 1000000000000)|list|length }}",
+            "{{ ([1] * 1000000000000)|map('string')|first }}",
+            "{{ ([1] * 1000000000000)|join }}",
+            "{{ ','.join([1] * 1000000000000) }}",
+            "{{ [1] * 1000000000000 }}",
+            "{{ ([1] * 1000000000000)|tojson }}",
+            "{{ ([1] * 1000000000000).count(1) }}",
+            "{{ ('a' * 90000000)|upper|length }}",
+            "{{ ('a' * 10000000).replace('a', 'bbbbbbbbbb')|length }}",
+            "{{ ('a' * 10000000)|replace('', 'bbbbbbbbbb')|length }}",
+        ] {
+            let error = render(source).expect_err(source);
+            assert!(error.contains("the template asks for"), "{source}: {error}");
+        }
+    }
+
+    #[test]
+    fn a_thousand_calls_over_a_megabyte_are_paid_and_ten_thousand_are_not() {
+        let of = |count: usize| {
+            let text = "{% set x = 'a' * 1000000 %}";
+            render(&format!("{text}{{% for i in range({count}) %}}{{% set y = x|upper %}}{{% endfor %}}done"))
+        };
+        assert_eq!(of(1000).unwrap(), "done");
+        assert!(of(10_000).unwrap_err().contains("more work"));
+    }
+
+    #[test]
+    fn values_that_share_parts_are_printed_to_the_limit_only() {
+        let doubled = "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}";
+        for print in ["{{ ns.x }}", "{{ ns.x|tojson }}", "{{ [ns.x]|join }}", "{{ ','.join([ns.x]) }}"] {
+            let error = render(&format!("{doubled}{print}")).expect_err(print);
+            assert!(error.contains("a text over 64 MiB"), "{print}: {error}");
+        }
+    }
+
+    #[test]
+    fn filters_still_do_what_they_did() {
+        for (source, expected) in [
+            ("{{ [3, 1, 2]|sort|list }}{{ 'a\nb'|indent(2) }}", "[1, 2, 3]a\n  b"),
+            ("{{ [1, 2, 3]|batch(2, 'x')|list }}{{ [1, 2, 3]|slice(2)|list }}", "[[1, 2], [3, 'x']][[1, 2], [3]]"),
+            ("{{ '%s-%03d'|format('a', 7) }}{{ '{:>3}'.format('b') }}", "a-007  b"),
+            ("{{ [{'a': 1}, {'a': 2}]|map(attribute='a')|list }}{{ range(3)|select('odd')|list }}", "[1, 2][1]"),
+            ("{{ [{'a': 1}, {}]|selectattr('a', 'defined')|list }}{{ 'a'|replace('a', 'b') }}", "[{'a': 1}]b"),
+            ("{{ ', '.join(['a', 'b']) }}{{ [1, 2]|sum }}{{ {'b': 1, 'a': 2}|dictsort }}", "a, b3[['a', 2], ['b', 1]]"),
+            ("{{ (['a'] * 2)|list }}{{ 'ab'|list }}{{ 'ab'|reverse }}{{ [1, 1]|unique|list }}", "['a', 'a']['a', 'b']ba[1]"),
+        ] {
+            assert_eq!(render(source).unwrap(), expected, "{source}");
+        }
+    }
+}

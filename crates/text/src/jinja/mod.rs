@@ -3,7 +3,7 @@
 //! Blocks are trimmed and left-stripped, `{% break %}` and `{% continue %}` work, values print as in Python, and there
 //! are `raise_exception`, `strftime_now`, `tojson` as `json.dumps` and `{% generation %}`. A template is foreign code,
 //! so it can load nothing, its steps are counted, its recursion and its output are bounded, and so are the filters and
-//! methods ([`limits`]). What is not: the operators. `x ~ x` in a loop doubles a text with every step.
+//! methods ([`limits`]). It is compiled, and where it can nest values deeply rendered, on a stack that has room for it. What is not: the operators. `x ~ x` in a loop doubles a text with every step.
 
 mod generation;
 mod limits;
@@ -14,14 +14,14 @@ mod strftime;
 pub(crate) use generation::{has_generation_tags, rewrite_generation_tags};
 pub(crate) use methods::is_space;
 
-use crate::contained::contained;
+use crate::contained::{contained, contained_deep};
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
 use std::io;
 use std::time::SystemTime;
 
 /// Steps that one rendering may take; a conversation of 1000 messages takes about 200 000.
-const FUEL: u64 = 20_000_000;
+const FUEL: u64 = 4_000_000;
 /// Nesting of blocks, macros and calls.
 const RECURSION: usize = 200;
 /// The longest text that a rendering may give, in bytes.
@@ -79,12 +79,28 @@ pub(crate) fn was_raised(error: &Error) -> bool {
     false
 }
 
-/// Render into a string of bounded length.
-pub(crate) fn render_bounded(template: &minijinja::Template, context: &Value) -> Result<String, Error> {
-    let mut out = Bounded(Vec::new());
-    contained(|| template.render_captured_to(context, &mut out).map(drop))
-        .map_err(|panic| Error::new(ErrorKind::InvalidOperation, panic))??;
-    String::from_utf8(out.0).map_err(|_| Error::new(ErrorKind::BadSerialization, "the output is not UTF-8"))
+/// Templates longer than this, in bytes, can nest values deeply without a namespace: one level for each `{% set %}`.
+const LONG: usize = 1 << 14;
+
+/// Whether a rendering can nest values deeply, as `ns.x = [ns.x]` does in a loop: dropping and comparing them recurses.
+pub(crate) fn nests_deeply(source: &str) -> bool {
+    source.len() > LONG || source.contains("namespace")
+}
+
+/// Render into a string of bounded length. `deep`: on a stack of its own, which takes some 20 microseconds.
+pub(crate) fn render_bounded(
+    template: &minijinja::Template,
+    context: &Value,
+    deep: bool,
+) -> Result<String, Error> {
+    let call = || {
+        let mut out = Bounded(Vec::new());
+        template.render_captured_to(context, &mut out).map(drop)?;
+        Ok(out.0)
+    };
+    let outcome: Result<Result<Vec<u8>, Error>, String> = if deep { contained_deep(call) } else { contained(call) };
+    let bytes = outcome.map_err(|panic| Error::new(ErrorKind::InvalidOperation, panic))??;
+    String::from_utf8(bytes).map_err(|_| Error::new(ErrorKind::BadSerialization, "the output is not UTF-8"))
 }
 
 /// Jinja2's settings and manners, before anything that transformers adds.
