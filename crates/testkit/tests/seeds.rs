@@ -27,7 +27,8 @@ fn every_seed_is_read_or_refused_within_its_time() {
             let start = Instant::now();
             let outcome = std::panic::catch_unwind(|| (target.run)(&bytes));
             assert!(start.elapsed() < LONGEST, "`{}` takes {:?}", path.display(), start.elapsed());
-            accepted += usize::from(outcome.unwrap_or_else(|_| panic!("`{}` breaks a promise", path.display())));
+            accepted +=
+                usize::from(outcome.unwrap_or_else(|_| panic!("`{}` breaks a promise", path.display())));
             seeds += 1;
         }
         // A reader that refuses everything, or takes everything, is not tested by its seeds.
@@ -39,8 +40,10 @@ fn every_seed_is_read_or_refused_within_its_time() {
 #[test]
 fn every_target_has_seeds_and_every_folder_of_seeds_a_target() {
     let named: Vec<String> = TARGETS.iter().map(|target| target.name.to_owned()).collect();
-    let found: Vec<String> =
-        files(&corpus()).iter().map(|path| path.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    let found: Vec<String> = files(&corpus())
+        .iter()
+        .map(|path| path.file_name().unwrap().to_string_lossy().into_owned())
+        .collect();
     assert_eq!(found, named);
     for target in TARGETS {
         let program = corpus().join(format!("../fuzz_targets/{}.rs", target.name));

@@ -21,8 +21,9 @@ const DEEP_STACK: usize = 512 << 20;
 pub(crate) fn contained_deep<T: Send>(call: impl FnOnce() -> T + Send) -> Result<T, String> {
     std::thread::scope(|scope| {
         let builder = std::thread::Builder::new().stack_size(DEEP_STACK);
-        let thread =
-            builder.spawn_scoped(scope, call).map_err(|error| format!("there is no thread for it: {error}"))?;
+        let thread = builder
+            .spawn_scoped(scope, call)
+            .map_err(|error| format!("there is no thread for it: {error}"))?;
         thread.join().map_err(|panic| format!("it panicked: {}", words(panic.as_ref())))
     })
 }

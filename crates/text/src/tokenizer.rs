@@ -118,9 +118,7 @@ impl Tokenizer {
     /// When the decoder refuses. An id outside the vocabulary is passed over, as in transformers.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
         let failed = |message: String| Error::Decode { tokens: ids.len(), message };
-        contained(|| self.inner.decode(ids, skip_special))
-            .map_err(failed)?
-            .map_err(|e| failed(e.to_string()))
+        contained(|| self.inner.decode(ids, skip_special)).map_err(failed)?.map_err(|e| failed(e.to_string()))
     }
 
     /// A decoder for ids that come one by one.

@@ -73,8 +73,12 @@ fn built(object: &Map<String, Value>) -> Option<Vec<u8>> {
     for tensor in object.get("tensors").and_then(Value::as_array).into_iter().flatten() {
         let name = tensor.get(0)?.as_str()?;
         let type_id = u32::try_from(tensor.get(1)?.as_u64()?).ok()?;
-        let sizes: Vec<usize> =
-            tensor.get(2)?.as_array()?.iter().map(|size| Some(size.as_u64()? as usize)).collect::<Option<_>>()?;
+        let sizes: Vec<usize> = tensor
+            .get(2)?
+            .as_array()?
+            .iter()
+            .map(|size| Some(size.as_u64()? as usize))
+            .collect::<Option<_>>()?;
         let elements = sizes.iter().try_fold(1u64, |n, &size| n.checked_mul(size as u64));
         let bytes = elements.and_then(|n| GgmlType::from_id(type_id)?.bytes_of(n)).unwrap_or(0);
         let bytes = usize::try_from(bytes).unwrap_or(LONGEST_TENSOR).min(LONGEST_TENSOR);

@@ -9,7 +9,8 @@ use taper_text::{
 /// Stands between tokenizer.json, tokenizer_config.json and generation_config.json; the latter two may be left out.
 const SEPARATOR: &str = "\n=====\n";
 
-const TEMPLATE: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
+const TEMPLATE: &str =
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}";
 
 const TEXTS: [&str; 7] = [
     "",

@@ -124,7 +124,11 @@ fn spend(state: &State, args: &[Value]) -> Result<(), Error> {
     }
     let spent = state.get_or_set_temp_object("taper_spent", Spent::default);
     let before = spent.0.fetch_add(cost.min(ALLOWANCE), Ordering::Relaxed);
-    if before.saturating_add(cost) > ALLOWANCE { Err(too_much("more work than 1 GiB of text")) } else { Ok(()) }
+    if before.saturating_add(cost) > ALLOWANCE {
+        Err(too_much("more work than 1 GiB of text"))
+    } else {
+        Ok(())
+    }
 }
 
 /// `value.replace(from, to)`, before it is done.
@@ -221,12 +225,27 @@ mod tests {
     fn filters_still_do_what_they_did() {
         for (source, expected) in [
             ("{{ [3, 1, 2]|sort|list }}{{ 'a\nb'|indent(2) }}", "[1, 2, 3]a\n  b"),
-            ("{{ [1, 2, 3]|batch(2, 'x')|list }}{{ [1, 2, 3]|slice(2)|list }}", "[[1, 2], [3, 'x']][[1, 2], [3]]"),
+            (
+                "{{ [1, 2, 3]|batch(2, 'x')|list }}{{ [1, 2, 3]|slice(2)|list }}",
+                "[[1, 2], [3, 'x']][[1, 2], [3]]",
+            ),
             ("{{ '%s-%03d'|format('a', 7) }}{{ '{:>3}'.format('b') }}", "a-007  b"),
-            ("{{ [{'a': 1}, {'a': 2}]|map(attribute='a')|list }}{{ range(3)|select('odd')|list }}", "[1, 2][1]"),
-            ("{{ [{'a': 1}, {}]|selectattr('a', 'defined')|list }}{{ 'a'|replace('a', 'b') }}", "[{'a': 1}]b"),
-            ("{{ ', '.join(['a', 'b']) }}{{ [1, 2]|sum }}{{ {'b': 1, 'a': 2}|dictsort }}", "a, b3[['a', 2], ['b', 1]]"),
-            ("{{ (['a'] * 2)|list }}{{ 'ab'|list }}{{ 'ab'|reverse }}{{ [1, 1]|unique|list }}", "['a', 'a']['a', 'b']ba[1]"),
+            (
+                "{{ [{'a': 1}, {'a': 2}]|map(attribute='a')|list }}{{ range(3)|select('odd')|list }}",
+                "[1, 2][1]",
+            ),
+            (
+                "{{ [{'a': 1}, {}]|selectattr('a', 'defined')|list }}{{ 'a'|replace('a', 'b') }}",
+                "[{'a': 1}]b",
+            ),
+            (
+                "{{ ', '.join(['a', 'b']) }}{{ [1, 2]|sum }}{{ {'b': 1, 'a': 2}|dictsort }}",
+                "a, b3[['a', 2], ['b', 1]]",
+            ),
+            (
+                "{{ (['a'] * 2)|list }}{{ 'ab'|list }}{{ 'ab'|reverse }}{{ [1, 1]|unique|list }}",
+                "['a', 'a']['a', 'b']ba[1]",
+            ),
         ] {
             assert_eq!(render(source).unwrap(), expected, "{source}");
         }

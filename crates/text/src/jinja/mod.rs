@@ -98,7 +98,8 @@ pub(crate) fn render_bounded(
         template.render_captured_to(context, &mut out).map(drop)?;
         Ok(out.0)
     };
-    let outcome: Result<Result<Vec<u8>, Error>, String> = if deep { contained_deep(call) } else { contained(call) };
+    let outcome: Result<Result<Vec<u8>, Error>, String> =
+        if deep { contained_deep(call) } else { contained(call) };
     let bytes = outcome.map_err(|panic| Error::new(ErrorKind::InvalidOperation, panic))??;
     String::from_utf8(bytes).map_err(|_| Error::new(ErrorKind::BadSerialization, "the output is not UTF-8"))
 }

@@ -121,7 +121,8 @@ fn check_stream(tokenizer: &Tokenizer, ids: &[u32], skip: bool) -> Result<(), Te
 fn a_template_as_deep_as_it_is_long_neither_overflows_the_stack_nor_renders_forever() {
     let tokenizer = crate::golden_tokenizer("tokenizer_chatml");
     let many = |part: &str, count: usize| part.repeat(count);
-    let nested = "{% set ns = namespace(x=[]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}";
+    let nested =
+        "{% set ns = namespace(x=[]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}";
     let sources = [
         format!("{{{{ {}1 }}}}", many("not ", 200_000)),
         format!("{{{{ {}1 }}}}", many("-", 200_000)),
