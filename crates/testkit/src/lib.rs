@@ -5,6 +5,7 @@
 mod close;
 mod gguf;
 mod gradient;
+pub mod hostile;
 mod locate;
 mod tiny;
 

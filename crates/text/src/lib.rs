@@ -16,10 +16,12 @@
 //! counts only if it equals the unmarked one once they are taken out. So templates whose earlier turns change when
 //! later ones come are right too, and where a span is not certain there is an error, not a guess.
 
+mod contained;
 mod detokenizer;
 mod error;
 mod facts;
 mod files;
+mod growth;
 mod jinja;
 mod marks;
 mod message;

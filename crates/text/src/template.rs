@@ -1,5 +1,6 @@
 //! The checkpoint's own chat template.
 
+use crate::contained::contained_deep;
 use crate::files::{TokenizerFiles, field, read_config, read_template};
 use crate::jinja::{self, Clock, is_space};
 use crate::message::Content;
@@ -41,6 +42,7 @@ pub struct ChatTemplate {
     path: Option<PathBuf>,
     plain: Environment<'static>,
     tracked: Option<Environment<'static>>,
+    deep: bool,
     specials: Map<String, Value>,
     stops: Vec<Stop>,
     turn_end: Option<Stop>,
@@ -114,21 +116,25 @@ impl ChatTemplate {
             let mut env = jinja::environment(clock, track);
             for (name, source) in &sources {
                 let rewritten = jinja::rewrite_generation_tags(source).into_owned();
-                env.add_template_owned(name.clone(), rewritten).map_err(|e| Error::TemplateSyntax {
+                let syntax = |line, message| Error::TemplateSyntax {
                     origin: origin.clone(),
                     path: path.clone(),
-                    line: e.line(),
-                    message: error_text(&e),
-                })?;
+                    line,
+                    message,
+                };
+                contained_deep(|| env.add_template_owned(name.clone(), rewritten))
+                    .map_err(|panic| syntax(None, panic))?
+                    .map_err(|e| syntax(e.line(), error_text(&e)))?;
             }
             Ok(env)
         };
         let tracks = sources.iter().any(|(_, source)| jinja::has_generation_tags(source));
         let plain = build(false)?;
         let tracked = if tracks { Some(build(true)?) } else { None };
+        let deep = sources.iter().any(|(_, source)| jinja::nests_deeply(source));
         let specials = tokenizer.special_tokens().clone();
         let mut template =
-            Self { sources, origin, path, plain, tracked, specials, stops: Vec::new(), turn_end: None };
+            Self { sources, origin, path, plain, tracked, deep, specials, stops: Vec::new(), turn_end: None };
         template.turn_end = spans::find_turn_end(&template, tokenizer);
         template.stops = spans::stops(tokenizer, template.turn_end.as_ref());
         Ok(template)
@@ -197,7 +203,7 @@ impl ChatTemplate {
             raised: jinja::was_raised(e),
         };
         let template = env.get_template(self.template_name(options)).map_err(|e| failed(&e))?;
-        jinja::render_bounded(&template, &self.context(messages, options)).map_err(|e| failed(&e))
+        jinja::render_bounded(&template, &self.context(messages, options), self.deep).map_err(|e| failed(&e))
     }
 
     /// transformers takes `tool_use` for a conversation with tools, when there is one.

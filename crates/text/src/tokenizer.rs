@@ -3,8 +3,9 @@
 //! Two things that such a file may carry are switched off, and said in [`Tokenizer::notes`], because they would spoil
 //! training data silently: truncation and padding saved from somebody's run, and BPE dropout, which is random.
 
+use crate::contained::contained;
 use crate::files::{MAX_TOKENIZER_BYTES, TokenizerFiles, field, read_capped, read_config};
-use crate::{DetokenizerStream, Error, Result};
+use crate::{DetokenizerStream, Error, Result, growth};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -48,9 +49,16 @@ impl Tokenizer {
     /// When there is no tokenizer.json, or a file is too large, not JSON, or of another shape.
     pub fn load(files: &TokenizerFiles) -> Result<Self> {
         let source = files.tokenizer.as_ref().ok_or(Error::NoTokenizer)?;
+        contained(|| Self::load_from(source, files)).unwrap_or_else(|panic| {
+            Err(Error::BadTokenizer { path: source.path().to_owned(), message: panic })
+        })
+    }
+
+    fn load_from(source: &TextSource, files: &TokenizerFiles) -> Result<Self> {
         let bytes = read_capped(source, MAX_TOKENIZER_BYTES)?;
         let bad = |message: String| Error::BadTokenizer { path: source.path().to_owned(), message };
         let mut inner = Inner::from_bytes(&bytes).map_err(|e| bad(e.to_string()))?;
+        growth::check(&inner).map_err(bad)?;
         let mut notes = Vec::new();
         switch_off_saved_state(&mut inner, &mut notes).map_err(bad)?;
 
@@ -96,10 +104,10 @@ impl Tokenizer {
     /// # Errors
     /// When the tokenizer has no token for a piece of the text.
     pub fn encode_with_offsets(&self, text: &str, add_special: bool) -> Result<Encoded> {
-        let encoding = self
-            .inner
-            .encode(text, add_special)
-            .map_err(|e| Error::Encode { bytes: text.len(), message: e.to_string() })?;
+        let failed = |message: String| Error::Encode { bytes: text.len(), message };
+        let encoding = contained(|| self.inner.encode(text, add_special))
+            .map_err(failed)?
+            .map_err(|e| failed(e.to_string()))?;
         let offsets = encoding.get_offsets().iter().map(|(start, end)| *start..*end).collect();
         Ok(Encoded { ids: encoding.get_ids().to_vec(), offsets })
     }
@@ -109,9 +117,8 @@ impl Tokenizer {
     /// # Errors
     /// When the decoder refuses. An id outside the vocabulary is passed over, as in transformers.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
-        self.inner
-            .decode(ids, skip_special)
-            .map_err(|e| Error::Decode { tokens: ids.len(), message: e.to_string() })
+        let failed = |message: String| Error::Decode { tokens: ids.len(), message };
+        contained(|| self.inner.decode(ids, skip_special)).map_err(failed)?.map_err(|e| failed(e.to_string()))
     }
 
     /// A decoder for ids that come one by one.

@@ -1,11 +1,19 @@
 //! Methods of Python's strings, lists and dicts, beyond those that minijinja-contrib has.
 
+use super::limits;
 use minijinja::value::{ValueKind, from_args};
 use minijinja::{Error, ErrorKind, State, Value};
 use minijinja_contrib::pycompat;
 
 /// A method that minijinja does not know: ours first, then pycompat's.
 pub(crate) fn call(state: &State, value: &Value, method: &str, args: &[Value]) -> Result<Value, Error> {
+    limits::method(state, value, method, args)?;
+    // Made up by the template, and perhaps without end.
+    let walked = match value.kind() {
+        ValueKind::Iterable => Some(Value::from(limits::walked(value)?)),
+        _ => None,
+    };
+    let value = walked.as_ref().unwrap_or(value);
     let ours = match value.kind() {
         ValueKind::String => string_method(value.as_str().unwrap_or_default(), method, args)?,
         ValueKind::Seq | ValueKind::Iterable => sequence_method(value, method, args)?,
@@ -45,6 +53,10 @@ fn string_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Valu
         "removesuffix" => {
             let (suffix,): (&str,) = from_args(args)?;
             Value::from(text.strip_suffix(suffix).unwrap_or(text))
+        }
+        "join" => {
+            let (items,): (Value,) = from_args(args)?;
+            Value::from(super::joined(&items, text, None)?)
         }
         "casefold" => Value::from(text.to_lowercase()),
         "isdecimal" => Value::from(!text.is_empty() && text.chars().all(|c| c.is_ascii_digit())),

@@ -2,10 +2,11 @@
 //!
 //! Blocks are trimmed and left-stripped, `{% break %}` and `{% continue %}` work, values print as in Python, and there
 //! are `raise_exception`, `strftime_now`, `tojson` as `json.dumps` and `{% generation %}`. A template is foreign code,
-//! so it can load nothing, its steps are counted, its recursion and its output are bounded. (What a single step may
-//! hold in memory is not: a template can still build a large string.)
+//! so it can load nothing, its steps are counted, its recursion and its output are bounded, and so are the filters and
+//! methods ([`limits`]). It is compiled, and where it can nest values deeply rendered, on a stack that has room for it. What is not: the operators. `x ~ x` in a loop doubles a text with every step.
 
 mod generation;
+mod limits;
 mod methods;
 mod python;
 mod strftime;
@@ -13,13 +14,14 @@ mod strftime;
 pub(crate) use generation::{has_generation_tags, rewrite_generation_tags};
 pub(crate) use methods::is_space;
 
+use crate::contained::{contained, contained_deep};
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, UndefinedBehavior, Value};
 use std::io;
 use std::time::SystemTime;
 
 /// Steps that one rendering may take; a conversation of 1000 messages takes about 200 000.
-const FUEL: u64 = 20_000_000;
+const FUEL: u64 = 4_000_000;
 /// Nesting of blocks, macros and calls.
 const RECURSION: usize = 200;
 /// The longest text that a rendering may give, in bytes.
@@ -77,11 +79,29 @@ pub(crate) fn was_raised(error: &Error) -> bool {
     false
 }
 
-/// Render into a string of bounded length.
-pub(crate) fn render_bounded(template: &minijinja::Template, context: &Value) -> Result<String, Error> {
-    let mut out = Bounded(Vec::new());
-    template.render_captured_to(context, &mut out)?;
-    String::from_utf8(out.0).map_err(|_| Error::new(ErrorKind::BadSerialization, "the output is not UTF-8"))
+/// Templates longer than this, in bytes, can nest values deeply without a namespace: one level for each `{% set %}`.
+const LONG: usize = 1 << 14;
+
+/// Whether a rendering can nest values deeply, as `ns.x = [ns.x]` does in a loop: dropping and comparing them recurses.
+pub(crate) fn nests_deeply(source: &str) -> bool {
+    source.len() > LONG || source.contains("namespace")
+}
+
+/// Render into a string of bounded length. `deep`: on a stack of its own, which takes some 20 microseconds.
+pub(crate) fn render_bounded(
+    template: &minijinja::Template,
+    context: &Value,
+    deep: bool,
+) -> Result<String, Error> {
+    let call = || {
+        let mut out = Bounded(Vec::new());
+        template.render_captured_to(context, &mut out).map(drop)?;
+        Ok(out.0)
+    };
+    let outcome: Result<Result<Vec<u8>, Error>, String> =
+        if deep { contained_deep(call) } else { contained(call) };
+    let bytes = outcome.map_err(|panic| Error::new(ErrorKind::InvalidOperation, panic))??;
+    String::from_utf8(bytes).map_err(|_| Error::new(ErrorKind::BadSerialization, "the output is not UTF-8"))
 }
 
 /// Jinja2's settings and manners, before anything that transformers adds.
@@ -99,6 +119,7 @@ impl LikeJinja2 for Environment<'_> {
         env.set_fuel(Some(FUEL));
         env.set_recursion_limit(RECURSION);
         env.set_unknown_method_callback(methods::call);
+        limits::install(&mut env);
         env.set_formatter(|out, _, value| {
             out.write_str(&python::str_of(value)?).map_err(|_| Error::from(ErrorKind::WriteFailure))
         });
@@ -131,19 +152,22 @@ fn join(value: &Value, joiner: Option<Value>, kwargs: Kwargs) -> Result<String, 
     let joiner = joiner.map(|j| python::str_of(&j)).transpose()?.unwrap_or_default();
     let attribute = kwargs.get::<Option<String>>("attribute")?;
     kwargs.assert_all_used()?;
+    joined(value, &joiner, attribute.as_deref())
+}
+
+/// The items, or an attribute of each, with `joiner` between them.
+fn joined(items: &Value, joiner: &str, attribute: Option<&str>) -> Result<String, Error> {
     let mut out = String::new();
-    for (i, item) in value.try_iter()?.enumerate() {
+    for (i, item) in limits::walked(items)?.into_iter().enumerate() {
         if i > 0 {
-            out.push_str(&joiner);
+            out.push_str(joiner);
         }
-        let item = match &attribute {
+        let item = match attribute {
             Some(name) => item.get_attr(name)?,
             None => item,
         };
         out.push_str(&python::str_of(&item)?);
-        if out.len() > MAX_OUTPUT_BYTES {
-            return Err(Error::new(ErrorKind::InvalidOperation, "`join` makes too long a text"));
-        }
+        limits::within(out.len())?;
     }
     Ok(out)
 }

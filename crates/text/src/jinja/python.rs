@@ -3,6 +3,7 @@
 //! Templates are written for Jinja2, where `{{ true }}` is `True`, a list prints with single quotes, and transformers
 //! replaces `tojson` by `json.dumps(..., ensure_ascii=False)` without HTML escapes.
 
+use super::limits;
 use minijinja::value::{Kwargs, ValueKind};
 use minijinja::{Error, ErrorKind, Value};
 use std::fmt::Write;
@@ -74,6 +75,7 @@ impl Dump {
         if depth > MAX_DEPTH {
             return Err(invalid("a value is nested too deeply for `tojson`"));
         }
+        limits::within(self.out.len())?;
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -180,6 +182,7 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error
     if depth > MAX_DEPTH {
         return Err(invalid("a value is nested too deeply to be printed"));
     }
+    limits::within(out.len())?;
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::None => out.push_str("None"),

@@ -116,3 +116,27 @@ fn check_stream(tokenizer: &Tokenizer, ids: &[u32], skip: bool) -> Result<(), Te
     prop_assert_eq!(text, tokenizer.decode(ids, skip).unwrap());
     Ok(())
 }
+
+#[test]
+fn a_template_as_deep_as_it_is_long_neither_overflows_the_stack_nor_renders_forever() {
+    let tokenizer = crate::golden_tokenizer("tokenizer_chatml");
+    let many = |part: &str, count: usize| part.repeat(count);
+    let nested =
+        "{% set ns = namespace(x=[]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}";
+    let sources = [
+        format!("{{{{ {}1 }}}}", many("not ", 200_000)),
+        format!("{{{{ {}1 }}}}", many("-", 200_000)),
+        format!("{{{{ messages{} }}}}", many("|d", 200_000)),
+        format!("{{% if a %}}{}{{% endif %}}", many("{% elif a %}", 50_000)),
+        many("{% set x = [x] %}", 50_000),
+        nested.to_owned(),
+        format!("{nested}{{% if ns.x == [ns.x] %}}{{% endif %}}"),
+        "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}".to_owned(),
+    ];
+    for source in sources {
+        // Refused or rendered: it comes back.
+        if let Ok(template) = taper_text::ChatTemplate::from_source(&source, &tokenizer) {
+            let _ = template.render(&[], &taper_text::RenderOptions::default());
+        }
+    }
+}

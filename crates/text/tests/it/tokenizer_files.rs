@@ -151,3 +151,34 @@ fn broken_files_are_named() {
     let missing = TokenizerFiles { tokenizer: Some("/nowhere/tokenizer.json".into()), ..Default::default() };
     assert!(Tokenizer::load(&missing).unwrap_err().to_string().contains("/nowhere/tokenizer.json"));
 }
+
+fn refused(change: impl Fn(&mut Value)) -> String {
+    let (_keep, files) = folder(|path| edit(&path.join("tokenizer.json"), &change));
+    Tokenizer::load(&files).unwrap_err().to_string()
+}
+
+#[test]
+fn a_panic_of_the_library_over_a_hostile_file_is_an_error() {
+    let error = refused(|t| t["pre_tokenizer"] = json!({"type": "FixedLength", "length": 0}));
+    assert!(error.contains("it panicked"), "{error}");
+    let error =
+        refused(|t| t["normalizer"] = json!({"type": "Precompiled", "precompiled_charsmap": "AAAAAA=="}));
+    assert!(error.contains("it panicked"), "{error}");
+}
+
+#[test]
+fn a_tokenizer_that_makes_a_text_grow_without_bound_is_refused() {
+    let doubling = json!({"type": "Replace", "pattern": {"String": "a"}, "content": "aa"});
+    let bytes =
+        json!({"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": false});
+    let many = |step: &Value| Value::Array(vec![step.clone(); 40]);
+    let error = refused(|t| t["normalizer"] = json!({"type": "Sequence", "normalizers": many(&doubling)}));
+    assert!(
+        error.contains("its normalizer and pre-tokenizer can make a text 1099511627776 times longer"),
+        "{error}"
+    );
+    let error = refused(|t| t["pre_tokenizer"] = json!({"type": "Sequence", "pretokenizers": many(&bytes)}));
+    assert!(error.contains("times longer, the limit is 4096"), "{error}");
+    let error = refused(|t| t["decoder"] = json!({"type": "Sequence", "decoders": many(&doubling)}));
+    assert!(error.contains("its decoder can make"), "{error}");
+}
