@@ -154,17 +154,24 @@ pub(crate) struct ModelArgs {
     /// The base: a folder, a GGUF file, or a hub id `owner/name`
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: String,
+    #[command(flatten)]
+    pub(crate) quantize: QuantizeArgs,
+    /// A folder with a LoRA in PEFT's format
+    #[arg(long, value_name = "DIR")]
+    pub(crate) adapter: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
+}
+
+/// What frozen weights are quantised to while they are loaded.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct QuantizeArgs {
     /// Quantise the linear layers while loading, as `model.quantize` of a recipe does
     #[arg(long, value_name = "FORMAT", value_parser = ["nf4", "fp4", "int8", "q8_0", "q6_k", "q5_k", "q4_k", "q4_0"])]
     pub(crate) quantize: Option<String>,
     /// Code the scales of nf4 or fp4 in 8 bits as well, as `model.double_quant` does
     #[arg(long, requires = "quantize")]
     pub(crate) double_quant: bool,
-    /// A folder with a LoRA in PEFT's format
-    #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: Option<PathBuf>,
-    #[command(flatten)]
-    pub(crate) common: CommonArgs,
 }
 
 /// How to sample.
@@ -242,14 +249,26 @@ pub(crate) enum RecipeVerb {
     },
 }
 
+/// The model of a benchmark.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BenchModelArgs {
+    /// 15M, smollm2-135m or qwen2.5-0.5b
+    #[arg(long, default_value = "15M")]
+    pub(crate) shape: String,
+    /// Type the frozen weights are held in: f32, bf16 or f16
+    #[arg(long, default_value = "bf16", value_parser = ["f32", "bf16", "f16"])]
+    pub(crate) dtype: String,
+    #[command(flatten)]
+    pub(crate) quantize: QuantizeArgs,
+}
+
 /// What to measure.
 #[derive(Debug, Clone, Subcommand)]
 pub(crate) enum BenchVerb {
     /// Optimiser steps of a rank-16 LoRA on all linear layers, random weights
     Train {
-        /// 15M, smollm2-135m or qwen2.5-0.5b
-        #[arg(long, default_value = "15M")]
-        shape: String,
+        #[command(flatten)]
+        model: BenchModelArgs,
         /// Sequences a step
         #[arg(long, default_value_t = 4)]
         batch: usize,
@@ -259,18 +278,14 @@ pub(crate) enum BenchVerb {
         /// Measured steps, after one that is not
         #[arg(long, default_value_t = 5)]
         steps: usize,
-        /// Type the frozen weights are held in: f32, bf16 or f16
-        #[arg(long, default_value = "bf16", value_parser = ["f32", "bf16", "f16"])]
-        dtype: String,
         /// Run each block again in the backward instead of keeping its graph
         #[arg(long)]
         checkpointing: bool,
     },
     /// Greedy decoding, random weights
     Generate {
-        /// 15M, smollm2-135m or qwen2.5-0.5b
-        #[arg(long, default_value = "15M")]
-        shape: String,
+        #[command(flatten)]
+        model: BenchModelArgs,
         /// Sequences at once
         #[arg(long, default_value_t = 1)]
         batch: usize,
@@ -280,8 +295,5 @@ pub(crate) enum BenchVerb {
         /// New tokens of each sequence
         #[arg(long, default_value_t = 64)]
         tokens: usize,
-        /// Type the weights are held in: f32, bf16 or f16
-        #[arg(long, default_value = "bf16", value_parser = ["f32", "bf16", "f16"])]
-        dtype: String,
     },
 }

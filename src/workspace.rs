@@ -78,7 +78,7 @@ impl Base {
     /// The base that `--model` names, and how the flags beside it ask for its weights.
     pub(crate) fn named(args: &ModelArgs) -> anyhow::Result<(Self, LoadOptions)> {
         let section: ModelSection = serde_json::from_value(serde_json::json!({
-            "base": args.model, "quantize": args.quantize, "double_quant": args.double_quant,
+            "base": args.model, "quantize": args.quantize.quantize, "double_quant": args.quantize.double_quant,
         }))?;
         section.check().into_result().or_fault()?;
         Ok((Self::open(&section, &args.common)?, (&section).into()))

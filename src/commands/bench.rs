@@ -1,6 +1,6 @@
 //! `taper bench`: throughput of training and decoding for a published model shape, random weights.
 
-use crate::cli::BenchVerb;
+use crate::cli::{BenchModelArgs, BenchVerb};
 use crate::fault::{OrFault, user_error};
 use crate::memory::peak_bytes;
 use crate::output::print;
@@ -12,8 +12,9 @@ use std::time::Instant;
 use taper_data::{Batch, RowPlace, TokenizedExample};
 use taper_diagnostics::ExitCode;
 use taper_kernels::rng::CounterRng;
-use taper_models::{CausalLm, ModelConfig, ModelType};
-use taper_nn::{ForwardContext, KvCache, SequenceLayout};
+use taper_hub::ModelSection;
+use taper_models::{CausalLm, LoadOptions, ModelConfig, ModelType};
+use taper_nn::{ForwardContext, KvCache, SequenceLayout, StoredFormat};
 use taper_peft::{AdapterSection, LoraConfig};
 use taper_train::plan::{
     BatchShape, PhaseName, WeightFormat, Workload, modules, overhead_bytes, weight_bytes,
@@ -32,12 +33,10 @@ const SHAPES: [(&str, ModelType, [usize; 6]); 3] = [
 pub(crate) fn bench(verb: &BenchVerb) -> anyhow::Result<ExitCode> {
     refuse_zeros(verb)?;
     let figures = match verb {
-        BenchVerb::Train { shape, batch, seq, steps, dtype, checkpointing } => {
-            train(shape, *batch, *seq, *steps, dtype, *checkpointing)?
+        BenchVerb::Train { model, batch, seq, steps, checkpointing } => {
+            train(model, *batch, *seq, *steps, *checkpointing)?
         }
-        BenchVerb::Generate { shape, batch, prompt, tokens, dtype } => {
-            generate(shape, *batch, *prompt, *tokens, dtype)?
-        }
+        BenchVerb::Generate { model, batch, prompt, tokens } => generate(model, *batch, *prompt, *tokens)?,
     };
     print(&figures.to_string())?;
     Ok(ExitCode::Passed)
@@ -59,11 +58,12 @@ fn refuse_zeros(verb: &BenchVerb) -> anyhow::Result<()> {
     }
 }
 
-fn random_model(shape: &str, dtype: &str) -> anyhow::Result<Box<dyn CausalLm>> {
-    let named = SHAPES.iter().find(|(name, ..)| name.eq_ignore_ascii_case(shape));
+/// A shape with random weights, held as the flags say.
+fn random_model(args: &BenchModelArgs) -> anyhow::Result<(Box<dyn CausalLm>, LoadOptions)> {
+    let named = SHAPES.iter().find(|(name, ..)| name.eq_ignore_ascii_case(&args.shape));
     let Some((_, model_type, [hidden, layers, heads, kv_heads, mlp, vocabulary])) = named else {
         return Err(user_error(
-            format!("no shape is named `{shape}`"),
+            format!("no shape is named `{}`", args.shape),
             "there are 15M, smollm2-135m and qwen2.5-0.5b",
         ));
     };
@@ -74,30 +74,30 @@ fn random_model(shape: &str, dtype: &str) -> anyhow::Result<Box<dyn CausalLm>> {
         "tie_word_embeddings": true,
     });
     let config = ModelConfig::parse(&config.to_string())?;
-    let dtype = match dtype {
-        "f32" => DType::F32,
-        "f16" => DType::F16,
-        _ => DType::BF16,
-    };
-    taper_models::init(&config, 1, Some(dtype)).or_fault()
+    let section: ModelSection = serde_json::from_value(json!({
+        "base": args.shape, "dtype": args.dtype, "quantize": args.quantize.quantize, "double_quant": args.quantize.double_quant,
+    }))?;
+    section.check().into_result().or_fault()?;
+    let options = LoadOptions::from(&section);
+    Ok((taper_models::init_with(&config, 1, options).or_fault()?, options))
 }
 
 fn train(
-    shape: &str,
+    args: &BenchModelArgs,
     batch: usize,
     seq: usize,
     steps: usize,
-    dtype: &str,
     checkpointing: bool,
 ) -> anyhow::Result<serde_json::Value> {
     let resident = resident_bytes().unwrap_or(0);
-    let mut model = random_model(shape, dtype)?;
-    let config = AdapterSection { r: 16, lora_alpha: 32.0, ..AdapterSection::default() }.to_config(shape);
+    let (mut model, options) = random_model(args)?;
+    let section = AdapterSection { r: 16, lora_alpha: 32.0, ..AdapterSection::default() };
+    let config = section.to_config(&args.shape);
     let model_type = model.config().model_type.name();
     let trained = Trained::adapter(taper_peft::attach(model.as_mut(), &config, model_type, 1).or_fault()?);
     let section = TrainSection { gradient_checkpointing: checkpointing, ..TrainSection::default() };
     let batch_shape = BatchShape { tokens: (batch * seq) as u64, target_tokens: (batch * (seq - 1)) as u64 };
-    let predicted = predicted_bytes(model.config(), &config, dtype, &section, batch_shape, resident)?;
+    let predicted = predicted_bytes(model.config(), &config, options, &section, batch_shape, resident)?;
     let total_steps = steps as u64 + 1;
     let schedule = LrSchedule::new(&ScheduleSection::default(), total_steps);
     let mut stepper =
@@ -118,7 +118,7 @@ fn train(
     seconds.sort_by(f64::total_cmp);
     let median = seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN);
     Ok(json!({
-        "bench": "train", "shape": shape, "dtype": dtype, "batch": batch, "seq": seq, "rank": 16,
+        "bench": "train", "shape": args.shape, "dtype": args.dtype, "quantize": args.quantize.quantize, "batch": batch, "seq": seq, "rank": 16,
         "gradient_checkpointing": checkpointing, "threads": taper_kernels::threads::thread_count(),
         "median_step_seconds": median, "tokens_per_second": (batch * seq) as f64 / median,
         "peak_bytes": peak_bytes(), "predicted_peak_bytes": predicted,
@@ -129,22 +129,22 @@ fn train(
 fn predicted_bytes(
     model: &ModelConfig,
     adapter: &LoraConfig,
-    dtype: &str,
+    options: LoadOptions,
     train: &TrainSection,
     batch: BatchShape,
     resident: u64,
 ) -> anyhow::Result<u64> {
-    let format = match dtype {
-        "f32" => WeightFormat::F32,
-        "f16" => WeightFormat::F16,
-        _ => WeightFormat::BF16,
+    let dense = WeightFormat::from(StoredFormat::Dense(options.dtype.unwrap_or(DType::BF16)));
+    let format = |path: &str| match options.quantize {
+        Some(quantize) if quantize.applies_to(path) => WeightFormat::Block(quantize.format),
+        _ => dense,
     };
     let trained =
         taper_peft::trained_modules(adapter, &modules(model), model.model_type.name()).or_fault()?;
     let workload = Workload {
         config: model,
-        weight_bytes: weight_bytes(model, |_| format),
-        file_bytes: 0,
+        weight_bytes: weight_bytes(model, format),
+        reading_bytes: 0,
         trained: &trained,
         trains_all_weights: false,
         dropout: false,
@@ -166,13 +166,12 @@ fn random_example(tokens: usize, vocabulary: u64, number: u64) -> TokenizedExamp
 }
 
 fn generate(
-    shape: &str,
+    args: &BenchModelArgs,
     batch: usize,
     prompt: usize,
     tokens: usize,
-    dtype: &str,
 ) -> anyhow::Result<serde_json::Value> {
-    let model = random_model(shape, dtype)?;
+    let (model, _) = random_model(args)?;
     let vocabulary = model.config().vocab_size as u64;
     let mut caches: Vec<KvCache> = (0..batch).map(|_| KvCache::new(model.num_blocks())).collect();
     let prompts: Vec<u32> =
@@ -188,7 +187,7 @@ fn generate(
     }
     let decode = started.elapsed().as_secs_f64();
     Ok(json!({
-        "bench": "generate", "shape": shape, "dtype": dtype, "batch": batch, "prompt": prompt, "tokens": tokens,
+        "bench": "generate", "shape": args.shape, "dtype": args.dtype, "quantize": args.quantize.quantize, "batch": batch, "prompt": prompt, "tokens": tokens,
         "threads": taper_kernels::threads::thread_count(),
         "prefill_tokens_per_second": (batch * prompt) as f64 / prefill,
         "decode_tokens_per_second": (batch * tokens) as f64 / decode,

@@ -57,6 +57,19 @@ pub enum NormPlacement {
     Both,
 }
 
+impl NormPlacement {
+    /// The norms before and behind attention, then those before and behind the MLP, by their names in the checkpoint.
+    pub fn names(self) -> [(Option<&'static str>, Option<&'static str>); 2] {
+        match self {
+            Self::Before => [(Some("input_layernorm"), None), (Some("post_attention_layernorm"), None)],
+            Self::Both => [
+                (Some("input_layernorm"), Some("post_attention_layernorm")),
+                (Some("pre_feedforward_layernorm"), Some("post_feedforward_layernorm")),
+            ],
+        }
+    }
+}
+
 /// How queries and keys are normed (`q_norm`, `k_norm`) before they are rotated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum QkNorm {

@@ -5,7 +5,7 @@
 //! see a window only; linear layers may have biases, and some hold several projections in one.
 
 use crate::attention::Attention;
-use crate::config::{EmbeddingScale, NormPlacement};
+use crate::config::EmbeddingScale;
 use crate::mlp::Mlp;
 use crate::rotary::RotaryEmbedding;
 use crate::weights::Weights;
@@ -50,7 +50,7 @@ impl Decoder {
             weights.check_tied("lm_head.weight", "model.embed_tokens.weight")?;
             Linear::tied("lm_head", embed_tokens.weight().clone())
         } else {
-            weights.head("lm_head", v, h)?
+            weights.linear("lm_head", h, v, false)?
         };
         weights.finish()?;
         let ropes = [Some(&config.rope), config.local_rope.as_ref()];
@@ -139,15 +139,7 @@ struct Norms {
 impl Block {
     fn build(config: &ModelConfig, index: usize, weights: &mut Weights<'_>) -> crate::Result<Self> {
         let path = |part: &str| format!("model.layers.{index}.{part}");
-        let [attention_norms, mlp_norms] = match config.norm_placement {
-            NormPlacement::Before => {
-                [(Some("input_layernorm"), None), (Some("post_attention_layernorm"), None)]
-            }
-            NormPlacement::Both => [
-                (Some("input_layernorm"), Some("post_attention_layernorm")),
-                (Some("pre_feedforward_layernorm"), Some("post_feedforward_layernorm")),
-            ],
-        };
+        let [attention_norms, mlp_norms] = config.norm_placement.names();
         let mut norms = |(before, behind): (Option<&str>, Option<&str>)| -> crate::Result<Norms> {
             let mut norm = |name: Option<&str>| {
                 let (h, eps, offset) = (config.hidden_size, config.rms_norm_eps, config.norm_offset);

@@ -25,6 +25,19 @@ pub struct Quantize {
     pub embeddings: bool,
 }
 
+impl Quantize {
+    /// Whether the weight of the module at `path` is quantised: that of a linear layer, but for the output head and, unless asked for, the
+    /// embedding. The router of a mixture of experts never is: it is small, and a slip of it sends a token elsewhere.
+    pub fn applies_to(&self, path: &str) -> bool {
+        let name = path.rsplit('.').next().unwrap_or(path);
+        match name {
+            "embed_tokens" | "lm_head" => self.embeddings,
+            "gate" => false,
+            _ => true,
+        }
+    }
+}
+
 impl From<&ModelSection> for LoadOptions {
     fn from(section: &ModelSection) -> Self {
         let dtype = match section.dtype {

@@ -14,14 +14,6 @@ pub(crate) struct Weights<'a> {
     options: LoadOptions,
 }
 
-/// What a matrix is for, which decides whether it is quantised.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Use {
-    Linear,
-    /// A table of tokens: the embedding or the output head.
-    Tokens,
-}
-
 enum Source<'a> {
     Stored { checkpoint: &'a Checkpoint, root: PathBuf, asked: BTreeSet<String> },
     Random { seed: u64, std: f32 },
@@ -38,18 +30,13 @@ impl<'a> Weights<'a> {
 
     /// A layer `inputs -> outputs`, with a bias or without.
     pub(crate) fn linear(&mut self, path: &str, inputs: usize, outputs: usize, bias: bool) -> Result<Linear> {
-        let weight = self.matrix(path, outputs, inputs, Use::Linear)?;
+        let weight = self.matrix(path, outputs, inputs)?;
         let bias = if bias { Some(self.vector(&format!("{path}.bias"), outputs, 0.0)?) } else { None };
         Ok(Linear::new(path, weight, bias))
     }
 
     pub(crate) fn embedding(&mut self, path: &str, vocab: usize, width: usize) -> Result<Embedding> {
-        Ok(Embedding::new(path, self.matrix(path, vocab, width, Use::Tokens)?))
-    }
-
-    /// An output head `width -> vocab` with a table of its own.
-    pub(crate) fn head(&mut self, path: &str, vocab: usize, width: usize) -> Result<Linear> {
-        Ok(Linear::new(path, self.matrix(path, vocab, width, Use::Tokens)?, None))
+        Ok(Embedding::new(path, self.matrix(path, vocab, width)?))
     }
 
     /// A norm whose file holds the gain less `offset`.
@@ -83,7 +70,7 @@ impl<'a> Weights<'a> {
         if names.is_empty() { Ok(()) } else { Err(Error::Unexpected { root, names }) }
     }
 
-    fn matrix(&mut self, path: &str, rows: usize, columns: usize, purpose: Use) -> Result<Weight> {
+    fn matrix(&mut self, path: &str, rows: usize, columns: usize) -> Result<Weight> {
         let name = format!("{path}.weight");
         let weight = match &mut self.source {
             Source::Random { .. } => {
@@ -98,7 +85,7 @@ impl<'a> Weights<'a> {
             }
         };
         match self.options.quantize {
-            Some(quantize) if purpose == Use::Linear || quantize.embeddings => {
+            Some(quantize) if quantize.applies_to(path) => {
                 self.quantized(&name, &weight, quantize.format).map(Weight::Frozen)
             }
             _ => Ok(Weight::Frozen(weight)),

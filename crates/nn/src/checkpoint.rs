@@ -23,7 +23,7 @@ use taper_hub::ShardIndex;
 use taper_hub::gguf::Undo;
 use taper_hub::safetensors::{Dtype, Header};
 use taper_kernels::MappedFile;
-use taper_quant::{Bytes, GgmlType, QuantizedTensor};
+use taper_quant::{BlockFormat, Bytes, GgmlType, QuantizedTensor};
 
 /// The tensors of one or more files.
 ///
@@ -50,6 +50,15 @@ struct Stored {
     range: Range<usize>,
     /// What makes its rows and values those of the Hub's file.
     undo: Undo,
+}
+
+/// What the elements of a matrix are held in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum StoredFormat {
+    /// Floats by themselves.
+    Dense(DType),
+    /// Codes in blocks.
+    Blocks(BlockFormat),
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -162,6 +171,26 @@ impl Checkpoint {
         }
         let dense = self.weight(name, dtype)?;
         FrozenWeight::dense(&dense).map_err(|source| CheckpointError::Candle { tensor: name.into(), source })
+    }
+
+    /// How a matrix is held when [`Self::matrix`] reads it in the type it is stored in; `None` when it is not there or cannot be read.
+    pub fn format(&self, name: &str) -> Option<StoredFormat> {
+        if let Some(format) = bitsandbytes::format(self, name) {
+            return Some(StoredFormat::Blocks(format));
+        }
+        match self.tensors.get(name)?.element {
+            Element::Plain(Dtype::F32 | Dtype::F64) => Some(StoredFormat::Dense(DType::F32)),
+            Element::Plain(Dtype::BF16) => Some(StoredFormat::Dense(DType::BF16)),
+            Element::Plain(Dtype::F16) => Some(StoredFormat::Dense(DType::F16)),
+            Element::Plain(_) => None,
+            Element::Blocks(ggml_type) => Some(StoredFormat::Blocks(BlockFormat::Ggml(ggml_type))),
+        }
+    }
+
+    /// Bytes in the files of the largest tensor that is copied out of them: those in blocks are not.
+    pub fn largest_copied_bytes(&self) -> usize {
+        let copied = self.tensors.values().filter(|stored| matches!(stored.element, Element::Plain(_)));
+        copied.map(|stored| stored.range.len()).max().unwrap_or(0)
     }
 
     /// The names that belong to the quantisation state of a tensor.

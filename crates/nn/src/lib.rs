@@ -23,7 +23,7 @@ mod storage;
 mod weight;
 
 pub use cache::{KvCache, LayerCache};
-pub use checkpoint::{Checkpoint, CheckpointError};
+pub use checkpoint::{Checkpoint, CheckpointError, StoredFormat};
 pub use context::{ForwardContext, RandomKey, RotaryTables};
 pub use embedding::Embedding;
 pub use layout::SequenceLayout;

@@ -54,6 +54,14 @@ impl FrozenWeight {
         }
     }
 
+    /// The type that [`Self::to_dense`] gives: the one it is held in, or f32 for blocks.
+    pub fn dtype(&self) -> DType {
+        match &self.0 {
+            Repr::Dense(weight) => weight.dtype(),
+            Repr::Quantized(_) => DType::F32,
+        }
+    }
+
     /// Bytes held: codes, and scales where there are any.
     pub fn bytes(&self) -> usize {
         match &self.0 {

@@ -100,7 +100,7 @@ impl Case {
         let workload = Workload {
             config: &self.config,
             weight_bytes: 0,
-            file_bytes: 0,
+            reading_bytes: 0,
             trained: &planned,
             trains_all_weights: self.adapter.is_none(),
             dropout: self.adapter.as_ref().is_some_and(|section| section.lora_dropout > 0.0),

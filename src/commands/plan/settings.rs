@@ -4,6 +4,7 @@ use super::work::{Changed, Work};
 use crate::commands::train::loader_options;
 use crate::fault::OrFault;
 use taper_data::{DataLoader, DataLoaderOptions, TokenizedExample};
+use taper_models::Quantize;
 use taper_quant::BlockFormat;
 use taper_train::plan::{BatchShape, ModuleKind, WeightFormat, modules};
 
@@ -71,16 +72,18 @@ fn smaller_batches(work: &Work<'_>) -> anyhow::Result<Vec<Step>> {
     Ok(steps)
 }
 
-/// The linear layers but the head in NF4; what is trained in full stays in f32.
+/// The linear layers but the head in NF4; what is trained in full stays in f32, and a base that is quantised is not quantised again.
 fn quantised(work: &Work<'_>) -> Vec<Step> {
-    if work.session.trains_all_weights() {
+    let modules = modules(&work.config);
+    let is_quantised = modules.iter().any(|m| matches!(work.format(&m.path), WeightFormat::Block(_)));
+    if work.session.trains_all_weights() || is_quantised {
         return Vec::new();
     }
-    let nf4 = WeightFormat::Block(NF4);
-    let saved: u64 = modules(&work.config)
+    let (nf4, quantize) = (WeightFormat::Block(NF4), Quantize { format: NF4, embeddings: false });
+    let saved: u64 = modules
         .iter()
         .map(|module| match module.kind {
-            ModuleKind::Linear { n_in, n_out, .. } if module.path != "lm_head" => {
+            ModuleKind::Linear { n_in, n_out, .. } if quantize.applies_to(&module.path) => {
                 let now = work.format(&module.path).matrix_bytes(n_out, n_in);
                 now.saturating_sub(nf4.matrix_bytes(n_out, n_in))
             }

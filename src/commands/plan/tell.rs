@@ -220,7 +220,7 @@ fn explained(cause: Cause, planned: &Planned<'_>) -> String {
         Cause::Logits => "logits of a chunk of learned tokens, with their gradients".to_owned(),
         Cause::Cache => "keys and values of answers that are being written".to_owned(),
         Cause::Copies => "copies of parameters".to_owned(),
-        Cause::Files => "pages of the weight files".to_owned(),
+        Cause::Reading => "the weight that is being read".to_owned(),
         Cause::Overhead => "program, tokenizer, data, scratch of threads, slack of the allocator".to_owned(),
     }
 }

@@ -6,13 +6,12 @@ use crate::session::Session;
 use candle_core::DType;
 use taper_data::{Batch, DataLoader, TokenizedExample};
 use taper_eval::{EvalTask, Metric};
-use taper_hub::safetensors::Dtype;
-use taper_hub::{DtypeChoice, InitChoice};
-use taper_models::ModelConfig;
-use taper_nn::Checkpoint;
+use taper_hub::InitChoice;
+use taper_models::{LoadOptions, ModelConfig, Quantize};
+use taper_nn::{Checkpoint, StoredFormat};
 use taper_peft::TrainedModule;
 use taper_train::plan::{
-    BatchShape, EvaluationShape, MemoryPlan, WeightFormat, Workload, fully_trained, modules, overhead_bytes,
+    BatchShape, EvaluationShape, MemoryPlan, ModuleKind, WeightFormat, Workload, fully_trained, modules, overhead_bytes,
     weight_bytes,
 };
 use taper_train::{Sections, TrainSection, resident_bytes, shortest_example};
@@ -31,7 +30,7 @@ pub(super) struct Work<'s> {
     pub(super) tokens: u64,
     /// The first micro-batch of a run, which has the most tokens.
     pub(super) longest: Batch,
-    file_bytes: u64,
+    reading_bytes: u64,
     valid: Option<BatchShape>,
     example: Option<BatchShape>,
     evaluations: Vec<EvaluationShape>,
@@ -68,9 +67,6 @@ impl<'s> Work<'s> {
         let steps = sections.total_steps(loader.steps_per_epoch());
         let tokens_per_step = loader.tokens_per_epoch() as f64 / loader.steps_per_epoch() as f64;
         let valid = batches(&session.data.valid.tokenized, recipe.train.batch_size);
-        let file_bytes =
-            session.base.files.weights.iter().map(|path| fs_err::metadata(path).map(|m| m.len()));
-        let file_bytes = file_bytes.sum::<std::io::Result<u64>>()?;
         let threads = taper_kernels::threads::thread_count();
         Ok(Self {
             session,
@@ -81,7 +77,7 @@ impl<'s> Work<'s> {
             tokens: (steps as f64 * tokens_per_step).round() as u64,
             example: shortest_example(&first).as_ref().map(BatchShape::from),
             longest: first.into_iter().next().unwrap_or_default(),
-            file_bytes: if recipe.model.init == InitChoice::Random { 0 } else { file_bytes },
+            reading_bytes: held.reading_bytes(&config),
             valid: valid.iter().map(BatchShape::from).max_by_key(|batch| batch.tokens),
             evaluations: session.tasks.iter().map(evaluation_shape).collect(),
             overhead_bytes: overhead_bytes(resident_bytes().unwrap_or(0) + copied_bytes(tokenized), threads),
@@ -109,7 +105,7 @@ impl<'s> Work<'s> {
         Workload {
             config: &self.config,
             weight_bytes: changed.weight_bytes,
-            file_bytes: self.file_bytes,
+            reading_bytes: self.reading_bytes,
             trained: &self.trained,
             trains_all_weights: self.session.trains_all_weights(),
             dropout: recipe.adapter.as_ref().is_some_and(|section| section.lora_dropout > 0.0),
@@ -159,8 +155,9 @@ fn evaluation_shape(task: &EvalTask) -> EvaluationShape {
     }
 }
 
-/// What each matrix will be held in: as the recipe says, else as it is stored, else as `config.json` says.
+/// What each matrix will be held in: quantised, as the recipe says, else as it is stored, else as `config.json` says.
 struct Held {
+    quantize: Option<Quantize>,
     chosen: Option<WeightFormat>,
     stored: Option<Checkpoint>,
     otherwise: WeightFormat,
@@ -169,49 +166,58 @@ struct Held {
 impl Held {
     fn of(session: &Session, config: &ModelConfig) -> anyhow::Result<Self> {
         let recipe = &session.run.recipe;
-        let chosen = match (recipe.model.init, recipe.model.dtype) {
-            (InitChoice::Random, _) | (_, DtypeChoice::F32) => Some(WeightFormat::F32),
-            (_, DtypeChoice::Bf16) => Some(WeightFormat::BF16),
-            (_, DtypeChoice::F16) => Some(WeightFormat::F16),
-            (_, DtypeChoice::Auto) => None,
-        };
+        let options = LoadOptions::from(&recipe.model);
+        let is_made = recipe.model.init == InitChoice::Random;
         let files = &session.base.files;
-        let stored = match files.weights.as_slice() {
-            [] => None,
-            weights => Some(Checkpoint::open(weights, files.index.as_deref()).or_fault()?),
+        let stored = match (&files.gguf, files.weights.as_slice()) {
+            _ if is_made => None,
+            (Some(path), _) => Some(Checkpoint::open_gguf(path).or_fault()?),
+            (None, []) => None,
+            (None, weights) => Some(Checkpoint::open(weights, files.index.as_deref()).or_fault()?),
         };
-        let otherwise = match config.dtype {
-            Some(DType::BF16) => WeightFormat::BF16,
-            Some(DType::F16) => WeightFormat::F16,
-            _ => WeightFormat::F32,
-        };
-        Ok(Self { chosen, stored, otherwise })
+        let dense = |dtype| WeightFormat::from(StoredFormat::Dense(dtype));
+        let chosen = if is_made { Some(WeightFormat::F32) } else { options.dtype.map(dense) };
+        let otherwise = dense(config.dtype.unwrap_or(DType::F32));
+        Ok(Self { quantize: options.quantize, chosen, stored, otherwise })
     }
 
     fn format(&self, path: &str) -> WeightFormat {
-        let stored = || {
-            let dtype = self.stored.as_ref()?.dtype(&format!("{path}.weight")).ok()?;
-            match dtype {
-                Dtype::BF16 => Some(WeightFormat::BF16),
-                Dtype::F16 => Some(WeightFormat::F16),
-                Dtype::F32 | Dtype::F64 => Some(WeightFormat::F32),
-                _ => None,
+        match self.quantize {
+            Some(quantize) if quantize.applies_to(path) => WeightFormat::Block(quantize.format),
+            _ => self.before_quantising(path),
+        }
+    }
+
+    /// Blocks stay as they are stored, whatever type dense weights are held in.
+    fn before_quantising(&self, path: &str) -> WeightFormat {
+        let stored = self.stored.as_ref().and_then(|stored| stored.format(&format!("{path}.weight")));
+        match stored.map(WeightFormat::from) {
+            Some(blocks @ WeightFormat::Block(_)) => blocks,
+            stored => self.chosen.or(stored).unwrap_or(self.otherwise),
+        }
+    }
+
+    /// Of the largest tensor: its pages in the file, and, where it is quantised, its dense values and those in f32.
+    fn reading_bytes(&self, config: &ModelConfig) -> u64 {
+        let pages = self.stored.as_ref().map_or(0, |stored| stored.largest_copied_bytes() as u64);
+        let Some(quantize) = self.quantize else { return pages };
+        let values = modules(config).into_iter().filter(|module| quantize.applies_to(&module.path));
+        let values = values.map(|module| match module.kind {
+            ModuleKind::Linear { n_in: columns, n_out: rows, .. }
+            | ModuleKind::Embedding { rows, width: columns } => {
+                WeightFormat::F32.matrix_bytes(rows, columns)
+                    + self.before_quantising(&module.path).matrix_bytes(rows, columns)
             }
-        };
-        self.chosen.or_else(stored).unwrap_or(self.otherwise)
+            ModuleKind::RmsNorm { .. } => 0,
+        });
+        pages + values.max().unwrap_or(0)
     }
 
     fn names(&self, config: &ModelConfig) -> Vec<&'static str> {
         let mut names: Vec<&'static str> = Vec::new();
         for module in modules(config) {
-            let name = match self.format(&module.path) {
-                WeightFormat::F32 => "f32",
-                WeightFormat::BF16 => "bf16",
-                WeightFormat::F16 => "f16",
-                WeightFormat::Block(_) => "blocks",
-            };
-            if !matches!(module.kind, taper_train::plan::ModuleKind::RmsNorm { .. }) && !names.contains(&name)
-            {
+            let name = self.format(&module.path).name();
+            if !matches!(module.kind, ModuleKind::RmsNorm { .. }) && !names.contains(&name) {
                 names.push(name);
             }
         }

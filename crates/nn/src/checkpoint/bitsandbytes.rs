@@ -9,7 +9,7 @@ use super::{Checkpoint, CheckpointError, Element, Stored};
 use candle_core::DType;
 use serde::Deserialize;
 use taper_hub::safetensors::Dtype;
-use taper_quant::{Absmax, Bytes, FourBitType, QuantizedTensor};
+use taper_quant::{Absmax, BlockFormat, Bytes, FourBitType, QuantizedTensor};
 
 const STATE: &str = ".quant_state.bitsandbytes__";
 
@@ -51,6 +51,25 @@ pub(super) fn read(
         return Reader { checkpoint, name, stored }.int8(shape).map(Some);
     }
     Ok(None)
+}
+
+/// What the matrix `name` is coded in, when it is.
+pub(super) fn format(checkpoint: &Checkpoint, name: &str) -> Option<BlockFormat> {
+    let stored = checkpoint.tensors.get(name)?;
+    if matches!(stored.element, Element::Plain(Dtype::I8)) {
+        return Some(BlockFormat::Int8);
+    }
+    ["nf4", "fp4"].into_iter().find_map(|kind| {
+        let state = checkpoint.tensors.get(&format!("{name}{STATE}{kind}"))?;
+        let state: QuantState = serde_json::from_slice(checkpoint.bytes(state)).ok()?;
+        let absmax = checkpoint.tensors.get(&format!("{name}.absmax"))?;
+        let (block_size, double_quant) =
+            (state.blocksize, matches!(absmax.element, Element::Plain(Dtype::U8)));
+        Some(match kind {
+            "nf4" => BlockFormat::Nf4 { block_size, double_quant },
+            _ => BlockFormat::Fp4 { block_size, double_quant },
+        })
+    })
 }
 
 struct Reader<'a> {

@@ -1,6 +1,8 @@
 //! Bytes of a frozen matrix by what it is held in.
 
+use candle_core::DType;
 use taper_models::ModelConfig;
+use taper_nn::StoredFormat;
 use taper_quant::BlockFormat;
 
 use super::graph::{ModuleKind, ModuleShape};
@@ -18,7 +20,33 @@ pub enum WeightFormat {
     Block(BlockFormat),
 }
 
+impl From<StoredFormat> for WeightFormat {
+    fn from(stored: StoredFormat) -> Self {
+        match stored {
+            StoredFormat::Dense(DType::BF16) => Self::BF16,
+            StoredFormat::Dense(DType::F16) => Self::F16,
+            StoredFormat::Dense(_) => Self::F32,
+            StoredFormat::Blocks(format) => Self::Block(format),
+        }
+    }
+}
+
 impl WeightFormat {
+    /// A short name, as a recipe or a GGUF file says it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::BF16 => "bf16",
+            Self::F16 => "f16",
+            Self::Block(BlockFormat::Nf4 { double_quant: true, .. }) => "nf4 (double-quantised)",
+            Self::Block(BlockFormat::Nf4 { .. }) => "nf4",
+            Self::Block(BlockFormat::Fp4 { double_quant: true, .. }) => "fp4 (double-quantised)",
+            Self::Block(BlockFormat::Fp4 { .. }) => "fp4",
+            Self::Block(BlockFormat::Int8) => "int8",
+            Self::Block(BlockFormat::Ggml(ggml_type)) => ggml_type.name(),
+        }
+    }
+
     /// Bytes that a matrix `[rows, columns]` takes, codes and scales together.
     ///
     /// A 4-bit matrix of n elements has n / 2 bytes of codes and an f32 scale for each block; with `double_quant` a scale is a byte, and 256

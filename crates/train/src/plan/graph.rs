@@ -7,7 +7,7 @@ use super::heap::Cause;
 use super::heap::Heap;
 use super::tape::{Id, Made, Op, Tape};
 use std::collections::BTreeMap;
-use taper_models::ModelConfig;
+use taper_models::{EmbeddingScale, ModelConfig, QkNorm};
 use taper_nn::ParameterKind;
 use taper_peft::TrainedModule;
 
@@ -95,9 +95,11 @@ impl<'a> Graph<'a> {
         self.config.hidden_size as u64
     }
 
-    /// Cosines and sines of the batch, `[T, D / 2]` each, and the two vectors that they are made in are the same memory.
+    /// Cosines and sines of the batch, half as many each as elements of a head are rotated, for each rotary embedding; the vectors that they
+    /// are made in are the same memory.
     pub(super) fn rotary_elements(&self) -> u64 {
-        self.tokens * self.config.head_dim as u64
+        let embeddings = 1 + u64::from(self.config.local_rope.is_some());
+        embeddings * self.tokens * self.config.rotary_dim as u64
     }
 
     /// `[T, H]`.
@@ -106,76 +108,143 @@ impl<'a> Graph<'a> {
         let (rows, width) = (self.config.vocab_size, self.config.hidden_size);
         self.meet(path, ModuleKind::Embedding { rows, width });
         let elements = self.tokens * width as u64;
-        if !self.trained.of(path).weight || !self.trained.is_training {
-            return tape.plain(elements, Cause::Activations);
+        let looked_up = if !self.trained.of(path).weight || !self.trained.is_training {
+            tape.plain(elements, Cause::Activations)
+        } else {
+            let table = tape.parameter(rows as u64 * width as u64);
+            let looked_up = tape.apply(own(&[true]), &made(&[table], elements, Cause::Activations));
+            tape.release(table);
+            looked_up
+        };
+        if self.config.embedding_scale == EmbeddingScale::One {
+            return looked_up;
         }
-        let table = tape.parameter(rows as u64 * width as u64);
-        let looked_up = tape.apply(own(&[true]), &made(&[table], elements, Cause::Activations));
-        tape.release(table);
-        looked_up
+        let scaled = tape.apply(own(&[true]), &made(&[looked_up], elements, Cause::Activations));
+        tape.release(looked_up);
+        scaled
     }
 
     /// `[T, H] -> [T, H]`.
     pub(super) fn block(&mut self, tape: &mut Tape<'_>, index: usize, x: Id) -> Id {
         let path = |part: &str| format!("model.layers.{index}.{part}");
-        let hidden = self.config.hidden_size;
-        let normed = self.norm(tape, &path("input_layernorm"), x, self.tokens, hidden, hidden);
+        let [(before, behind), (mlp_before, mlp_behind)] = self.config.norm_placement.names();
+        let normed = self.block_norm(tape, &path, before, x);
         let attended = self.attention(tape, &path("self_attn"), normed);
         tape.release(normed);
-        let x = self.add(tape, x, attended);
-        tape.release(attended);
-        let normed = self.norm(tape, &path("post_attention_layernorm"), x, self.tokens, hidden, hidden);
+        let x = self.residual(tape, &path, behind, x, attended);
+        let normed = self.block_norm(tape, &path, mlp_before, x);
         let mlp = self.mlp(tape, &path("mlp"), normed);
         tape.release(normed);
-        let y = self.add(tape, x, mlp);
-        tape.release(mlp);
+        let y = self.residual(tape, &path, mlp_behind, x, mlp);
         tape.release(x);
         y
+    }
+
+    /// The norm in front of attention or MLP; without one, the input under another name.
+    fn block_norm(
+        &mut self,
+        tape: &mut Tape<'_>,
+        path: &dyn Fn(&str) -> String,
+        norm: Option<&str>,
+        x: Id,
+    ) -> Id {
+        let hidden = self.config.hidden_size;
+        match norm {
+            Some(norm) => self.norm(tape, &path(norm), x, self.tokens, hidden, hidden),
+            None => tape.share(x),
+        }
+    }
+
+    /// `x + y`, with the norm behind y where there is one; y is let go, x is not.
+    fn residual(
+        &mut self,
+        tape: &mut Tape<'_>,
+        path: &dyn Fn(&str) -> String,
+        norm: Option<&str>,
+        x: Id,
+        y: Id,
+    ) -> Id {
+        let normed = self.block_norm(tape, path, norm, y);
+        tape.release(y);
+        let sum = self.add(tape, x, normed);
+        tape.release(normed);
+        sum
     }
 
     fn attention(&mut self, tape: &mut Tape<'_>, path: &str, x: Id) -> Id {
         let c = self.config;
         let (hidden, d) = (c.hidden_size, c.head_dim);
         let (queries, keys) = (c.num_attention_heads * d, c.num_key_value_heads * d);
-        let q = self.rotated(tape, path, 'q', x, queries);
-        let k = self.rotated(tape, path, 'k', x, keys);
-        let v = self.linear(tape, &format!("{path}.v_proj"), x, self.tokens, (hidden, keys), c.qkv_bias);
+        let [q, k, v] = match c.fused_projections {
+            true => {
+                let widths = [queries, keys, keys];
+                self.fused(tape, &format!("{path}.qkv_proj"), x, widths, c.qkv_bias)
+            }
+            false => [
+                self.projected(tape, path, 'q', x, queries),
+                self.projected(tape, path, 'k', x, keys),
+                self.linear(tape, &format!("{path}.v_proj"), x, self.tokens, (hidden, keys), c.qkv_bias),
+            ],
+        };
+        let rotated = [(q, queries), (k, keys)].map(|(id, width)| {
+            tape.apply(own(&[true]), &made(&[id], self.tokens * width as u64, Cause::Activations))
+        });
         let lse = 4 * self.tokens * c.num_attention_heads as u64;
         let mixed = tape.apply(
             own(&[true, true, true]),
             &Made {
                 statistics: if self.is_cached { 0 } else { lse },
-                ..made(&[q, k, v], self.tokens * queries as u64, Cause::Activations)
+                ..made(&[rotated[0], rotated[1], v], self.tokens * queries as u64, Cause::Activations)
             },
         );
         let out =
             self.linear(tape, &format!("{path}.o_proj"), mixed, self.tokens, (queries, hidden), c.o_bias);
-        [q, k, v, mixed].into_iter().for_each(|id| tape.release(id));
+        [q, k, v, rotated[0], rotated[1], mixed].into_iter().for_each(|id| tape.release(id));
         out
     }
 
-    /// Queries or keys: projected, perhaps normed over each head, rotated.
-    fn rotated(&mut self, tape: &mut Tape<'_>, path: &str, which: char, x: Id, width: usize) -> Id {
+    /// Queries or keys, perhaps normed.
+    fn projected(&mut self, tape: &mut Tape<'_>, path: &str, which: char, x: Id, width: usize) -> Id {
         let c = self.config;
         let name = format!("{path}.{which}_proj");
-        let mut projected = self.linear(tape, &name, x, self.tokens, (c.hidden_size, width), c.qkv_bias);
-        if c.qk_norm {
-            let name = format!("{path}.{which}_norm");
-            let normed = self.norm(tape, &name, projected, self.tokens, width, c.head_dim);
-            tape.release(projected);
-            projected = normed;
-        }
-        let rotated =
-            tape.apply(own(&[true]), &made(&[projected], self.tokens * width as u64, Cause::Activations));
+        let projected = self.linear(tape, &name, x, self.tokens, (c.hidden_size, width), c.qkv_bias);
+        let over = match c.qk_norm {
+            QkNorm::None => return projected,
+            QkNorm::Head => c.head_dim,
+        };
+        let name = format!("{path}.{which}_norm");
+        let normed = self.norm(tape, &name, projected, self.tokens, width, over);
         tape.release(projected);
-        rotated
+        normed
+    }
+
+    /// One layer whose output is cut in parts of these widths.
+    fn fused<const N: usize>(
+        &mut self,
+        tape: &mut Tape<'_>,
+        path: &str,
+        x: Id,
+        widths: [usize; N],
+        bias: bool,
+    ) -> [Id; N] {
+        let shape = (self.config.hidden_size, widths.iter().sum());
+        let all = self.linear(tape, path, x, self.tokens, shape, bias);
+        let parts = widths.map(|width| {
+            tape.apply(own(&[true]), &made(&[all], self.tokens * width as u64, Cause::Activations))
+        });
+        tape.release(all);
+        parts
     }
 
     fn mlp(&mut self, tape: &mut Tape<'_>, path: &str, x: Id) -> Id {
         let c = self.config;
         let (hidden, inner, bias) = (c.hidden_size, c.intermediate_size, c.mlp_bias);
-        let gate = self.linear(tape, &format!("{path}.gate_proj"), x, self.tokens, (hidden, inner), bias);
-        let up = self.linear(tape, &format!("{path}.up_proj"), x, self.tokens, (hidden, inner), bias);
+        let [gate, up] = match c.fused_projections {
+            true => self.fused(tape, &format!("{path}.gate_up_proj"), x, [inner, inner], bias),
+            false => ["gate_proj", "up_proj"].map(|name| {
+                self.linear(tape, &format!("{path}.{name}"), x, self.tokens, (hidden, inner), bias)
+            }),
+        };
         let gated = tape
             .apply(own(&[true, true]), &made(&[gate, up], self.tokens * inner as u64, Cause::Activations));
         let down = self.linear(tape, &format!("{path}.down_proj"), gated, self.tokens, (inner, hidden), bias);
@@ -193,7 +262,13 @@ impl<'a> Graph<'a> {
     pub(super) fn lm_head(&mut self, tape: &mut Tape<'_>, x: Id, rows: u64) -> Id {
         let shape = (self.config.hidden_size, self.config.vocab_size);
         let tied = self.config.tie_word_embeddings;
-        self.any_linear(tape, "lm_head", x, rows, shape, (false, tied), Cause::Logits)
+        let logits = self.any_linear(tape, "lm_head", x, rows, shape, (false, tied), Cause::Logits);
+        if self.config.logits_soft_cap.is_none() {
+            return logits;
+        }
+        let capped = tape.apply(own(&[true]), &made(&[logits], rows * shape.1 as u64, Cause::Logits));
+        tape.release(logits);
+        capped
     }
 
     fn linear(

@@ -23,8 +23,8 @@ pub enum Cause {
     Cache,
     /// Copies of parameters: the self-test's, a checkpoint's.
     Copies,
-    /// Pages of mapped weight files, while they are read.
-    Files,
+    /// The weight that is being read: pages of its file, and its values while they are quantised.
+    Reading,
     /// The program, the tokenizer and the examples, scratch of the threads, what the allocator holds beyond what is asked of it.
     Overhead,
 }
@@ -41,7 +41,7 @@ impl Cause {
         Self::Logits,
         Self::Cache,
         Self::Copies,
-        Self::Files,
+        Self::Reading,
         Self::Overhead,
     ];
 
@@ -57,7 +57,7 @@ impl Cause {
             Self::Logits => "logits",
             Self::Cache => "cache",
             Self::Copies => "copies",
-            Self::Files => "files",
+            Self::Reading => "reading",
             Self::Overhead => "overhead",
         }
     }

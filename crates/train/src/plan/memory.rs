@@ -23,8 +23,9 @@ pub struct Workload<'a> {
     pub config: &'a ModelConfig,
     /// Bytes of its frozen weights ([`super::weight_bytes`]); with full training those that are loaded.
     pub weight_bytes: u64,
-    /// Bytes of the files that they are read from; 0 when they are made.
-    pub file_bytes: u64,
+    /// Bytes that reading the largest tensor takes beside those that are held: its pages of the file, and its values while they are
+    /// quantised; 0 when weights are made.
+    pub reading_bytes: u64,
     /// What is trained, in the order of the forward pass.
     pub trained: &'a [TrainedModule],
     /// Whether every weight is trained: nothing frozen is then left.
@@ -149,9 +150,9 @@ impl Workload<'_> {
             .with(Cause::Optimizer, 2 * trained)
     }
 
-    /// Pages of the files stay until the last tensor has been copied out of them.
+    /// A tensor is let go in its file once it has been copied, and as values once it has been quantised.
     fn load(&self) -> Bytes {
-        Bytes::default().with(Cause::Weights, self.weight_bytes).with(Cause::Files, self.file_bytes)
+        Bytes::default().with(Cause::Weights, self.weight_bytes).with(Cause::Reading, self.reading_bytes)
     }
 
     fn run<'r>(&'r self, trained: &'r Trained, batch: BatchShape) -> Run<'r> {
@@ -205,7 +206,7 @@ impl Workload<'_> {
         let state = Bytes::default().with(Cause::Weights, self.weight_bytes).with(Cause::Parameters, adapter);
         let trained =
             Trained::new(if self.trains_all_weights { &[] } else { self.trained }, false).in_inference();
-        let mut most = state.with(Cause::Files, self.file_bytes);
+        let mut most = state.with(Cause::Reading, self.reading_bytes);
         for evaluation in self.evaluations {
             for peak in
                 [self.answering(&trained, evaluation, state), self.scoring(&trained, evaluation, state)]
@@ -299,6 +300,6 @@ const SCRATCH_BYTES: u64 = 2 << 20;
 /// `--checkpointing` (mimalloc 3.3, a purge delay of 1 s). Half of the buffers that are as large as all logits of a chunk are not used
 /// again but lie where the next ones do not fit; of the rest it is a twentieth, beside a sum that even a tiny model takes.
 fn slack_bytes(bytes: &Bytes) -> u64 {
-    let asked = bytes.total() - bytes.of(Cause::Files);
+    let asked = bytes.total() - bytes.of(Cause::Reading);
     (40 << 20) + bytes.of(Cause::Logits) * 45 / 100 + asked * 45 / 1000
 }
