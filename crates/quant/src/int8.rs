@@ -7,7 +7,7 @@
 use crate::{Bytes, QuantError};
 
 /// What bitsandbytes multiplies by instead of dividing by 127.
-pub(crate) const RECIPROCAL: f32 = 7.874_015_7e-3;
+pub(crate) const RECIPROCAL: f32 = 7.874_016e-3;
 
 /// A matrix in bytes, in the parts that a checkpoint stores.
 #[derive(Debug)]

@@ -29,7 +29,7 @@ pub fn element(tensor: &QuantizedTensor, index: usize) -> f32 {
     match tensor.parts() {
         Parts::FourBit(m) => {
             let byte = m.packed()[index / 2];
-            let nibble = if index % 2 == 0 { byte >> 4 } else { byte & 15 };
+            let nibble = if index.is_multiple_of(2) { byte >> 4 } else { byte & 15 };
             m.code()[usize::from(nibble)] * m.absmax().get(index / m.block_size())
         }
         Parts::Int8(m) => {

@@ -16,20 +16,20 @@ pub(crate) fn ggml(ggml_type: GgmlType, bytes: &[u8], start: usize, out: &mut [f
         GgmlType::F32 => floats(bytes, start, out, f32::from_le_bytes),
         GgmlType::F16 => floats(bytes, start, out, f16),
         GgmlType::BF16 => {
-            floats(bytes, start, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16))
+            floats(bytes, start, out, |b| f32::from_bits(u32::from(u16::from_le_bytes(b)) << 16));
         }
-        GgmlType::Q4_0 => blocks(bytes, start, out, legacy::q4_0),
-        GgmlType::Q4_1 => blocks(bytes, start, out, legacy::q4_1),
-        GgmlType::Q5_0 => blocks(bytes, start, out, legacy::q5_0),
-        GgmlType::Q5_1 => blocks(bytes, start, out, legacy::q5_1),
-        GgmlType::Q8_0 => blocks(bytes, start, out, legacy::q8_0),
-        GgmlType::Q2K => blocks(bytes, start, out, k_quants::q2_k),
-        GgmlType::Q3K => blocks(bytes, start, out, k_quants::q3_k),
-        GgmlType::Q4K => blocks(bytes, start, out, k_quants::q4_k),
-        GgmlType::Q5K => blocks(bytes, start, out, k_quants::q5_k),
-        GgmlType::Q6K => blocks(bytes, start, out, k_quants::q6_k),
-        GgmlType::Iq4Nl => blocks(bytes, start, out, iq4::iq4_nl),
-        GgmlType::Iq4Xs => blocks(bytes, start, out, iq4::iq4_xs),
+        GgmlType::Q4_0 => blocks::<_, _, legacy::Q4_0>(bytes, start, out),
+        GgmlType::Q4_1 => blocks::<_, _, legacy::Q4_1>(bytes, start, out),
+        GgmlType::Q5_0 => blocks::<_, _, legacy::Q5_0>(bytes, start, out),
+        GgmlType::Q5_1 => blocks::<_, _, legacy::Q5_1>(bytes, start, out),
+        GgmlType::Q8_0 => blocks::<_, _, legacy::Q8_0>(bytes, start, out),
+        GgmlType::Q2K => blocks::<_, _, k_quants::Q2K>(bytes, start, out),
+        GgmlType::Q3K => blocks::<_, _, k_quants::Q3K>(bytes, start, out),
+        GgmlType::Q4K => blocks::<_, _, k_quants::Q4K>(bytes, start, out),
+        GgmlType::Q5K => blocks::<_, _, k_quants::Q5K>(bytes, start, out),
+        GgmlType::Q6K => blocks::<_, _, k_quants::Q6K>(bytes, start, out),
+        GgmlType::Iq4Nl => blocks::<_, _, iq4::Iq4Nl>(bytes, start, out),
+        GgmlType::Iq4Xs => blocks::<_, _, iq4::Iq4Xs>(bytes, start, out),
     }
 }
 
@@ -46,25 +46,29 @@ fn floats<const BYTES: usize>(
     }
 }
 
-/// Whole blocks are decoded in place; one that is wanted in part goes by a buffer.
+/// A block type. (A trait, since a function that is passed as a value is called through a shim that is not inlined.)
+trait Block<const LEN: usize, const BYTES: usize> {
+    fn decode(block: &[u8; BYTES], out: &mut [f32; LEN]);
+}
+
+/// Block by block; the first and the last may be wanted in part.
 #[inline(always)]
-fn blocks<const LEN: usize, const BYTES: usize>(
+fn blocks<const LEN: usize, const BYTES: usize, B: Block<LEN, BYTES>>(
     bytes: &[u8],
     start: usize,
     mut out: &mut [f32],
-    decode: impl Fn(&[u8; BYTES], &mut [f32; LEN]),
 ) {
     let (all, _) = bytes.as_chunks::<BYTES>();
     let mut skip = start % LEN;
-    let mut buffer = [0.0; LEN];
     for block in &all[start / LEN..] {
         let length = (LEN - skip).min(out.len());
         let (here, rest) = out.split_at_mut(length);
-        // One call for both cases, so that the decoder is in the code once.
-        let whole = <&mut [f32; LEN]>::try_from(&mut *here).unwrap_or(&mut buffer);
-        decode(block, whole);
-        if length < LEN {
-            here.copy_from_slice(&buffer[skip..skip + length]);
+        // By a buffer of our own: were they written in place, the compiler would fear for the bytes of the block and make no vectors.
+        let mut values = [0.0; LEN];
+        B::decode(block, &mut values);
+        match <&mut [f32; LEN]>::try_from(&mut *here) {
+            Ok(whole) => *whole = values,
+            Err(_) => here.copy_from_slice(&values[skip..skip + length]),
         }
         if rest.is_empty() {
             return;

@@ -101,7 +101,7 @@ impl Affine {
                 for min in [min, min - 1.0, min + 1.0].map(|m| m.clamp(0.0, 63.0)) {
                     let (step, low) = (d * scale, dmin * min);
                     let codes = affine_codes(block, step, low, largest);
-                    let error = affine_error(block, weights, &codes, step, -low);
+                    let error = weighted_error(block, weights, &codes, step, -low);
                     if error < best {
                         best = error;
                         (self.scales[g], self.mins[g], self.codes[g]) = (scale, min, codes);
@@ -213,7 +213,7 @@ impl Symmetric {
             for scale in [near, near - 1.0, near + 1.0].map(|s| s.clamp(-128.0, 127.0)) {
                 let step = d * scale;
                 let codes = symmetric_codes(block, inverse(step));
-                let error = affine_error(block, weights, &codes, step, 0.0);
+                let error = weighted_error(block, weights, &codes, step, 0.0);
                 if error < best {
                     best = error;
                     (self.scales[g], self.codes[g]) = (scale, codes);
@@ -231,7 +231,7 @@ fn check_size(values: &[f32; 256]) -> Option<()> {
 }
 
 fn weights<const N: usize>(block: &[f32; N]) -> [f32; N] {
-    let rms = (block.iter().map(|v| v * v).sum::<f32>() / N as f32).sqrt();
+    let rms = (dot(block, block) / N as f32).sqrt();
     block.map(|v| rms + v.abs())
 }
 
@@ -241,12 +241,13 @@ fn affine_step(block: &[f32; 32], weights: &[f32; 32], largest: f32) -> (f32, f3
     if high <= low {
         return (0.0, -low);
     }
+    let (weight, weighted) = (sum(weights), dot(weights, block));
     let mut best = (f32::INFINITY, (0.0, 0.0));
     for trial in -10..=10_i8 {
         let step = (high - low) / (largest + f32::from(trial) * 0.1);
         let codes = affine_codes(block, step, -low, largest);
-        let (scale, offset) = least_squares(block, weights, &codes);
-        let error = affine_error(block, weights, &codes, scale, offset);
+        let (scale, offset) = least_squares(block, weights, &codes, weight, weighted);
+        let error = weighted_error(block, weights, &codes, scale, offset);
         if error < best.0 {
             best = (error, (scale, -offset));
         }
@@ -254,21 +255,22 @@ fn affine_step(block: &[f32; 32], weights: &[f32; 32], largest: f32) -> (f32, f3
     best.1
 }
 
-/// The scale and the offset, which is not above zero, that minimise the error with these codes.
-fn least_squares(block: &[f32; 32], weights: &[f32; 32], codes: &[f32; 32]) -> (f32, f32) {
-    let (mut s1, mut sq, mut sqq, mut sx, mut sqx) = (0.0, 0.0, 0.0, 0.0, 0.0);
-    for ((x, w), q) in block.iter().zip(weights).zip(codes) {
-        s1 += w;
-        sq += w * q;
-        sqq += w * q * q;
-        sx += w * x;
-        sqx += w * q * x;
-    }
-    let determinant = s1 * sqq - sq * sq;
+/// The scale and the offset, which is not above zero, that minimise the error with these codes; `weight` and `weighted` are the sums of
+/// the weights, and of the values times their weights.
+fn least_squares(
+    block: &[f32; 32],
+    weights: &[f32; 32],
+    codes: &[f32; 32],
+    weight: f32,
+    weighted: f32,
+) -> (f32, f32) {
+    let weighted_codes = product(weights, codes);
+    let (sq, sqq, sqx) = (sum(&weighted_codes), dot(&weighted_codes, codes), dot(&weighted_codes, block));
+    let determinant = weight * sqq - sq * sq;
     if determinant > 0.0 {
-        let offset = (sqq * sx - sq * sqx) / determinant;
+        let offset = (sqq * weighted - sq * sqx) / determinant;
         if offset <= 0.0 {
-            return (((s1 * sqx - sq * sx) / determinant).max(0.0), offset);
+            return (((weight * sqx - sq * weighted) / determinant).max(0.0), offset);
         }
     }
     (if sqq > 0.0 { (sqx / sqq).max(0.0) } else { 0.0 }, 0.0)
@@ -279,19 +281,43 @@ fn affine_codes(block: &[f32; 32], step: f32, low: f32, largest: f32) -> [f32; 3
     block.map(|v| nearest(((v + low) * inverse).clamp(0.0, largest)))
 }
 
-fn affine_error<const N: usize>(
+/// The sum of `weight * (step * code + offset - value)^2`.
+fn weighted_error<const N: usize>(
     block: &[f32; N],
     weights: &[f32; N],
     codes: &[f32; N],
     step: f32,
     offset: f32,
 ) -> f32 {
-    let mut errors = [0.0; N];
-    for (((error, x), w), q) in errors.iter_mut().zip(block).zip(weights).zip(codes) {
-        let difference = step * q + offset - x;
-        *error = w * difference * difference;
+    let mut differences = [0.0; N];
+    for ((difference, x), q) in differences.iter_mut().zip(block).zip(codes) {
+        *difference = step * q + offset - x;
     }
-    errors.iter().sum()
+    dot(&product(weights, &differences), &differences)
+}
+
+fn product<const N: usize>(a: &[f32; N], b: &[f32; N]) -> [f32; N] {
+    let mut out = [0.0; N];
+    for ((out, a), b) in out.iter_mut().zip(a).zip(b) {
+        *out = a * b;
+    }
+    out
+}
+
+fn dot<const N: usize>(a: &[f32; N], b: &[f32; N]) -> f32 {
+    sum(&product(a, b))
+}
+
+/// In eight lanes, which the compiler may add side by side.
+fn sum<const N: usize>(values: &[f32; N]) -> f32 {
+    const { assert!(N.is_multiple_of(8)) };
+    let mut lanes = [0.0; 8];
+    for eight in values.as_chunks::<8>().0 {
+        for (lane, v) in lanes.iter_mut().zip(eight) {
+            *lane += v;
+        }
+    }
+    lanes.iter().sum()
 }
 
 /// The signed scale of one sub-block: the extreme value is near code -32.
@@ -300,13 +326,10 @@ fn symmetric_step(block: &[f32; 16], weights: &[f32; 16]) -> f32 {
     let mut best = (f32::INFINITY, 0.0);
     for trial in -9..=9_i8 {
         let codes = symmetric_codes(block, inverse(-extreme / (32.0 + f32::from(trial) * 0.1)));
-        let (mut sqx, mut sqq) = (0.0, 0.0);
-        for ((x, w), q) in block.iter().zip(weights).zip(&codes) {
-            sqx += w * q * x;
-            sqq += w * q * q;
-        }
+        let weighted_codes = product(weights, &codes);
+        let (sqx, sqq) = (dot(&weighted_codes, block), dot(&weighted_codes, &codes));
         let scale = if sqq > 0.0 { sqx / sqq } else { 0.0 };
-        let error = affine_error(block, weights, &codes, scale, 0.0);
+        let error = weighted_error(block, weights, &codes, scale, 0.0);
         if error < best.0 {
             best = (error, scale);
         }

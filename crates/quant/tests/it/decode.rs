@@ -30,6 +30,7 @@ fn run() -> impl Strategy<Value = (usize, usize)> {
 
 #[test]
 fn every_type_of_ggml_decodes_as_the_plain_decoder_does() {
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::default() };
     for ggml_type in GgmlType::ALL {
         let columns = 3 * ggml_type.block_len();
         let length = ggml_type.bytes_of(2 * columns as u64).unwrap() as usize;
@@ -38,7 +39,7 @@ fn every_type_of_ggml_decodes_as_the_plain_decoder_does() {
             same_as_plain(&tensor, 0, tensor.len())?;
             same_as_plain(&tensor, start, length)
         };
-        TestRunner::default().run(&(bytes(length), run()), case).unwrap();
+        TestRunner::new(config.clone()).run(&(bytes(length), run()), case).unwrap();
     }
 }
 

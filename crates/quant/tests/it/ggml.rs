@@ -80,11 +80,11 @@ fn normal(count: usize) -> Vec<f32> {
 #[test]
 fn the_searching_coders_are_better_than_rounding() {
     let values = normal(64 * 1024);
-    for (ggml_type, ratio) in [(GgmlType::Q4K, 0.85), (GgmlType::Q5K, 0.87), (GgmlType::Q6K, 0.95)] {
+    // Measured: 0.811, 0.826 and 0.798 of the squared error of plain rounding.
+    for (ggml_type, ratio) in [(GgmlType::Q4K, 0.83), (GgmlType::Q5K, 0.85), (GgmlType::Q6K, 0.82)] {
         let tensor = QuantizedTensor::quantize(&values, 64, 1024, BlockFormat::Ggml(ggml_type)).unwrap();
         let ours = mean_squared_error(&decoded(&tensor), &values);
         let plain = mean_squared_error(&plain_rounding(&values, ggml_type), &values);
-        println!("{ggml_type}: {ours:e}, plain {plain:e}, {:.3}", ours / plain);
         assert!(ours < ratio * plain, "{ggml_type}: {ours:e} against {plain:e}");
     }
 }
