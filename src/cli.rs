@@ -23,8 +23,9 @@ const PLAN_HELP: &str = "\
 Example:
   taper plan my.toml --set train.batch_size=4 --set train.gradient_accumulation_steps=4
 
-Reads config.json, the headers of the weights and the data; no weights. The peak is the largest of the
-phases, not their sum. Where it is more than the memory that is free, settings with which it fits are named.";
+Reads config.json, the headers of the weights and the data; no weights. The peak is that of the
+largest phase, not a sum of all. When it is more than the memory that is free, settings with which
+it fits are named.";
 
 /// Fine-tune small language models from JSONL by a recipe, prove the adapter, export it, generate with it.
 #[derive(Debug, Parser)]

@@ -90,14 +90,15 @@ fn a_probe_without_weights_says_what_is_missing() {
 fn what_is_wrong_with_the_recipe_is_told_in_place_of_a_plan() {
     let desk = Desk::new();
     let refused = |set: &str, told: &str| {
-        let said = desk.taper(&["plan", "recipe.toml", "--set", set]).exits(2).tells(&[told, "help:"]);
+        let said =
+            desk.taper(&["plan", "recipe.toml", "--set", set]).exits(2).tells(&[told]).tells(&["help:"]);
         assert_eq!(said.out, "");
     };
     refused("adapter.target_modules=[\"q_porj\"]", "did you mean `q_proj`?");
     refused("train.batch_size=0", "`batch_size` is 0");
     refused("data.max_length=4", "too-long");
     desk.write("recipe.toml", RECIPE.replace("batch_size", "batchsize"));
-    desk.taper(&["plan", "recipe.toml"]).exits(2).tells(&["unknown key `batchsize`"]);
+    desk.taper(&["plan", "recipe.toml"]).exits(2).tells(&["unknown key `train.batchsize`"]);
     desk.taper(&["plan", "nowhere.toml"]).exits(2).tells(&["nowhere.toml"]);
 }
 
@@ -108,7 +109,8 @@ fn the_quickstart_is_planned_as_it_ships() {
     let output = Command::new(env!("CARGO_BIN_EXE_taper")).args(args).current_dir(root).output().unwrap();
     let plan = said(output, &args).exits(0).json();
     // Three epochs over the shipped data in batches of 16.
-    let rows = fs_err::read_to_string(root.join("datasets/clinical-deid/train.jsonl")).unwrap().lines().count();
+    let rows =
+        fs_err::read_to_string(root.join("datasets/clinical-deid/train.jsonl")).unwrap().lines().count();
     assert_eq!(plan["steps"].as_u64().unwrap(), 3 * rows.div_ceil(16) as u64);
     assert_eq!(plan["evaluations"][0]["items"], 200);
     assert_eq!(plan["evaluations"][0]["least_exact_match_gain"], 0.03);
