@@ -28,9 +28,9 @@ mod offline;
 #[cfg(test)]
 mod plan;
 #[cfg(test)]
-mod real_base;
-#[cfg(test)]
 mod quantised;
+#[cfg(test)]
+mod real_base;
 #[cfg(test)]
 mod recipe_errors;
 #[cfg(test)]

@@ -217,10 +217,7 @@ mod tests {
         let good: ModelSection =
             serde_json::from_str(r#"{"base":"a/b","quantize":"nf4","double_quant":true}"#).unwrap();
         assert!(good.check().is_empty());
-        assert_eq!(
-            good.quantize_format(),
-            Some(BlockFormat::Nf4 { block_size: 64, double_quant: true })
-        );
+        assert_eq!(good.quantize_format(), Some(BlockFormat::Nf4 { block_size: 64, double_quant: true }));
         for (name, format) in [("q6_k", GgmlType::Q6K), ("q4_0", GgmlType::Q4_0)] {
             let text = format!(r#"{{"base":"a/b","quantize":"{name}"}}"#);
             let section: ModelSection = serde_json::from_str(&text).unwrap();

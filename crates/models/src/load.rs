@@ -62,8 +62,8 @@ pub fn load(files: &ModelFiles, options: LoadOptions) -> Result<Box<dyn CausalLm
         Some(path) => Checkpoint::open_gguf(path),
         None => Checkpoint::open(files.require_weights()?, files.index.as_deref()),
     };
-    let checkpoint = opened
-        .map_err(|source| Error::Checkpoint { root: files.root.clone(), source: Box::new(source) })?;
+    let checkpoint =
+        opened.map_err(|source| Error::Checkpoint { root: files.root.clone(), source: Box::new(source) })?;
     let weights = Weights::stored(&checkpoint, &files.root, options);
     Ok(Box::new(Decoder::build(config, weights)?))
 }

@@ -272,12 +272,7 @@ impl Checkpoint {
         &self.shards[stored.shard].path
     }
 
-    fn not_quantized(
-        &self,
-        name: &str,
-        stored: &Stored,
-        source: taper_quant::QuantError,
-    ) -> CheckpointError {
+    fn not_quantized(&self, name: &str, stored: &Stored, source: taper_quant::QuantError) -> CheckpointError {
         CheckpointError::Quantized { tensor: name.into(), path: self.path_of(stored).into(), source }
     }
 

@@ -180,7 +180,8 @@ fn lora_equals_its_plain_formula() {
     let (x, a, b, weight) = (values(5, 7, 1), values(2, 7, 2), values(3, 2, 4), frozen(3, 7, DType::F32));
     let fused = ops::lora_linear(&x, &a, &b, &weight, None, LoraTerms { scale: 1.7, dropout: None }).unwrap();
     let delta = x.matmul(&a.t().unwrap()).unwrap().matmul(&b.t().unwrap()).unwrap();
-    let plain = (x.matmul(&weight.to_dense().unwrap().t().unwrap()).unwrap() + (delta * 1.7).unwrap()).unwrap();
+    let plain =
+        (x.matmul(&weight.to_dense().unwrap().t().unwrap()).unwrap() + (delta * 1.7).unwrap()).unwrap();
     for (f, p) in to_vec_f32(&fused).unwrap().iter().zip(to_vec_f32(&plain).unwrap()) {
         assert!((f - p).abs() < 1e-4, "{f} against {p}");
     }

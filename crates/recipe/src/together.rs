@@ -90,8 +90,11 @@ impl Faults<'_> {
         if recipe.model.quantize.is_some() && is_full {
             self.push(
                 "model.quantize",
-                Problem::error("conflict", "`model.quantize` with `train.method = \"full\"`: quantised weights cannot be trained")
-                    .hint("remove the key, or train an adapter over the quantised weights"),
+                Problem::error(
+                    "conflict",
+                    "`model.quantize` with `train.method = \"full\"`: quantised weights cannot be trained",
+                )
+                .hint("remove the key, or train an adapter over the quantised weights"),
             );
         }
         if is_full && recipe.export.formats.contains(&ExportFormat::Peft) {

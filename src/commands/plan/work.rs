@@ -11,8 +11,8 @@ use taper_models::{LoadOptions, ModelConfig, Quantize};
 use taper_nn::{Checkpoint, StoredFormat};
 use taper_peft::TrainedModule;
 use taper_train::plan::{
-    BatchShape, EvaluationShape, MemoryPlan, ModuleKind, WeightFormat, Workload, fully_trained, modules, overhead_bytes,
-    weight_bytes,
+    BatchShape, EvaluationShape, MemoryPlan, ModuleKind, WeightFormat, Workload, fully_trained, modules,
+    overhead_bytes, weight_bytes,
 };
 use taper_train::{Sections, TrainSection, resident_bytes, shortest_example};
 

@@ -177,7 +177,8 @@ fn products_with_quantised_weights_equal_the_plain_twin() {
         BlockFormat::Fp4 { block_size: 64, double_quant: true },
         BlockFormat::Int8,
     ];
-    let ggml = [GgmlType::Q4_0, GgmlType::Q8_0, GgmlType::Q4K, GgmlType::Q5K, GgmlType::Q6K].map(BlockFormat::Ggml);
+    let ggml =
+        [GgmlType::Q4_0, GgmlType::Q8_0, GgmlType::Q4K, GgmlType::Q5K, GgmlType::Q6K].map(BlockFormat::Ggml);
     let odd = [(1, 33, 5), (7, 1100, 41), (9, 70, 300), (4, 257, 130)];
     let whole = [(1, 256, 5), (6, 1280, 33), (9, 512, 300), (1030, 256, 9)];
     let cases = flat.iter().flat_map(|f| odd.iter().map(move |s| (*f, *s)));

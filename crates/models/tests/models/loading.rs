@@ -63,8 +63,11 @@ fn f16_weights_give_the_logits_of_their_rounded_values() {
 fn weights_are_converted_when_asked() {
     let tensors = read_safetensors(&golden("models/smollm/golden.safetensors"));
     let batch = Batch::of(&tensors, "input_ids", "attention_mask");
-    let mut as_bf16 =
-        load(&fixture_files("smollm", "config.json"), LoadOptions { dtype: Some(DType::BF16), ..LoadOptions::default() }).unwrap();
+    let mut as_bf16 = load(
+        &fixture_files("smollm", "config.json"),
+        LoadOptions { dtype: Some(DType::BF16), ..LoadOptions::default() },
+    )
+    .unwrap();
     let held = state_tensors(as_bf16.as_mut()).unwrap();
     assert!(
         held.iter()

@@ -112,8 +112,7 @@ fn quantising_while_loading_gives_the_checkpoint_that_bitsandbytes_saves() {
 /// bitsandbytes rounds weights to half precision before it codes them in 8 bits; ours are coded as they are. A code may differ by one.
 #[test]
 fn int8_while_loading_is_within_a_code_of_the_checkpoint_that_bitsandbytes_saves() {
-    let mut ours =
-        load(&fixture_files("llama_untied", "config.json"), quantize(BlockFormat::Int8)).unwrap();
+    let mut ours = load(&fixture_files("llama_untied", "config.json"), quantize(BlockFormat::Int8)).unwrap();
     let mut theirs = checkpoint("llama_int8");
     assert_eq!(quantized_size(&mut *ours), quantized_size(&mut *theirs));
     let (ours, theirs) = (state(&mut *ours), state(&mut *theirs));
@@ -189,7 +188,10 @@ fn rows_that_are_no_whole_blocks_are_refused_by_name() {
     let files = fixture_files("llama_untied", "config.json");
     let Err(error) = load(&files, quantize(BlockFormat::Ggml(GgmlType::Q4K))) else { panic!("loaded") };
     let source = std::error::Error::source(&error).unwrap();
-    assert_eq!(source.to_string(), "cannot read the quantised tensor `model.layers.0.self_attn.q_proj.weight`");
+    assert_eq!(
+        source.to_string(),
+        "cannot read the quantised tensor `model.layers.0.self_attn.q_proj.weight`"
+    );
     let cause = source.source().unwrap().to_string();
     assert!(cause.contains("64") && cause.contains("256") && cause.contains("Q4_K"), "{cause}");
     assert!(error.hint().unwrap().contains("nf4"));
@@ -217,7 +219,10 @@ fn broken(folder: &Path, name: &str, change: impl Fn(&mut BTreeMap<String, Tenso
             _ => DType::U8,
         };
         let shape: Vec<usize> = view.shape().to_vec();
-        tensors.insert(key, Tensor::from_raw_buffer(view.data(), dtype, &shape, &candle_core::Device::Cpu).unwrap());
+        tensors.insert(
+            key,
+            Tensor::from_raw_buffer(view.data(), dtype, &shape, &candle_core::Device::Cpu).unwrap(),
+        );
     }
     change(&mut tensors);
     let tensors: std::collections::HashMap<String, Tensor> = tensors.into_iter().collect();
@@ -269,7 +274,10 @@ fn a_broken_state_is_told_by_its_tensor() {
             let state = state.clone();
             Box::new(move |t| drop(t.insert(state.clone(), bytes(text))))
         }),
-        ("has no place for", Box::new(|t| drop(t.insert("model.layers.7.x.weight.absmax".into(), bytes("a"))))),
+        (
+            "has no place for",
+            Box::new(|t| drop(t.insert("model.layers.7.x.weight.absmax".into(), bytes("a")))),
+        ),
     ];
     for (expected, change) in cases {
         let told = broken(here.path(), "llama_nf4_double", change);
@@ -324,9 +332,13 @@ fn real_gguf_files_give_their_recorded_likelihoods() {
     let Some(real) = real_data_or_skip("GGUF likelihoods") else { return };
     let recorded = read_json(&real.join("gguf/stories260K-golden-nll.json"));
     let golden = read_json(&real.join("models/stories260K-hf/golden.json"));
-    let cases: Vec<Vec<u32>> = golden["cases"].as_array().unwrap().iter().map(|case| {
-        case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect()
-    }).filter(|ids: &Vec<u32>| ids.len() >= 2).collect();
+    let cases: Vec<Vec<u32>> = golden["cases"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|case| case["ids"].as_array().unwrap().iter().map(|id| id.as_u64().unwrap() as u32).collect())
+        .filter(|ids: &Vec<u32>| ids.len() >= 2)
+        .collect();
     let mut held = 0;
     for (file, numbers) in recorded["files"].as_object().unwrap() {
         let path = real.join("gguf").join(file);

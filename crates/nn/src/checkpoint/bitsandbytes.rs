@@ -81,7 +81,8 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn four_bit(&self, key: &str, [rows, columns]: [usize; 2]) -> Result<QuantizedTensor, CheckpointError> {
         let text = self.checkpoint.bytes(self.checkpoint.find(key)?);
-        let state: QuantState = serde_json::from_slice(text).map_err(|e| self.broken(format!("`{key}`: {e}")))?;
+        let state: QuantState =
+            serde_json::from_slice(text).map_err(|e| self.broken(format!("`{key}`: {e}")))?;
         if state.shape != [rows, columns] {
             return Err(CheckpointError::Shape {
                 tensor: self.name.into(),
@@ -112,7 +113,9 @@ impl Reader<'_> {
             return Ok(Absmax::Plain(self.floats(&absmax)?));
         }
         let (Some(nested_block_size), Some(offset)) = (state.nested_blocksize, state.nested_offset) else {
-            return Err(self.broken("`absmax` is in codes, and `nested_blocksize` or `nested_offset` is missing".into()));
+            return Err(self.broken(
+                "`absmax` is in codes, and `nested_blocksize` or `nested_offset` is missing".into(),
+            ));
         };
         Ok(Absmax::Double {
             codes: Bytes::new(self.checkpoint.bytes(stored).to_vec()),

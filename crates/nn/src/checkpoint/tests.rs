@@ -60,8 +60,7 @@ fn shards_must_agree_with_each_other_and_with_the_index() {
 #[test]
 fn f16_refuses_weights_beyond_its_range() {
     let here = tempfile::tempdir().unwrap();
-    let a =
-        write(here.path(), "a.safetensors", &[("big", tensor(&[7e4])), ("edge", tensor(&[-65504.0]))]);
+    let a = write(here.path(), "a.safetensors", &[("big", tensor(&[7e4])), ("edge", tensor(&[-65504.0]))]);
     let checkpoint = Checkpoint::open(&[a], None).unwrap();
     assert!(matches!(checkpoint.weight("big", Some(DType::F16)), Err(CheckpointError::Overflow { .. })));
     assert!(checkpoint.weight("edge", Some(DType::F16)).is_ok());

@@ -56,7 +56,8 @@ fn dequantise(model: &mut dyn VisitModules) {
 }
 
 fn with_adapter(model: &mut dyn CausalLm) -> Adapter {
-    let section = AdapterSection { r: 4, target_modules: TargetModules::AllLinear, ..AdapterSection::default() };
+    let section =
+        AdapterSection { r: 4, target_modules: TargetModules::AllLinear, ..AdapterSection::default() };
     let adapter = attach(model, &section.to_config("base"), "llama", 3).unwrap();
     disturb(&adapter);
     adapter
@@ -96,7 +97,8 @@ fn gradients_over_quantised_weights_are_those_over_their_values() {
             assert!(off <= 1e-5, "{format:?}: gradient of {} off by {off}", p.name);
         }
         let matrices = gradients.get_ids().filter_map(|id| gradients.get_id(*id));
-        let frozen = matrices.filter(|g| [[256, 256], [512, 256], [256, 512], [128, 256]].iter().any(|s| g.dims() == s));
+        let frozen = matrices
+            .filter(|g| [[256, 256], [512, 256], [256, 512], [128, 256]].iter().any(|s| g.dims() == s));
         // A batch has 50 tokens: no activation has such a shape.
         assert_eq!(frozen.count(), 0, "{format:?}: a frozen weight is differentiated");
     }
