@@ -8,11 +8,13 @@ use serde_json::json;
 use std::path::Path;
 use taper_data::{Batch, RowPlace, TokenizedExample};
 use taper_kernels::rng::CounterRng;
-use taper_models::{CausalLm, ModelConfig, ModelType};
+use taper_models::{CausalLm, LoadOptions, ModelConfig, ModelType, Quantize};
 use taper_nn::{ModuleMut, RandomKey, VisitModules};
 use taper_peft::{AdapterSection, TrainedModule};
+use taper_quant::{BlockFormat, GgmlType};
 use taper_train::plan::{
-    BatchShape, Cause, ModuleKind, ModuleShape, PhaseName, Workload, fully_trained, modules,
+    BatchShape, Cause, ModuleKind, ModuleShape, PhaseName, WeightFormat, Workload, fully_trained, modules,
+    weight_bytes,
 };
 use taper_train::{
     Gradients, LOGITS_BYTES, PassOptions, TrainSection, Trained, evaluate_loss, forward_backward,
@@ -177,11 +179,59 @@ fn what_is_planned_is_what_the_heap_holds() {
             }
         }
     }
+    // Norms behind attention and MLP, caps on scores and logits, scaled embeddings; projections in one layer.
+    for (name, model_type) in [("gemma2", ModelType::Gemma2), ("gemma3", ModelType::Gemma3), ("phi3", ModelType::Phi3)] {
+        for (adapter, section) in [("all linear layers", Some(AdapterSection::default())), ("full", None)] {
+            for (layout, batch) in &batches {
+                let name = format!("{name}, {adapter}, {layout}");
+                let config = config(model_type, &json!({"head_dim": 16}));
+                Case { name, config, adapter: section.clone(), train: TrainSection::default() }.check(batch);
+            }
+        }
+    }
     let train = TrainSection { neftune_noise_alpha: Some(5.0), ..TrainSection::default() };
     let section = Some(AdapterSection { bias: taper_peft::Bias::All, ..AdapterSection::default() });
     let case = Case { name: "noise and biases".into(), config: models[2].1.clone(), adapter: section, train };
     case.check(&batches[1].1);
     modules_are_those_of_the_models();
+    weights_are_those_of_the_formats(&models[0].1);
+}
+
+/// Loading leaves what the plan says, in every format, and a quantised base adds nothing to a step: no dequantised matrix is ever held.
+fn weights_are_those_of_the_formats(config: &ModelConfig) {
+    let config = ModelConfig { hidden_size: 256, intermediate_size: 512, head_dim: 64, ..config.clone() };
+    let nf4 = |double_quant| BlockFormat::Nf4 { block_size: 64, double_quant };
+    let ggml = [GgmlType::Q8_0, GgmlType::Q4K, GgmlType::Q6K].map(BlockFormat::Ggml);
+    for format in [nf4(false), nf4(true), BlockFormat::Int8].into_iter().chain(ggml) {
+        let quantize = Quantize { format, embeddings: false };
+        let options = LoadOptions { dtype: Some(DType::BF16), quantize: Some(quantize) };
+        let before = HEAP.current_usage();
+        let model = taper_models::init_with(&config, 1, options).unwrap();
+        let held = (HEAP.current_usage() - before) as f64;
+        let planned = weight_bytes(&config, |path| match quantize.applies_to(path) {
+            true => WeightFormat::Block(format),
+            false => WeightFormat::BF16,
+        });
+        // Tables of codes and names of modules are small things of each layer: a few KB.
+        let off = planned as f64 / held - 1.0;
+        assert!(off.abs() < 0.05, "{format:?}: planned {planned}, held {held}");
+        let batch = batch(&[200], |_| true);
+        let step = |mut model: Box<dyn CausalLm>| {
+            let section = AdapterSection::default().to_config("base");
+            let adapter = taper_peft::attach(model.as_mut(), &section, "llama", 1).unwrap();
+            let mut gradients = Gradients::new(&adapter.parameters).unwrap();
+            let mut pass = || {
+                let pass =
+                    forward_backward(model.as_ref(), &batch, None, &PassOptions::default(), &mut gradients);
+                assert!(pass.unwrap().loss_sum > 0.0);
+            };
+            pass();
+            grown(pass)
+        };
+        let dense = taper_models::init(&config, 1, Some(DType::BF16)).unwrap();
+        let (coded, dense) = (step(model), step(dense));
+        assert!(coded <= dense + dense / 50, "{format:?}: a pass takes {coded}, over dense weights {dense}");
+    }
 }
 
 fn modules_are_those_of_the_models() {
