@@ -1,6 +1,8 @@
 //! `cargo bench -p taper-quant`: decoding and encoding, one thread, in elements a second. The products of `kernels` compile the decoders for
 //! the machine's instruction set; here the set is that of the build (`RUSTFLAGS="-C target-cpu=x86-64-v3"`).
 
+#![expect(clippy::unwrap_used, reason = "a bench may fail loudly")]
+
 use divan::Bencher;
 use divan::counter::ItemsCount;
 use taper_quant::{BlockFormat, Bytes, GgmlType, QuantizedTensor};

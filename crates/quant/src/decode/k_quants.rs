@@ -3,7 +3,7 @@
 //! Codes of 2 bits lie four to a byte: byte l of a group of 32 has, from its lowest bits, elements l, l + 32, l + 64, l + 96 of half a
 //! super-block. Codes of 4 bits lie two to a byte in the same way. What is above (third, fifth, sixth bits) is in bytes of its own.
 //!
-//! Each decoder first lays the codes out in bytes, then widens them: both are loops that become vectors.
+//! All loops are over 32 elements, also where 16 share a scale: shorter ones are unrolled before they could become vectors.
 
 use super::{Block, f16_at};
 
@@ -14,12 +14,13 @@ impl Block<256, 84> for Q2K {
     #[inline(always)]
     fn decode(block: &[u8; 84], out: &mut [f32; 256]) {
         let (d, dmin) = (f16_at(block, 80), f16_at(block, 82));
-        let mut codes = [0; 256];
-        two_bits(&block[16..80], &mut codes);
-        for (g, (out, codes)) in sixteens(out).iter_mut().zip(codes.as_chunks::<16>().0).enumerate() {
-            let (scale, min) = (d * f32::from(block[g] & 15), dmin * f32::from(block[g] >> 4));
-            for (value, code) in out.iter_mut().zip(codes) {
-                *value = scale * f32::from(*code) - min;
+        let (codes, _) = block[16..80].as_chunks::<32>();
+        for (g, out) in thirty_twos(out).iter_mut().enumerate() {
+            let scales = two_sixteens(|i| d * f32::from(block[2 * g + i] & 15));
+            let mins = two_sixteens(|i| dmin * f32::from(block[2 * g + i] >> 4));
+            let (codes, shift) = (&codes[g / 4], g % 4 * 2);
+            for (((value, code), scale), min) in out.iter_mut().zip(codes).zip(&scales).zip(&mins) {
+                *value = scale * (i32::from(*code) >> shift & 3) as f32 - min;
             }
         }
     }
@@ -32,21 +33,20 @@ impl Block<256, 110> for Q3K {
     #[inline(always)]
     fn decode(block: &[u8; 110], out: &mut [f32; 256]) {
         let (mask, packed) = (&block[..32], &block[96..108]);
+        let (codes, _) = block[32..96].as_chunks::<32>();
         let d = f16_at(block, 108);
-        let mut codes = [0; 256];
-        two_bits(&block[32..96], &mut codes);
-        for (bit, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for (code, mask) in codes.iter_mut().zip(mask) {
-                *code |= (*mask >> bit & 1) << 2;
-            }
-        }
-        for (g, (out, codes)) in sixteens(out).iter_mut().zip(codes.as_chunks::<16>().0).enumerate() {
-            // Four low bits in eight bytes, first the low nibbles; two high bits in four bytes, from the lowest pair up.
-            let low = packed[g % 8] >> (g / 8 * 4) & 15;
-            let high = packed[8 + g % 4] >> (g / 4 * 2) & 3;
-            let scale = d * f32::from((low | high << 4).cast_signed() - 32);
-            for (value, code) in out.iter_mut().zip(codes) {
-                *value = scale * f32::from(code.cast_signed() - 4);
+        for (g, out) in thirty_twos(out).iter_mut().enumerate() {
+            let scales = two_sixteens(|i| {
+                // Four low bits in eight bytes, first the low nibbles; two high bits in four bytes, from the lowest pair up.
+                let g = 2 * g + i;
+                let low = packed[g % 8] >> (g / 8 * 4) & 15;
+                let high = packed[8 + g % 4] >> (g / 4 * 2) & 3;
+                d * f32::from((low | high << 4).cast_signed() - 32)
+            });
+            let (codes, shift) = (&codes[g / 4], g % 4 * 2);
+            for (((value, code), mask), scale) in out.iter_mut().zip(codes).zip(mask).zip(&scales) {
+                let third = i32::from(*mask) >> g & 1;
+                *value = scale * ((i32::from(*code) >> shift & 3 | third << 2) - 4) as f32;
             }
         }
     }
@@ -58,9 +58,21 @@ pub(super) struct Q4K;
 impl Block<256, 144> for Q4K {
     #[inline(always)]
     fn decode(block: &[u8; 144], out: &mut [f32; 256]) {
-        let mut codes = [0; 256];
-        nibbles(&block[16..], &mut codes);
-        by_thirty_twos(block, &codes, out);
+        let (d, dmin) = (f16_at(block, 0), f16_at(block, 2));
+        let (codes, _) = block[16..].as_chunks::<32>();
+        for (g, (out, codes)) in out.as_chunks_mut::<64>().0.iter_mut().zip(codes).enumerate() {
+            let (low, high) = out.split_at_mut(32);
+            let (scale, min) = scale_and_min(&block[4..16], 2 * g);
+            let (scale, min) = (d * scale, dmin * min);
+            for (value, code) in low.iter_mut().zip(codes) {
+                *value = scale * i32::from(*code & 15) as f32 - min;
+            }
+            let (scale, min) = scale_and_min(&block[4..16], 2 * g + 1);
+            let (scale, min) = (d * scale, dmin * min);
+            for (value, code) in high.iter_mut().zip(codes) {
+                *value = scale * i32::from(*code >> 4) as f32 - min;
+            }
+        }
     }
 }
 
@@ -70,14 +82,22 @@ pub(super) struct Q5K;
 impl Block<256, 176> for Q5K {
     #[inline(always)]
     fn decode(block: &[u8; 176], out: &mut [f32; 256]) {
-        let mut codes = [0; 256];
-        nibbles(&block[48..], &mut codes);
-        for (bit, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for (code, fifth) in codes.iter_mut().zip(&block[16..48]) {
-                *code |= (*fifth >> bit & 1) << 4;
+        let (d, dmin) = (f16_at(block, 0), f16_at(block, 2));
+        let fifth = &block[16..48];
+        let (codes, _) = block[48..].as_chunks::<32>();
+        for (g, (out, codes)) in out.as_chunks_mut::<64>().0.iter_mut().zip(codes).enumerate() {
+            let (low, high) = out.split_at_mut(32);
+            let (scale, min) = scale_and_min(&block[4..16], 2 * g);
+            let (scale, min) = (d * scale, dmin * min);
+            for ((value, code), fifth) in low.iter_mut().zip(codes).zip(fifth) {
+                *value = scale * i32::from(*code & 15 | (*fifth >> (2 * g) & 1) << 4) as f32 - min;
+            }
+            let (scale, min) = scale_and_min(&block[4..16], 2 * g + 1);
+            let (scale, min) = (d * scale, dmin * min);
+            for ((value, code), fifth) in high.iter_mut().zip(codes).zip(fifth) {
+                *value = scale * i32::from(*code >> 4 | (*fifth >> (2 * g + 1) & 1) << 4) as f32 - min;
             }
         }
-        by_thirty_twos(block, &codes, out);
     }
 }
 
@@ -88,59 +108,17 @@ impl Block<256, 210> for Q6K {
     #[inline(always)]
     fn decode(block: &[u8; 210], out: &mut [f32; 256]) {
         let d = f16_at(block, 208);
-        let mut codes = [0; 256];
-        two_bits(&block[128..192], &mut codes);
-        // Half a super-block has 64 bytes of nibbles: 64 elements in the low ones, then 64 in the high ones.
-        for (codes, low) in codes.as_chunks_mut::<128>().0.iter_mut().zip(block[..128].as_chunks::<64>().0) {
-            let (first, second) = codes.split_at_mut(64);
-            for ((first, second), low) in first.iter_mut().zip(second).zip(low) {
-                *first = *first << 4 | *low & 15;
-                *second = *second << 4 | *low >> 4;
+        let (low, _) = block[..128].as_chunks::<32>();
+        let (high, _) = block[128..192].as_chunks::<32>();
+        for (g, out) in thirty_twos(out).iter_mut().enumerate() {
+            let scales = two_sixteens(|i| d * f32::from(block[192 + 2 * g + i].cast_signed()));
+            // Half a super-block has 64 bytes of nibbles: 64 elements in the low ones, then 64 in the high ones.
+            let (low, nibble) = (&low[g / 4 * 2 + g % 2], g / 2 % 2 * 4);
+            let (high, pair) = (&high[g / 4], g % 4 * 2);
+            for (((value, low), high), scale) in out.iter_mut().zip(low).zip(high).zip(&scales) {
+                let code = i32::from(*low) >> nibble & 15 | (i32::from(*high) >> pair & 3) << 4;
+                *value = scale * (code - 32) as f32;
             }
-        }
-        for (g, (out, codes)) in sixteens(out).iter_mut().zip(codes.as_chunks::<16>().0).enumerate() {
-            let scale = d * f32::from(block[192 + g].cast_signed());
-            for (value, code) in out.iter_mut().zip(codes) {
-                *value = scale * f32::from(code.cast_signed() - 32);
-            }
-        }
-    }
-}
-
-/// The 256 codes of 2 bits in 64 bytes.
-#[inline(always)]
-fn two_bits(bytes: &[u8], codes: &mut [u8; 256]) {
-    for (codes, bytes) in codes.as_chunks_mut::<128>().0.iter_mut().zip(bytes.as_chunks::<32>().0) {
-        for (pair, codes) in codes.as_chunks_mut::<32>().0.iter_mut().enumerate() {
-            for (code, byte) in codes.iter_mut().zip(bytes) {
-                *code = *byte >> (2 * pair) & 3;
-            }
-        }
-    }
-}
-
-/// The 256 codes of 4 bits in 128 bytes.
-#[inline(always)]
-fn nibbles(bytes: &[u8], codes: &mut [u8; 256]) {
-    for (codes, bytes) in codes.as_chunks_mut::<64>().0.iter_mut().zip(bytes.as_chunks::<32>().0) {
-        let (low, high) = codes.split_at_mut(32);
-        for ((low, high), byte) in low.iter_mut().zip(high).zip(bytes) {
-            *low = *byte & 15;
-            *high = *byte >> 4;
-        }
-    }
-}
-
-/// What Q4_K and Q5_K share: `d`, `dmin`, then twelve bytes of scales and minima.
-#[inline(always)]
-fn by_thirty_twos(block: &[u8], codes: &[u8; 256], out: &mut [f32; 256]) {
-    let (d, dmin) = (f16_at(block, 0), f16_at(block, 2));
-    for (g, (out, codes)) in out.as_chunks_mut::<32>().0.iter_mut().zip(codes.as_chunks::<32>().0).enumerate()
-    {
-        let (scale, min) = scale_and_min(&block[4..16], g);
-        let (scale, min) = (d * scale, dmin * min);
-        for (value, code) in out.iter_mut().zip(codes) {
-            *value = scale * f32::from(*code) - min;
         }
     }
 }
@@ -158,6 +136,14 @@ fn scale_and_min(packed: &[u8], g: usize) -> (f32, f32) {
 }
 
 #[inline(always)]
-fn sixteens(out: &mut [f32; 256]) -> &mut [[f32; 16]] {
+fn thirty_twos(out: &mut [f32; 256]) -> &mut [[f32; 32]] {
     out.as_chunks_mut().0
+}
+
+/// Sixteen times the first of two numbers, sixteen times the second.
+#[inline(always)]
+fn two_sixteens(number: impl Fn(usize) -> f32) -> [f32; 32] {
+    let mut numbers = [number(0); 32];
+    numbers[16..].fill(number(1));
+    numbers
 }

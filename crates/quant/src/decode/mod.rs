@@ -52,6 +52,9 @@ trait Block<const LEN: usize, const BYTES: usize> {
 }
 
 /// Block by block; the first and the last may be wanted in part.
+///
+/// Once a decoder is inlined, the compiler fears that writing an element changes a byte of the block, and makes no vectors. So blocks of 32
+/// are decoded into a buffer of our own, and of a super-block, whose elements are many, the bytes are copied instead: measured, both.
 #[inline(always)]
 fn blocks<const LEN: usize, const BYTES: usize, B: Block<LEN, BYTES>>(
     bytes: &[u8],
@@ -63,12 +66,19 @@ fn blocks<const LEN: usize, const BYTES: usize, B: Block<LEN, BYTES>>(
     for block in &all[start / LEN..] {
         let length = (LEN - skip).min(out.len());
         let (here, rest) = out.split_at_mut(length);
-        // By a buffer of our own: were they written in place, the compiler would fear for the bytes of the block and make no vectors.
         let mut values = [0.0; LEN];
-        B::decode(block, &mut values);
-        match <&mut [f32; LEN]>::try_from(&mut *here) {
-            Ok(whole) => *whole = values,
-            Err(_) => here.copy_from_slice(&values[skip..skip + length]),
+        if LEN == 256 {
+            let block = *block;
+            B::decode(&block, <&mut [f32; LEN]>::try_from(&mut *here).unwrap_or(&mut values));
+            if length < LEN {
+                here.copy_from_slice(&values[skip..skip + length]);
+            }
+        } else {
+            B::decode(block, &mut values);
+            match <&mut [f32; LEN]>::try_from(&mut *here) {
+                Ok(whole) => *whole = values,
+                Err(_) => here.copy_from_slice(&values[skip..skip + length]),
+            }
         }
         if rest.is_empty() {
             return;
