@@ -1,6 +1,6 @@
 //! `taper plan`: what a run will take, without weights; with `--probe` held against two real steps.
 
-use crate::desk::{Desk, RECIPE, said, spec};
+use crate::desk::{Desk, RECIPE, row, said, spec};
 use serde_json::Value;
 use std::path::Path;
 use std::process::Command;
@@ -100,6 +100,44 @@ fn what_is_wrong_with_the_recipe_is_told_in_place_of_a_plan() {
     desk.write("recipe.toml", RECIPE.replace("batch_size", "batchsize"));
     desk.taper(&["plan", "recipe.toml"]).exits(2).tells(&["unknown key `train.batchsize`"]);
     desk.taper(&["plan", "nowhere.toml"]).exits(2).tells(&["nowhere.toml"]);
+}
+
+#[test]
+#[cfg(target_os = "linux")]
+fn what_does_not_fit_is_told_with_settings_that_do() {
+    let desk = Desk::new();
+    fs_err::remove_file(desk.path("base/model.safetensors")).unwrap();
+    // Long texts over a narrow model: activations are nearly all there is.
+    let text = "a long story ".repeat(100);
+    let rows: Vec<String> = (0..16).map(|n| row(&format!("tell number {n}"), &text)).collect();
+    desk.write("train.jsonl", rows.join("\n"));
+    let sets = ["--set", "train.batch_size=16", "--set", "data.max_length=2048"];
+    let small = plan(&desk, &sets);
+    assert_eq!(small["settings_that_fit"].as_array().unwrap().len(), 0);
+    // Twice as many blocks as there is memory for.
+    let available = small["memory"]["available_bytes"].as_u64().unwrap();
+    let of_a_block = cause(&small, "step", "activations") / spec().num_hidden_layers as u64;
+    let mut config = desk.json("base/config.json");
+    config["num_hidden_layers"] = (2 * available / of_a_block).into();
+    desk.write("base/config.json", config.to_string());
+    let large = plan(&desk, &sets);
+    assert_eq!(large["memory"]["fits"], false);
+    let settings = large["settings_that_fit"].as_array().unwrap();
+    let all_keys: Vec<&str> =
+        settings.iter().flat_map(|s| s["set"].as_array().unwrap()).map(|key| key.as_str().unwrap()).collect();
+    assert!(all_keys.contains(&"train.gradient_checkpointing=true"), "{all_keys:?}");
+    assert!(all_keys.iter().any(|key| key.starts_with("train.batch_size=")), "{all_keys:?}");
+    for setting in settings {
+        let keys = setting["set"].as_array().unwrap();
+        let flags = keys.iter().flat_map(|key| ["--set", key.as_str().unwrap()]);
+        // Cutting texts needs a person who says that they may be cut.
+        let flags: Vec<&str> =
+            sets.into_iter().chain(flags).chain(["--set", "data.truncation=right"]).collect();
+        let changed = plan(&desk, &flags);
+        assert_eq!(changed["memory"]["fits"], true, "{keys:?}");
+    }
+    let flags: Vec<&str> = ["plan", "recipe.toml"].into_iter().chain(sets).collect();
+    desk.taper(&flags).exits(0).tells(&["it does not fit", "with --set train.gradient_checkpointing=true"]);
 }
 
 #[test]

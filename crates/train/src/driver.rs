@@ -286,10 +286,13 @@ fn chunks_of(model: &dyn CausalLm, batch: &Batch, bytes: usize) -> Vec<(Vec<usiz
 fn gather(hidden: &Tensor, rows: &[usize]) -> candle_core::Result<Tensor> {
     let width = hidden.dims2()?.1;
     let hidden = hidden.contiguous()?;
-    let values = with_f32(&hidden, |values| {
-        rows.iter().flat_map(|row| &values[row * width..(row + 1) * width]).copied().collect::<Vec<f32>>()
+    let mut gathered = Vec::with_capacity(rows.len() * width);
+    with_f32(&hidden, |values| {
+        for row in rows {
+            gathered.extend_from_slice(&values[row * width..(row + 1) * width]);
+        }
     })?;
-    Tensor::from_vec(values, (rows.len(), width), hidden.device())
+    Tensor::from_vec(gathered, (rows.len(), width), hidden.device())
 }
 
 /// Rows of [n, H] to their places in [T, H].

@@ -3,7 +3,7 @@
 use super::work::{Changed, Work};
 use crate::commands::train::loader_options;
 use crate::fault::OrFault;
-use taper_data::{DataLoader, DataLoaderOptions, TokenizedExample};
+use taper_data::{DataLoader, DataLoaderOptions, TokenizedExample, Truncation};
 use taper_models::Quantize;
 use taper_quant::BlockFormat;
 use taper_train::plan::{BatchShape, ModuleKind, WeightFormat, modules};
@@ -108,7 +108,10 @@ fn shorter_texts(work: &Work<'_>) -> anyhow::Result<Vec<Step>> {
         max_length /= 2;
         let cut = tokenized.iter().map(|example| cut(example, max_length)).collect();
         let batch = longest(work, cut, DataLoaderOptions { max_length, ..options.clone() })?;
-        let keys = vec![format!("data.max_length={max_length}")];
+        let mut keys = vec![format!("data.max_length={max_length}")];
+        if work.session.run.recipe.data.truncation == Truncation::Error {
+            keys.push("data.truncation=right".to_owned());
+        }
         steps.push((keys, Changed { batch, ..work.unchanged() }));
     }
     Ok(steps)

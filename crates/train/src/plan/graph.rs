@@ -1,7 +1,7 @@
 //! The decoder's forward pass as tensors without numbers, module by module as `taper_models` runs it.
 //!
 //! It mirrors `models::decoder` and `nn::ops`: what a module there names, applies and lets go, its twin here names, applies and lets go.
-//! `crates/train/tests/memory.rs` holds the two together: the modules by name, and the bytes by a heap that counts.
+//! `crates/train/tests/memory/passes.rs` holds the two together: the modules by name, and the bytes by a heap that counts.
 
 use super::heap::Cause;
 use super::heap::Heap;

@@ -200,9 +200,8 @@ impl<'h> Tape<'h> {
 
     /// Zeros where there is no gradient yet, then the sum in a tensor of its own.
     fn accumulate(&mut self, gradients: &mut Gradients, of: Id) {
-        if !gradients.0.contains_key(&of) {
+        if gradients.0.insert(of, self.gradient(of)).is_none() {
             self.alloc_gradient(of);
-            gradients.0.insert(of, self.gradient(of));
         }
         self.alloc_gradient(of);
         self.free_gradient(of);
