@@ -14,6 +14,7 @@ mod keys;
 mod lora;
 mod plan;
 mod section;
+mod sizes;
 mod targets;
 
 pub use attach::{AdaptedLayer, Adapter, attach, merged_weight};
