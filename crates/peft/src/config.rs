@@ -1,7 +1,8 @@
 //! PEFT's `adapter_config.json` for LoRA.
 
 use crate::keys;
-use crate::targets::{ModuleNames, Pattern, TargetModules};
+use crate::sizes::Sizes;
+use crate::targets::{ModuleNames, TargetModules};
 use crate::{CONFIG_FILE, Error, Result};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::Visitor;
@@ -194,7 +195,7 @@ impl LoraConfig {
     /// # Errors
     /// When a pattern cannot be used.
     pub fn rank_of(&self, path: &str) -> Result<usize> {
-        Ok(first_match("rank_pattern", &self.rank_pattern, path)?.unwrap_or(self.r))
+        Sizes::new(self)?.rank_of(path)
     }
 
     /// The numerator of the scale of the module at `path`.
@@ -202,7 +203,7 @@ impl LoraConfig {
     /// # Errors
     /// When a pattern cannot be used.
     pub fn alpha_of(&self, path: &str) -> Result<f64> {
-        Ok(first_match("alpha_pattern", &self.alpha_pattern, path)?.unwrap_or(self.lora_alpha))
+        Sizes::new(self)?.alpha_of(path)
     }
 
     /// `alpha / r`, or `alpha / sqrt(r)` with rsLoRA, of the module at `path`.
@@ -210,18 +211,8 @@ impl LoraConfig {
     /// # Errors
     /// When a pattern cannot be used.
     pub fn scale_of(&self, path: &str) -> Result<f64> {
-        let (rank, alpha) = (self.rank_of(path)? as f64, self.alpha_of(path)?);
-        Ok(alpha / if self.use_rslora { rank.sqrt() } else { rank })
+        Sizes::new(self)?.scale_of(path)
     }
-}
-
-fn first_match<T: Copy>(key: &'static str, patterns: &[(String, T)], path: &str) -> Result<Option<T>> {
-    for (pattern, value) in patterns {
-        if Pattern::suffix(key, pattern)?.matches(path)? {
-            return Ok(Some(*value));
-        }
-    }
-    Ok(None)
 }
 
 /// A number as Python would write it: `16`, not `16.0`; some readers take only integers for `lora_alpha`.

@@ -4,6 +4,7 @@ use crate::attach::apply;
 use crate::error::doing;
 use crate::modules::{TrainedParameter, inventory};
 use crate::plan::{Author, Plan, plan};
+use crate::sizes::Sizes;
 use crate::{Adapter, Error, LoraConfig, Result};
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
@@ -118,8 +119,9 @@ impl Adapter {
         if sorted == *config {
             return Ok(());
         }
+        let sizes = Sizes::new(&sorted)?;
         for layer in &self.layers {
-            if sorted.rank_of(&layer.path)? != layer.rank || sorted.scale_of(&layer.path)? != layer.scale {
+            if sizes.rank_of(&layer.path)? != layer.rank || sizes.scale_of(&layer.path)? != layer.scale {
                 return Err(Error::Ambiguous { path: layer.path.clone() });
             }
         }

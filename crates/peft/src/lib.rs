@@ -15,6 +15,7 @@ mod lora;
 mod modules;
 mod plan;
 mod section;
+mod sizes;
 mod targets;
 
 pub use attach::{AdaptedLayer, Adapter, attach, merged_weight};

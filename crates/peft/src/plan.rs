@@ -1,6 +1,7 @@
 //! What an adapter's configuration means for the modules of one model, before anything is touched.
 
 use crate::modules::{ModuleKind, ModuleShape, TrainedParameter};
+use crate::sizes::Sizes;
 use crate::targets::{
     LayerIndex, Matcher, Pattern, Role, TargetModules, default_targets, is_output_head, names_module,
 };
@@ -57,6 +58,7 @@ pub(crate) fn plan(
 ) -> Result<Plan> {
     let targets = resolve_targets(config, modules, model_type)?;
     let matcher = Matcher::new(config, &targets)?;
+    let sizes = Sizes::new(config)?;
     let mut planned = Vec::new();
     let mut taken_away = 0;
     for module in modules {
@@ -71,7 +73,7 @@ pub(crate) fn plan(
             ));
         }
         planned.extend(match (role, saved) {
-            (Role::Target, _) => Some(adapt(config, module)?),
+            (Role::Target, _) => Some(adapt(config, &sizes, module)?),
             (_, true) => Some(train_all(module, modules)?),
             _ => train_bias(config, module),
         });
@@ -142,7 +144,7 @@ fn slot(name: String, shape: &[usize], kind: ParameterKind) -> TrainedParameter 
     TrainedParameter { name, shape: shape.to_vec(), kind }
 }
 
-fn adapt(config: &LoraConfig, module: &ModuleShape) -> Result<Planned> {
+fn adapt(config: &LoraConfig, sizes: &Sizes<'_>, module: &ModuleShape) -> Result<Planned> {
     let path = &module.path;
     let (n_in, n_out, bias) = match module.kind {
         ModuleKind::Linear { occupied: true, .. } => return Err(Error::Occupied { path: path.clone() }),
@@ -159,7 +161,7 @@ fn adapt(config: &LoraConfig, module: &ModuleShape) -> Result<Planned> {
         ModuleKind::Embedding { .. } => return Err(not_linear(path, "an embedding")),
         ModuleKind::RmsNorm { .. } => return Err(not_linear(path, "a norm")),
     };
-    let rank = config.rank_of(path)?;
+    let rank = sizes.rank_of(path)?;
     let mut slots = vec![
         slot(format!("{PREFIX}{path}.lora_A.weight"), &[rank, n_in], ParameterKind::LoraA),
         slot(format!("{PREFIX}{path}.lora_B.weight"), &[n_out, rank], ParameterKind::LoraB),
@@ -167,7 +169,7 @@ fn adapt(config: &LoraConfig, module: &ModuleShape) -> Result<Planned> {
     if bias && config.bias != Bias::None {
         slots.push(slot(format!("{PREFIX}{path}.base_layer.bias"), &[n_out], ParameterKind::Bias));
     }
-    let action = Action::Adapt { rank, alpha: config.alpha_of(path)?, scale: config.scale_of(path)? };
+    let action = Action::Adapt { rank, alpha: sizes.alpha_of(path)?, scale: sizes.scale_of(path)? };
     Ok(Planned { path: path.clone(), action, slots })
 }
 

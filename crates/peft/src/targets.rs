@@ -5,7 +5,7 @@
 //! module names.
 
 use crate::{Error, LoraConfig, Result};
-use fancy_regex::Regex;
+use fancy_regex::{Regex, RegexBuilder};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -147,6 +147,11 @@ impl JsonSchema for TargetModules {
     }
 }
 
+/// Steps back that one match may take: a path is short, and an expression that takes a thousandth of this is rare.
+const MOST_STEPS: usize = 100_000;
+/// Bytes of a compiled expression; `\w{1,60}` takes some 1.5 MB, since it knows all of Unicode's letters.
+const LARGEST_PROGRAM: usize = 4 << 20;
+
 /// A regular expression of the user's, anchored, with the key it came from.
 #[derive(Debug)]
 pub(crate) struct Pattern {
@@ -158,7 +163,9 @@ pub(crate) struct Pattern {
 impl Pattern {
     /// Compile `anchored`, made from what the user gave.
     fn new(key: &'static str, given: &str, anchored: &str) -> Result<Self> {
-        let regex = Regex::new(anchored).map_err(|e| Error::Pattern {
+        let mut builder = RegexBuilder::new(anchored);
+        builder.backtrack_limit(MOST_STEPS).delegate_size_limit(LARGEST_PROGRAM);
+        let regex = builder.build().map_err(|e| Error::Pattern {
             key,
             pattern: given.into(),
             message: e.to_string(),
@@ -394,6 +401,17 @@ mod tests {
         assert_eq!(role(&config, "model.layers.1.self_attn.q_proj"), Role::Excluded);
         assert_eq!(role(&config, "model.layers.2.self_attn.q_proj"), Role::OtherLayer);
         assert_eq!(role(&config, "lm_head"), Role::Excluded);
+    }
+
+    #[test]
+    fn a_pattern_that_takes_forever_is_an_error() {
+        let pattern = Pattern::full("target_modules", r"(?:(a|a|b)*)*(?=c)x").unwrap();
+        let error = pattern.matches(&"a".repeat(60)).unwrap_err();
+        assert!(matches!(error, Error::Pattern { key: "target_modules", .. }), "{error}");
+        assert!(Pattern::full("target_modules", r"((\w{1,200}){1,200}){1,200}").is_err());
+        assert!(
+            Pattern::full("target_modules", r".*\w{1,60}_proj").unwrap().matches("model.q_proj").unwrap()
+        );
     }
 
     #[test]

@@ -85,7 +85,7 @@ fn tags(source: &str) -> Vec<Tag<'_>> {
 }
 
 /// The end of a tag: the first `close` outside of a string.
-fn end_of(source: &str, from: usize, close: &str) -> Option<usize> {
+pub(super) fn end_of(source: &str, from: usize, close: &str) -> Option<usize> {
     let bytes = source.as_bytes();
     let mut at = from;
     while at < bytes.len() {

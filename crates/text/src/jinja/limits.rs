@@ -173,7 +173,7 @@ mod tests {
     fn render(source: &str) -> Result<String, String> {
         let mut env = environment(Clock::Fixed(0), false);
         env.add_template("t", source).unwrap();
-        render_bounded(&env.get_template("t").unwrap(), &Value::from(()), false).map_err(|e| format!("{e:#}"))
+        render_bounded(&env.get_template("t").unwrap(), &Value::from(()), false).map_err(|e| e.to_string())
     }
 
     #[test]

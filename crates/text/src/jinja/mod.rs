@@ -8,11 +8,13 @@
 mod generation;
 mod limits;
 mod methods;
+mod nesting;
 mod python;
 mod strftime;
 
 pub(crate) use generation::{has_generation_tags, rewrite_generation_tags};
 pub(crate) use methods::is_space;
+pub(crate) use nesting::nests_deeply;
 
 use crate::contained::{contained, contained_deep};
 use minijinja::value::{Kwargs, ValueKind};
@@ -79,15 +81,7 @@ pub(crate) fn was_raised(error: &Error) -> bool {
     false
 }
 
-/// Templates longer than this, in bytes, can nest values deeply without a namespace: one level for each `{% set %}`.
-const LONG: usize = 1 << 14;
-
-/// Whether a rendering can nest values deeply, as `ns.x = [ns.x]` does in a loop: dropping and comparing them recurses.
-pub(crate) fn nests_deeply(source: &str) -> bool {
-    source.len() > LONG || source.contains("namespace")
-}
-
-/// Render into a string of bounded length. `deep`: on a stack of its own, which takes some 20 microseconds.
+/// Render into a string of bounded length. `deep`: on a stack of its own, which takes some 50 microseconds.
 pub(crate) fn render_bounded(
     template: &minijinja::Template,
     context: &Value,
