@@ -151,8 +151,14 @@ fn adapters() -> Vec<(&'static str, Option<AdapterSection>)> {
     ]
 }
 
+/// On one thread: scratch of a thread is made when it first gets work, which on a busy machine may be long after the first pass.
 #[test]
 fn what_is_planned_is_what_the_heap_holds() {
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+    pool.install(every_case);
+}
+
+fn every_case() {
     let models = [
         ("llama", config(ModelType::Llama, &json!({}))),
         (
@@ -212,9 +218,10 @@ fn weights_are_those_of_the_formats(config: &ModelConfig) {
             true => WeightFormat::Block(format),
             false => WeightFormat::BF16,
         });
-        // Tables of codes and names of modules are small things of each layer: a few KB.
-        let off = planned as f64 / held - 1.0;
-        assert!(off.abs() < 0.05, "{format:?}: planned {planned}, held {held}");
+        // The tables that 4 bits are decoded by take 3 KB a matrix, of which there are 28, and names and the like less.
+        let beside = 28.0 * 4096.0;
+        let off = (planned as f64 - held).abs();
+        assert!(off < 0.01 * held + beside, "{format:?}: planned {planned}, held {held}");
         let batch = batch(&[200], |_| true);
         let step = |mut model: Box<dyn CausalLm>| {
             let section = AdapterSection::default().to_config("base");
