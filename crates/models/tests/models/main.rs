@@ -9,6 +9,8 @@ mod invariants;
 #[cfg(test)]
 mod loading;
 #[cfg(test)]
+mod published;
+#[cfg(test)]
 mod quantised;
 #[cfg(test)]
 mod real;

@@ -7,7 +7,7 @@ use super::heap::Cause;
 use super::heap::Heap;
 use super::tape::{Id, Made, Op, Tape};
 use std::collections::BTreeMap;
-use taper_models::{EmbeddingScale, ModelConfig, QkNorm};
+use taper_models::{EmbeddingScale, ExpertsConfig, ModelConfig, QkNorm};
 use taper_nn::ParameterKind;
 use taper_peft::TrainedModule;
 
@@ -133,7 +133,11 @@ impl<'a> Graph<'a> {
         tape.release(normed);
         let x = self.residual(tape, &path, behind, x, attended);
         let normed = self.block_norm(tape, &path, mlp_before, x);
-        let mlp = self.mlp(tape, &path("mlp"), normed);
+        let experts = self.config.experts.as_ref().filter(|experts| experts.blocks.get(index) == Some(&true));
+        let mlp = match experts {
+            Some(experts) => self.experts(tape, &path("mlp"), normed, experts),
+            None => self.mlp(tape, &path("mlp"), normed, self.tokens, self.config.intermediate_size),
+        };
         tape.release(normed);
         let y = self.residual(tape, &path, mlp_behind, x, mlp);
         tape.release(x);
@@ -155,7 +159,7 @@ impl<'a> Graph<'a> {
         }
     }
 
-    /// `x + y`, with the norm behind y where there is one; y is let go, x is not.
+    /// `x + y`, with the norm behind y where there is one, and the factor on it; y is let go, x is not.
     fn residual(
         &mut self,
         tape: &mut Tape<'_>,
@@ -164,11 +168,21 @@ impl<'a> Graph<'a> {
         x: Id,
         y: Id,
     ) -> Id {
-        let normed = self.block_norm(tape, path, norm, y);
+        let mut added = self.block_norm(tape, path, norm, y);
         tape.release(y);
-        let sum = self.add(tape, x, normed);
-        tape.release(normed);
+        if self.config.residual_multiplier != 1.0 {
+            added = self.scaled(tape, added, self.tokens);
+        }
+        let sum = self.add(tape, x, added);
+        tape.release(added);
         sum
+    }
+
+    /// `[n, H]` times a number; the input is let go.
+    fn scaled(&self, tape: &mut Tape<'_>, x: Id, rows: u64) -> Id {
+        let scaled = tape.apply(own(&[true]), &made(&[x], rows * self.hidden(), Cause::Activations));
+        tape.release(x);
+        scaled
     }
 
     fn attention(&mut self, tape: &mut Tape<'_>, path: &str, x: Id) -> Id {
@@ -178,7 +192,7 @@ impl<'a> Graph<'a> {
         let [q, k, v] = match c.fused_projections {
             true => {
                 let widths = [queries, keys, keys];
-                self.fused(tape, &format!("{path}.qkv_proj"), x, widths, c.qkv_bias)
+                self.fused(tape, &format!("{path}.qkv_proj"), x, self.tokens, widths, c.qkv_bias)
             }
             false => [
                 self.projected(tape, path, 'q', x, queries),
@@ -211,6 +225,7 @@ impl<'a> Graph<'a> {
         let over = match c.qk_norm {
             QkNorm::None => return projected,
             QkNorm::Head => c.head_dim,
+            QkNorm::Layer => width,
         };
         let name = format!("{path}.{which}_norm");
         let normed = self.norm(tape, &name, projected, self.tokens, width, over);
@@ -224,32 +239,58 @@ impl<'a> Graph<'a> {
         tape: &mut Tape<'_>,
         path: &str,
         x: Id,
+        rows: u64,
         widths: [usize; N],
         bias: bool,
     ) -> [Id; N] {
         let shape = (self.config.hidden_size, widths.iter().sum());
-        let all = self.linear(tape, path, x, self.tokens, shape, bias);
-        let parts = widths.map(|width| {
-            tape.apply(own(&[true]), &made(&[all], self.tokens * width as u64, Cause::Activations))
-        });
+        let all = self.linear(tape, path, x, rows, shape, bias);
+        let parts = widths
+            .map(|width| tape.apply(own(&[true]), &made(&[all], rows * width as u64, Cause::Activations)));
         tape.release(all);
         parts
     }
 
-    fn mlp(&mut self, tape: &mut Tape<'_>, path: &str, x: Id) -> Id {
+    /// `[n, H] -> [n, H]` through `[n, inner]`.
+    fn mlp(&mut self, tape: &mut Tape<'_>, path: &str, x: Id, rows: u64, inner: usize) -> Id {
         let c = self.config;
-        let (hidden, inner, bias) = (c.hidden_size, c.intermediate_size, c.mlp_bias);
+        let (hidden, bias) = (c.hidden_size, c.mlp_bias);
         let [gate, up] = match c.fused_projections {
-            true => self.fused(tape, &format!("{path}.gate_up_proj"), x, [inner, inner], bias),
-            false => ["gate_proj", "up_proj"].map(|name| {
-                self.linear(tape, &format!("{path}.{name}"), x, self.tokens, (hidden, inner), bias)
-            }),
+            true => self.fused(tape, &format!("{path}.gate_up_proj"), x, rows, [inner, inner], bias),
+            false => ["gate_proj", "up_proj"]
+                .map(|name| self.linear(tape, &format!("{path}.{name}"), x, rows, (hidden, inner), bias)),
         };
-        let gated = tape
-            .apply(own(&[true, true]), &made(&[gate, up], self.tokens * inner as u64, Cause::Activations));
-        let down = self.linear(tape, &format!("{path}.down_proj"), gated, self.tokens, (inner, hidden), bias);
+        let gated =
+            tape.apply(own(&[true, true]), &made(&[gate, up], rows * inner as u64, Cause::Activations));
+        let down = self.linear(tape, &format!("{path}.down_proj"), gated, rows, (inner, hidden), bias);
         [gate, up, gated].into_iter().for_each(|id| tape.release(id));
         down
+    }
+
+    /// The router, its experts, and their sum. Tokens are taken to be spread evenly: what is kept depends on their number alone, and experts
+    /// without one keep nothing.
+    fn experts(&mut self, tape: &mut Tape<'_>, path: &str, x: Id, experts: &ExpertsConfig) -> Id {
+        let (hidden, count) = (self.config.hidden_size, experts.num_experts as u64);
+        let places = self.tokens * experts.num_experts_per_tok as u64;
+        let router = (hidden, experts.num_experts);
+        let logits = self.linear(tape, &format!("{path}.gate"), x, self.tokens, router, false);
+        let weights = tape.apply(own(&[true]), &made(&[logits], places, Cause::Activations));
+        let mut parts = Vec::new();
+        for expert in 0..count {
+            let rows = (places + count - 1 - expert) / count;
+            let own_rows = tape.apply(own(&[true]), &made(&[x], rows * hidden as u64, Cause::Activations));
+            let path = format!("{path}.experts.{expert}");
+            let part = self.mlp(tape, &path, own_rows, rows, experts.intermediate_size);
+            tape.release(own_rows);
+            parts.push(part);
+        }
+        let all = places * hidden as u64;
+        let joined = tape.apply(own(&vec![true; parts.len()]), &made(&parts, all, Cause::Activations));
+        let gives = [true, tape.is_tracked(weights)];
+        let elements = self.tokens * hidden as u64;
+        let mixed = tape.apply(own(&gives), &made(&[joined, weights], elements, Cause::Activations));
+        parts.into_iter().chain([logits, weights, joined]).for_each(|id| tape.release(id));
+        mixed
     }
 
     /// `[n, H] -> [n, H]`.
@@ -262,7 +303,12 @@ impl<'a> Graph<'a> {
     pub(super) fn lm_head(&mut self, tape: &mut Tape<'_>, x: Id, rows: u64) -> Id {
         let shape = (self.config.hidden_size, self.config.vocab_size);
         let tied = self.config.tie_word_embeddings;
-        let logits = self.any_linear(tape, "lm_head", x, rows, shape, (false, tied), Cause::Logits);
+        let divided = match self.config.logits_divisor == 1.0 {
+            true => tape.share(x),
+            false => tape.apply(own(&[true]), &made(&[x], rows * self.hidden(), Cause::Activations)),
+        };
+        let logits = self.any_linear(tape, "lm_head", divided, rows, shape, (false, tied), Cause::Logits);
+        tape.release(divided);
         if self.config.logits_soft_cap.is_none() {
             return logits;
         }

@@ -33,6 +33,7 @@ fn config(model_type: ModelType, changes: &serde_json::Value) -> ModelConfig {
     let mut config = json!({
         "model_type": model_type.name(), "vocab_size": 1024, "hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 4,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "tie_word_embeddings": true,
+        "num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 64,
     });
     for (key, value) in changes.as_object().unwrap() {
         config[key] = value.clone();
@@ -186,11 +187,23 @@ fn every_case() {
         }
     }
     // Norms behind attention and MLP, caps on scores and logits, scaled embeddings; projections in one layer.
-    for (name, model_type) in [("gemma2", ModelType::Gemma2), ("gemma3", ModelType::Gemma3), ("phi3", ModelType::Phi3)] {
+    // And norms behind alone, factors, experts.
+    let others = [
+        ("gemma2", ModelType::Gemma2),
+        ("gemma3", ModelType::Gemma3),
+        ("phi3", ModelType::Phi3),
+        ("olmo2", ModelType::Olmo2),
+        ("granite", ModelType::Granite),
+        ("qwen3_moe", ModelType::Qwen3Moe),
+    ];
+    for (name, model_type) in others {
         for (adapter, section) in [("all linear layers", Some(AdapterSection::default())), ("full", None)] {
             for (layout, batch) in &batches {
                 let name = format!("{name}, {adapter}, {layout}");
-                let config = config(model_type, &json!({"head_dim": 16}));
+                let config = config(
+                    model_type,
+                    &json!({"head_dim": 16, "residual_multiplier": 0.5, "logits_scaling": 2.0, "embedding_multiplier": 3.0}),
+                );
                 Case { name, config, adapter: section.clone(), train: TrainSection::default() }.check(batch);
             }
         }
