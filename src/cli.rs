@@ -253,7 +253,7 @@ pub(crate) enum RecipeVerb {
 /// The model of a benchmark.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct BenchModelArgs {
-    /// 15M, smollm2-135m or qwen2.5-0.5b
+    /// 15M, smollm2-135m, qwen2.5-0.5b or llama3.2-1b
     #[arg(long, default_value = "15M")]
     pub(crate) shape: String,
     /// Type the frozen weights are held in: f32, bf16 or f16

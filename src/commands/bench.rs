@@ -24,10 +24,11 @@ use taper_train::{
 };
 
 /// Shapes as their owners publish them: architecture; hidden, layers, query heads, key/value heads, MLP width, vocabulary. All heads are tied.
-const SHAPES: [(&str, ModelType, [usize; 6]); 3] = [
+const SHAPES: [(&str, ModelType, [usize; 6]); 4] = [
     ("15M", ModelType::Llama, [288, 6, 6, 6, 768, 4096]),
     ("smollm2-135m", ModelType::Llama, [576, 30, 9, 3, 1536, 49152]),
     ("qwen2.5-0.5b", ModelType::Qwen2, [896, 24, 14, 2, 4864, 151_936]),
+    ("llama3.2-1b", ModelType::Llama, [2048, 16, 32, 8, 8192, 128_256]),
 ];
 
 pub(crate) fn bench(verb: &BenchVerb) -> anyhow::Result<ExitCode> {
@@ -64,7 +65,7 @@ fn random_model(args: &BenchModelArgs) -> anyhow::Result<(Box<dyn CausalLm>, Loa
     let Some((_, model_type, [hidden, layers, heads, kv_heads, mlp, vocabulary])) = named else {
         return Err(user_error(
             format!("no shape is named `{}`", args.shape),
-            "there are 15M, smollm2-135m and qwen2.5-0.5b",
+            "there are 15M, smollm2-135m, qwen2.5-0.5b and llama3.2-1b",
         ));
     };
     let config = json!({

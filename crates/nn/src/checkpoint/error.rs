@@ -161,7 +161,7 @@ impl Diagnose for CheckpointError {
             Self::Gguf { source, .. } => source.hint(),
             Self::Blocks { .. } | Self::State { .. } => Some("take the file from its source again".into()),
             Self::Quantized { .. } => Some(
-                "another format fits: \"nf4\", \"fp4\" and \"int8\" take rows of any length".into(),
+                "another format fits: \"nf4\", \"fp4\" and \"int8\" take rows of any length, \"q8_0\" and \"q4_0\" multiples of 32".into(),
             ),
             Self::QuantizedTwice { .. } => Some(
                 "remove `model.quantize`: the base is trained as it lies; or name the model it was quantised from".into(),

@@ -1,8 +1,10 @@
 //! NF4 and FP4 as bitsandbytes codes them: the value of the table that is nearest to `value / absmax`; half way between two, the lower.
 
+use super::BLOCKS_OF_A_TASK;
 use crate::dynamic;
 use crate::four_bit::{Absmax, FourBitType, check_block_size};
 use crate::{Bytes, QuantError, QuantizedTensor};
+use rayon::prelude::*;
 
 /// Codes of absolute maxima that share a maximum of their own.
 const NESTED_BLOCK_SIZE: usize = 256;
@@ -19,19 +21,21 @@ pub(super) fn quantize(
 ) -> Result<QuantizedTensor, QuantError> {
     check_block_size(block_size)?;
     let nearest = Nearest::new(quant_type);
-    let mut absmax = Vec::with_capacity(values.len().div_ceil(block_size));
-    let mut packed = Vec::with_capacity(values.len().div_ceil(2));
     let (whole, rest) = values.split_at(values.len() - values.len() % block_size);
-    for block in whole.chunks_exact(block_size) {
-        let largest = largest(block);
-        let inverse = 1.0 / largest.max(SMALLEST);
-        nearest.pack(block, |v| v * inverse, &mut packed);
-        absmax.push(largest);
-    }
+    let mut absmax = vec![0.0; whole.len() / block_size];
+    let mut packed = vec![0; whole.len() / 2];
+    let blocks = whole.par_chunks_exact(block_size).zip(packed.par_chunks_exact_mut(block_size / 2));
+    blocks.zip(&mut absmax).with_min_len(BLOCKS_OF_A_TASK).for_each(|((block, packed), absmax)| {
+        *absmax = largest(block);
+        let inverse = 1.0 / absmax.max(SMALLEST);
+        nearest.pack(block, |v| v * inverse, packed);
+    });
     if !rest.is_empty() {
         // bitsandbytes divides here, and keeps the divisor.
         let largest = largest(rest).max(SMALLEST);
-        nearest.pack(rest, |v| v / largest, &mut packed);
+        let coded = packed.len();
+        packed.resize(coded + rest.len().div_ceil(2), 0);
+        nearest.pack(rest, |v| v / largest, &mut packed[coded..]);
         absmax.push(largest);
     }
     let absmax = if double_quant { nested(&absmax) } else { Absmax::Plain(absmax) };
@@ -61,15 +65,16 @@ impl Nearest {
     }
 
     /// Two codes a byte; the half byte that an odd number leaves over has the code of zero.
-    fn pack(&self, block: &[f32], scaled: impl Fn(f32) -> f32, packed: &mut Vec<u8>) {
+    fn pack(&self, block: &[f32], scaled: impl Fn(f32) -> f32, packed: &mut [u8]) {
         let code = |v: f32| {
             let v = scaled(v).clamp(-1.0, 1.0);
             let place: u8 = self.bounds.iter().map(|bound| u8::from(*bound < v)).sum();
             self.order[usize::from(place)]
         };
         let (twos, last) = block.as_chunks::<2>();
-        packed.extend(twos.iter().map(|[a, b]| code(*a) << 4 | code(*b)));
-        packed.extend(last.iter().map(|v| code(*v) << 4 | code(0.0)));
+        let coded = twos.iter().map(|[a, b]| code(*a) << 4 | code(*b));
+        let coded = coded.chain(last.iter().map(|v| code(*v) << 4 | code(0.0)));
+        packed.iter_mut().zip(coded).for_each(|(to, byte)| *to = byte);
     }
 }
 
