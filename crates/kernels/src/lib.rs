@@ -31,6 +31,7 @@ pub mod plain;
 pub mod reduce;
 pub mod rng;
 pub mod rope;
+pub mod routing;
 mod shared;
 pub mod soft_cap;
 pub mod threads;

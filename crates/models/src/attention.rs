@@ -1,9 +1,9 @@
 //! The attention of a block: `o(attention(rope(q(x)), rope(k(x)), v(x)))`.
 
 use crate::ModelConfig;
-use crate::config::QkNorm;
 use crate::decoder::Visit;
 use crate::rotary::RotaryEmbedding;
+use crate::switches::QkNorm;
 use crate::weights::Weights;
 use candle_core::{Tensor, bail};
 use taper_nn::ops::{AttentionShape, attention, columns, rope};
@@ -125,17 +125,18 @@ impl Separate {
     fn build(config: &ModelConfig, path: &str, weights: &mut Weights<'_>) -> crate::Result<Self> {
         let (h, d, bias) = (config.hidden_size, config.head_dim, config.qkv_bias);
         let (queries, keys) = (config.num_attention_heads * d, config.num_key_value_heads * d);
-        let mut norm = |name: &str| -> crate::Result<Option<RmsNorm>> {
+        let mut norm = |name: &str, all_heads: usize| -> crate::Result<Option<RmsNorm>> {
             let width = match config.qk_norm {
                 QkNorm::None => return Ok(None),
                 QkNorm::Head => d,
+                QkNorm::Layer => all_heads,
             };
             let path = format!("{path}.{name}");
             weights.norm(&path, width, config.rms_norm_eps, config.norm_offset).map(Some)
         };
         Ok(Self {
-            q_norm: norm("q_norm")?,
-            k_norm: norm("k_norm")?,
+            q_norm: norm("q_norm", queries)?,
+            k_norm: norm("k_norm", keys)?,
             q_proj: weights.linear(&format!("{path}.q_proj"), h, queries, bias)?,
             k_proj: weights.linear(&format!("{path}.k_proj"), h, keys, bias)?,
             v_proj: weights.linear(&format!("{path}.v_proj"), h, keys, bias)?,

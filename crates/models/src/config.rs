@@ -2,7 +2,11 @@
 
 use crate::fields::Fields;
 use crate::rotary::{RopeConfig, RopeContext};
-use crate::{ConfigError, Error, Result, gemma2, gemma3, llama, mistral, phi3, qwen2, qwen3, rotary};
+use crate::switches::{EmbeddingScale, ExpertsConfig, NormPlacement, QkNorm};
+use crate::{
+    ConfigError, Error, Result, gemma2, gemma3, granite, llama, mistral, olmo2, phi3, qwen2, qwen3,
+    qwen3_moe, rotary,
+};
 use candle_core::DType;
 use serde_json::{Map, Value};
 use std::path::Path;
@@ -25,12 +29,28 @@ pub enum ModelType {
     Gemma3,
     /// Phi 3, 3.5 and 4-mini: q, k and v are one layer, gate and up another.
     Phi3,
+    /// Qwen 3 with experts.
+    Qwen3Moe,
+    /// OLMo 2: norms behind attention and MLP instead of before them.
+    Olmo2,
+    /// Granite 3 without experts: factors on embeddings, scores, residuals and logits.
+    Granite,
 }
 
 impl ModelType {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Llama, Self::Mistral, Self::Qwen2, Self::Qwen3, Self::Gemma2, Self::Gemma3, Self::Phi3];
+    pub const ALL: [Self; 10] = [
+        Self::Llama,
+        Self::Mistral,
+        Self::Qwen2,
+        Self::Qwen3,
+        Self::Gemma2,
+        Self::Gemma3,
+        Self::Phi3,
+        Self::Qwen3Moe,
+        Self::Olmo2,
+        Self::Granite,
+    ];
 
     /// The name in `config.json`.
     pub fn name(self) -> &'static str {
@@ -42,35 +62,11 @@ impl ModelType {
             Self::Gemma2 => "gemma2",
             Self::Gemma3 => "gemma3_text",
             Self::Phi3 => "phi3",
+            Self::Qwen3Moe => "qwen3_moe",
+            Self::Olmo2 => "olmo2",
+            Self::Granite => "granite",
         }
     }
-}
-
-/// Where the norms of a block stand.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NormPlacement {
-    /// Before attention (`input_layernorm`) and before the MLP (`post_attention_layernorm`).
-    Before,
-    /// Before and behind both: `input_layernorm`, `post_attention_layernorm`, `pre_feedforward_layernorm`, `post_feedforward_layernorm`.
-    Both,
-}
-
-/// How queries and keys are normed (`q_norm`, `k_norm`) before they are rotated.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum QkNorm {
-    /// Not at all.
-    None,
-    /// Each head by itself, gains `[D]`.
-    Head,
-}
-
-/// What embeddings are multiplied by.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum EmbeddingScale {
-    /// Nothing.
-    One,
-    /// sqrt(H), rounded to the type of the table, as these models were trained.
-    SqrtHidden,
 }
 
 /// Shapes and switches of a decoder.
@@ -128,8 +124,14 @@ pub struct ModelConfig {
     pub attention_scale: f64,
     /// With a cap c, scores become c tanh(score / c).
     pub attention_soft_cap: Option<f64>,
+    /// Factor on what attention and MLP add to a token.
+    pub residual_multiplier: f64,
+    /// What logits are divided by.
+    pub logits_divisor: f64,
     /// With a cap c, logits become c tanh(logit / c).
     pub logits_soft_cap: Option<f64>,
+    /// The experts that stand in place of some MLPs.
+    pub experts: Option<ExpertsConfig>,
     /// For each block, how many tokens one sees, itself included; `None` for all before it.
     pub windows: Vec<Option<usize>>,
     /// Standard deviation of random weights.
@@ -167,6 +169,9 @@ impl ModelConfig {
             ModelType::Gemma2 => gemma2::config(&mut fields),
             ModelType::Gemma3 => gemma3::config(&mut fields),
             ModelType::Phi3 => phi3::config(&mut fields),
+            ModelType::Qwen3Moe => qwen3_moe::config(&mut fields),
+            ModelType::Olmo2 => olmo2::config(&mut fields),
+            ModelType::Granite => granite::config(&mut fields),
         };
         config.check(&mut fields);
         match fields.faults {
@@ -189,14 +194,23 @@ impl ModelConfig {
             + match self.qk_norm {
                 QkNorm::None => 0,
                 QkNorm::Head => 2 * self.head_dim as u64,
+                QkNorm::Layer => q + kv,
             };
         let norms = match self.norm_placement {
-            NormPlacement::Before => 2 * h,
+            NormPlacement::Before | NormPlacement::Behind => 2 * h,
             NormPlacement::Both => 4 * h,
         };
         let mlp = 3 * h * i + if self.mlp_bias { 2 * i + h } else { 0 };
         let tables = if self.tie_word_embeddings { v * h } else { 2 * v * h };
-        tables + l * (attention + mlp + norms) + h
+        let mlps = match &self.experts {
+            None => l * mlp,
+            Some(experts) => {
+                let sparse = experts.blocks.iter().filter(|sparse| **sparse).count() as u64;
+                let [e, i] = [experts.num_experts, experts.intermediate_size].map(|n| n as u64);
+                (l - sparse) * mlp + sparse * e * (h + 3 * h * i)
+            }
+        };
+        tables + l * (attention + norms) + mlps + h
     }
 
     /// What the single values cannot tell.
@@ -298,7 +312,10 @@ pub(crate) fn common(fields: &mut Fields<'_>, model_type: ModelType, defaults: &
         embedding_scale: EmbeddingScale::One,
         attention_scale: 1.0 / (head_dim as f64).sqrt(),
         attention_soft_cap: None,
+        residual_multiplier: 1.0,
+        logits_divisor: 1.0,
         logits_soft_cap: None,
+        experts: None,
         windows: vec![None; num_hidden_layers],
         initializer_range: fields.number("initializer_range", 0.0..=10.0).unwrap_or(0.02),
         dtype: dtype(fields),

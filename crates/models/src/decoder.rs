@@ -2,12 +2,13 @@
 //!
 //! A block: x += o(attention(rope(q(n x)), rope(k(n x)), v(n x))), then x += down(act(gate(m x)) * up(m x)), n and m being norms.
 //! Some have norms behind attention and MLP too, norm q and k over each head before the rotation, or cap scores and logits; attention may
-//! see a window only; linear layers may have biases, and some hold several projections in one.
+//! see a window only; linear layers may have biases, and some hold several projections in one; some have many experts in place of an MLP.
 
 use crate::attention::Attention;
-use crate::config::{EmbeddingScale, NormPlacement};
+use crate::experts::Experts;
 use crate::mlp::Mlp;
 use crate::rotary::RotaryEmbedding;
+use crate::switches::{EmbeddingScale, NormNames};
 use crate::weights::Weights;
 use crate::{CausalLm, ModelConfig};
 use candle_core::{DType, Device, Tensor, bail};
@@ -37,6 +38,7 @@ impl Decoder {
         let embed_tokens = weights.embedding("model.embed_tokens", v, h)?;
         let embedding_scale = match config.embedding_scale {
             EmbeddingScale::One => 1.0,
+            EmbeddingScale::By(factor) => factor,
             EmbeddingScale::SqrtHidden => match embed_tokens.weight() {
                 Weight::Frozen(table) => rounded((h as f64).sqrt(), table.dtype())?,
                 Weight::Trainable(_) => (h as f64).sqrt(),
@@ -91,7 +93,10 @@ impl CausalLm for Decoder {
     }
 
     fn lm_head(&self, x: &Tensor, ctx: &ForwardContext<'_>) -> Result<Tensor> {
-        let logits = self.lm_head.forward(x, ctx)?;
+        // Scaling H numbers a row is less work than scaling V logits.
+        let divisor = self.config.logits_divisor;
+        let x = if divisor == 1.0 { x.clone() } else { (x / divisor)? };
+        let logits = self.lm_head.forward(&x, ctx)?;
         match self.config.logits_soft_cap {
             Some(cap) => soft_cap(&logits, cap as f32),
             None => Ok(logits),
@@ -125,8 +130,15 @@ impl Decoder {
 struct Block {
     self_attn: Attention,
     attention_norms: Norms,
-    mlp: Mlp,
+    mlp: BlockMlp,
     mlp_norms: Norms,
+    residual_multiplier: f64,
+}
+
+#[derive(Debug, Clone)]
+enum BlockMlp {
+    One(Mlp),
+    Experts(Experts),
 }
 
 /// The norms around attention or an MLP.
@@ -139,16 +151,8 @@ struct Norms {
 impl Block {
     fn build(config: &ModelConfig, index: usize, weights: &mut Weights<'_>) -> crate::Result<Self> {
         let path = |part: &str| format!("model.layers.{index}.{part}");
-        let [attention_norms, mlp_norms] = match config.norm_placement {
-            NormPlacement::Before => {
-                [(Some("input_layernorm"), None), (Some("post_attention_layernorm"), None)]
-            }
-            NormPlacement::Both => [
-                (Some("input_layernorm"), Some("post_attention_layernorm")),
-                (Some("pre_feedforward_layernorm"), Some("post_feedforward_layernorm")),
-            ],
-        };
-        let mut norms = |(before, behind): (Option<&str>, Option<&str>)| -> crate::Result<Norms> {
+        let [attention_norms, mlp_norms] = config.norm_placement.names();
+        let mut norms = |(before, behind): NormNames| -> crate::Result<Norms> {
             let mut norm = |name: Option<&str>| {
                 let (h, eps, offset) = (config.hidden_size, config.rms_norm_eps, config.norm_offset);
                 name.map(|name| weights.norm(&path(name), h, eps, offset)).transpose()
@@ -159,7 +163,8 @@ impl Block {
             attention_norms: norms(attention_norms)?,
             mlp_norms: norms(mlp_norms)?,
             self_attn: Attention::build(config, index, &path("self_attn"), weights)?,
-            mlp: Mlp::build(config, config.intermediate_size, &path("mlp"), weights)?,
+            mlp: BlockMlp::build(config, index, &path("mlp"), weights)?,
+            residual_multiplier: config.residual_multiplier,
         })
     }
 
@@ -170,8 +175,14 @@ impl Block {
         rotary: &[RotaryEmbedding],
         ctx: &mut ForwardContext<'_>,
     ) -> Result<Tensor> {
-        let x = self.attention_norms.residual(x, |x| self.self_attn.forward(x, rotary, ctx))?;
-        self.mlp_norms.residual(&x, |x| self.mlp.forward(x, ctx))
+        let added = self.attention_norms.around(x, |x| self.self_attn.forward(x, rotary, ctx))?;
+        let x = self.add(x, added)?;
+        let added = self.mlp_norms.around(&x, |x| self.mlp.forward(x, ctx))?;
+        self.add(&x, added)
+    }
+
+    fn add(&self, x: &Tensor, added: Tensor) -> Result<Tensor> {
+        if self.residual_multiplier == 1.0 { x + added } else { x + (added * self.residual_multiplier)? }
     }
 
     fn visit_modules(&mut self, visit: &mut Visit<'_>) -> Result<()> {
@@ -184,16 +195,45 @@ impl Block {
     }
 }
 
+impl BlockMlp {
+    fn build(
+        config: &ModelConfig,
+        index: usize,
+        path: &str,
+        weights: &mut Weights<'_>,
+    ) -> crate::Result<Self> {
+        let experts = config.experts.as_ref().filter(|experts| experts.blocks.get(index) == Some(&true));
+        Ok(match experts {
+            Some(experts) => Self::Experts(Experts::build(config, experts, path, weights)?),
+            None => Self::One(Mlp::build(config, config.intermediate_size, path, weights)?),
+        })
+    }
+
+    fn forward(&self, x: &Tensor, ctx: &ForwardContext<'_>) -> Result<Tensor> {
+        match self {
+            Self::One(mlp) => mlp.forward(x, ctx),
+            Self::Experts(experts) => experts.forward(x, ctx),
+        }
+    }
+
+    fn visit_modules(&mut self, visit: &mut Visit<'_>) -> Result<()> {
+        match self {
+            Self::One(mlp) => mlp.visit_modules(visit),
+            Self::Experts(experts) => experts.visit_modules(visit),
+        }
+    }
+}
+
 impl Norms {
-    /// `x + behind(inner(before(x)))`.
-    fn residual(&self, x: &Tensor, inner: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
+    /// `behind(inner(before(x)))`.
+    fn around(&self, x: &Tensor, inner: impl FnOnce(&Tensor) -> Result<Tensor>) -> Result<Tensor> {
         let y = match &self.before {
             Some(norm) => inner(&norm.forward(x)?)?,
             None => inner(x)?,
         };
         match &self.behind {
-            Some(norm) => x + norm.forward(&y)?,
-            None => x + y,
+            Some(norm) => norm.forward(&y),
+            None => Ok(y),
         }
     }
 }

@@ -3,8 +3,9 @@
 //!
 //! Its `config.json` keys and their defaults are those of transformers' `Gemma2Config`.
 
-use crate::config::{Defaults, EmbeddingScale, ModelConfig, ModelType, NormPlacement, common};
+use crate::config::{Defaults, ModelConfig, ModelType, common};
 use crate::fields::Fields;
+use crate::switches::{EmbeddingScale, NormPlacement};
 use crate::windows;
 use taper_nn::ops::Gate;
 

@@ -4,9 +4,10 @@
 //! Its `config.json` keys and their defaults are those of transformers' `Gemma3TextConfig`. Models that see pictures are another
 //! model_type, `gemma3`.
 
-use crate::config::{Defaults, ModelConfig, ModelType, QkNorm};
+use crate::config::{Defaults, ModelConfig, ModelType};
 use crate::fields::Fields;
 use crate::rotary::{RopeConfig, RopeContext, RopeScaling, THETA, parameters};
+use crate::switches::QkNorm;
 use crate::{gemma2, rotary, windows};
 
 const GLOBAL_THETA: f64 = 1e6;

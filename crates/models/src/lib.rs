@@ -4,8 +4,8 @@
 //!
 //! There is one decoder ([`Decoder`]), with switches for what architectures differ in. An architecture is a file that reads its own
 //! `config.json` keys into these switches ([`ModelConfig`]); here: Llama (Llama 2 and 3, SmolLM, TinyLlama, and the like), Mistral, Qwen 2
-//! (also 1.5 and 2.5), Qwen 3, Gemma 2, the text models of Gemma 3, and Phi 3 (also 3.5 and 4-mini). The names of modules and tensors are
-//! the checkpoint's own.
+//! (also 1.5 and 2.5), Qwen 3 with and without experts, Gemma 2, the text models of Gemma 3, Phi 3 (also 3.5 and 4-mini), OLMo 2 and
+//! Granite 3. The names of modules and tensors are the checkpoint's own.
 //!
 //! Models do not know adapters: they show their modules through [`taper_nn::VisitModules`], and whoever visits may fill the slots.
 
@@ -14,23 +14,29 @@ mod causal_lm;
 mod config;
 mod decoder;
 mod error;
+mod experts;
 mod fields;
 mod gemma2;
 mod gemma3;
+mod granite;
 mod llama;
 mod load;
 mod mistral;
 mod mlp;
+mod olmo2;
 mod phi3;
 mod qwen2;
 mod qwen3;
+mod qwen3_moe;
 mod rotary;
+mod switches;
 mod weights;
 mod windows;
 
 pub use causal_lm::{CausalLm, forward_hidden, forward_logits, state_tensors};
-pub use config::{EmbeddingScale, ModelConfig, ModelType, NormPlacement, QkNorm};
+pub use config::{ModelConfig, ModelType};
 pub use decoder::Decoder;
 pub use error::{ConfigError, Error, Result};
 pub use load::{LoadOptions, init, load};
 pub use rotary::{RopeConfig, RopeScaling, RotaryEmbedding};
+pub use switches::{EmbeddingScale, ExpertsConfig, NormPlacement, QkNorm};

@@ -2,8 +2,9 @@
 //!
 //! Its `config.json` keys and their defaults are those of transformers' `Qwen3Config`. Models with experts are another model_type.
 
-use crate::config::{Defaults, ModelConfig, ModelType, QkNorm, common};
+use crate::config::{Defaults, ModelConfig, ModelType, common};
 use crate::fields::Fields;
+use crate::switches::QkNorm;
 use crate::windows;
 
 /// Read a `config.json` of model_type `qwen3`. Faults are noted in `fields`.

@@ -169,6 +169,44 @@ fn columns_of_a_fused_projection() {
 }
 
 #[test]
+fn experts_are_chosen_weighted_and_mixed() {
+    let (tokens, experts, k, width) = (7, 5, 2, 3);
+    // Far enough apart for the differences not to change the choice.
+    let spread = (values(tokens, experts, 1) * 4.0).unwrap();
+    let logits = Var::from_tensor(&spread).unwrap();
+    let (x, routing) = (var(tokens, width, 2), ops::Routing::top_k(&logits, k).unwrap());
+    let factors: Vec<f64> = (0..experts).map(|e| 0.5 + e as f64).collect();
+    let reached: Vec<usize> = (0..experts).filter(|e| !routing.tokens_of(*e).is_empty()).collect();
+    let some_are_constant = |constant: &[usize], logits: &Tensor, normalised| {
+        let part = |e: &usize| {
+            let part = (ops::rows(&x, routing.tokens_of(*e))? * factors[*e])?;
+            Ok((*e, if constant.contains(e) { part.detach() } else { part }))
+        };
+        let parts = reached.iter().map(part).collect::<Result<Vec<_>>>()?;
+        ops::mix_experts(parts, &ops::routing_weights(logits, &routing, normalised)?, &routing)
+    };
+    for normalised in [true, false] {
+        check(&[&x, &logits], || some_are_constant(&[], &logits, normalised));
+        check(&[&logits], || some_are_constant(&reached, &logits, normalised));
+        check(&[&logits], || {
+            let y = some_are_constant(&reached[1..], &logits, normalised)?;
+            y + some_are_constant(&reached, &logits, normalised)?
+        });
+    }
+    check(&[&x], || some_are_constant(&[], &logits.as_detached_tensor(), true));
+
+    let mixed = some_are_constant(&reached[1..], &logits, true).unwrap();
+    assert_eq!(mixed.to_vec2::<f32>().unwrap(), {
+        let all = some_are_constant(&[], &logits, true).unwrap();
+        all.to_vec2::<f32>().unwrap()
+    });
+    let grads = ops::backward_from(&mixed, &mixed.ones_like().unwrap()).unwrap();
+    let made = grads.get_ids().count();
+    assert_eq!(made, 2, "gradients of x and of the logits, and of nothing else");
+    assert!(ops::Routing::top_k(&logits, 6).is_err() && ops::rows(&x, vec![7]).is_err());
+}
+
+#[test]
 fn soft_caps() {
     let x = var(4, 6, 1);
     for cap in [0.5, 3.0] {

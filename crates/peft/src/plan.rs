@@ -1,7 +1,8 @@
 //! What an adapter's configuration means for the modules of one model, before anything is touched.
 
 use crate::targets::{
-    LayerIndex, Matcher, Pattern, Role, TargetModules, default_targets, is_output_head, names_module,
+    LayerIndex, Matcher, Pattern, Role, TargetModules, default_targets, is_output_head, is_router,
+    names_module,
 };
 use crate::{Bias, Error, LoraConfig, ModuleNames, PREFIX, Result};
 use std::collections::BTreeSet;
@@ -149,7 +150,7 @@ fn resolve_targets(
         Some(TargetModules::AllLinear) => {
             let index = LayerIndex::new(&config.layers_pattern)?;
             let mut names = Vec::new();
-            for path in linear_paths(modules).filter(|path| !is_output_head(path)) {
+            for path in linear_paths(modules).filter(|path| !is_output_head(path) && !is_router(path)) {
                 // Whole paths are not asked for their layer later on, so they are here.
                 let inside = match &config.layers_to_transform {
                     Some(indices) if !indices.is_empty() => {

@@ -12,7 +12,12 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::borrow::Cow;
 use std::fmt;
 
-/// PEFT's word for every linear layer but the output head.
+/// PEFT's word for every linear layer but the output head, and here but the routers of experts too.
+///
+/// Routers are `nn.Linear`, and so among PEFT's "all-linear", in transformers 4; in 5, on which PEFT 0.21 rests, they are not, and they are
+/// best left alone: a change to a router sends tokens to other experts than those that were trained on them. By name (`gate`) they can be
+/// targets. The layers of experts, which transformers 5 fuses to tensors that are no `nn.Linear` either, are linear layers here as in the
+/// checkpoint, and so among them.
 pub(crate) const ALL_LINEAR: &str = "all-linear";
 
 /// Names of modules, or one regular expression over their whole paths.
@@ -27,7 +32,7 @@ pub enum ModuleNames {
 /// Which linear layers get an adapter.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum TargetModules {
-    /// Every linear layer but the output head.
+    /// Every linear layer but the output head and the routers of experts.
     #[default]
     AllLinear,
     /// Each entry matches a module whose path is the entry or ends with `.entry`.
@@ -324,12 +329,18 @@ pub(crate) fn is_output_head(path: &str) -> bool {
     ["lm_head", "embed_out", "output_projection"].iter().any(|head| names_module(head, path))
 }
 
+/// Linear layers that send tokens to experts, by their names in the checkpoints of the Hub.
+pub(crate) fn is_router(path: &str) -> bool {
+    names_module("mlp.gate", path)
+}
+
 /// What PEFT adapts when `target_modules` is null (`TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING`, decoders).
 pub(crate) fn default_targets(model_type: &str) -> Option<TargetModules> {
     let names: &[&str] = match model_type {
         "llama" | "llama4" | "mistral" | "mixtral" | "stablelm" | "gemma" | "gemma2" | "gemma3_text"
         | "qwen2" | "qwen3" | "opt" | "gptj" | "gpt_neo" => &["q_proj", "v_proj"],
         "phi" => &["fc1", "fc2", "q_proj", "v_proj"],
+        "nemotron_h" => &["q_proj", "k_proj", "v_proj", "o_proj"],
         "gpt2" | "gpt_bigcode" => &["c_attn"],
         "gpt_neox" | "bloom" | "falcon" => &["query_key_value"],
         "codegen" => &["qkv_proj"],

@@ -31,7 +31,7 @@ impl Gradients {
         &self.parameters
     }
 
-    /// The sums, in the order of [`Self::parameters`].
+    /// The sums, in the order of [`Self::parameters`]: zero for those that received none, as for an expert that no token went to.
     pub fn sums(&self) -> &[Vec<f32>] {
         &self.sums
     }

@@ -15,7 +15,7 @@ use taper_testkit::{
 const LOGITS: f64 = 1e-4;
 const LOSS: f64 = 1e-5;
 
-const MODELS: [&str; 16] = [
+const MODELS: [&str; 19] = [
     "llama_untied",
     "llama_tied",
     "smollm",
@@ -32,6 +32,9 @@ const MODELS: [&str; 16] = [
     "gemma3",
     "phi3",
     "phi3_longrope",
+    "qwen3_moe",
+    "olmo2",
+    "granite",
 ];
 
 /// All that `numbers` holds, for the model of `weights` with the configuration file `config`.
@@ -230,6 +233,13 @@ fn changed_settings_move_the_logits_as_far_as_the_references() {
         ),
         ("gemma3", "scalar_is_head_dim", json!({"query_pre_attn_scalar": 24})),
         ("phi3", "no_window", json!({"sliding_window": null})),
+        ("qwen3_moe", "weights_not_normed", json!({"norm_topk_prob": false})),
+        ("qwen3_moe", "one_expert", json!({"num_experts_per_tok": 1})),
+        ("olmo2", "theta_10000", plain(10_000.0)),
+        ("granite", "no_embedding_multiplier", json!({"embedding_multiplier": 1.0})),
+        ("granite", "plain_attention_scale", json!({"attention_multiplier": 0.25})),
+        ("granite", "no_residual_multiplier", json!({"residual_multiplier": 1.0})),
+        ("granite", "no_logits_scaling", json!({"logits_scaling": 1.0})),
         (
             "phi3_longrope",
             "no_scaling",

@@ -171,7 +171,9 @@ fn other_architectures_and_quantised_weights_are_refused_by_name() {
 /// Writing what `state_tensors` gives, under its names, makes a checkpoint that loads to the same model.
 #[test]
 fn state_tensors_are_a_checkpoint() {
-    for name in ["llama_bias", "smollm_bf16", "qwen2", "qwen3", "gemma2", "gemma3", "phi3"] {
+    for name in
+        ["llama_bias", "smollm_bf16", "qwen2", "qwen3", "gemma2", "gemma3", "phi3", "qwen3_moe", "olmo2"]
+    {
         let here = tempfile::tempdir().unwrap();
         let mut model = fixture(name, "config.json");
         let state = state_tensors(model.as_mut()).unwrap();

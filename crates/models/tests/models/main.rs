@@ -7,6 +7,8 @@ mod invariants;
 #[cfg(test)]
 mod loading;
 #[cfg(test)]
+mod published;
+#[cfg(test)]
 mod real;
 #[cfg(test)]
 mod support;

@@ -33,7 +33,8 @@ const GRADIENT: f32 = 5e-5;
 const MERGED: f32 = 2e-6;
 
 /// Not in PEFT's table.
-const WITHOUT_DEFAULT: [ModelType; 1] = [ModelType::Phi3];
+const WITHOUT_DEFAULT: [ModelType; 4] =
+    [ModelType::Phi3, ModelType::Qwen3Moe, ModelType::Olmo2, ModelType::Granite];
 
 fn logit_tolerance(case: &str) -> f32 {
     if ["rslora", "lora_patterns"].contains(&case) { LOGITS_WIDE } else { LOGITS }

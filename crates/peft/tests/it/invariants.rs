@@ -13,7 +13,7 @@ fn config(json: &str) -> LoraConfig {
     section.to_config("base")
 }
 
-const TARGET_SETS: [(&str, &str); 18] = [
+const TARGET_SETS: [(&str, &str); 22] = [
     ("models/llama_untied", "{}"),
     ("models/llama_untied", r#"{"target_modules": ["q_proj"]}"#),
     ("models/llama_untied", r#"{"target_modules": ["k_proj", "v_proj"], "use_rslora": true}"#),
@@ -33,6 +33,10 @@ const TARGET_SETS: [(&str, &str); 18] = [
     ("models/llama_bias", r#"{"bias": "all", "lora_dropout": 0.3}"#),
     ("models/llama_bias", r#"{"bias": "lora_only", "target_modules": ["q_proj", "down_proj"]}"#),
     ("models/mistral", "{}"),
+    ("models/qwen3_moe", "{}"),
+    ("models/qwen3_moe", r#"{"target_modules": ["gate", "q_proj"]}"#),
+    ("models/olmo2", "{}"),
+    ("models/granite", "{}"),
     ("models/qwen2", "{}"),
     ("models/gemma2", r#"{"modules_to_save": ["norm"]}"#),
     ("models/gemma3", "{}"),
@@ -126,6 +130,16 @@ fn invariant_2_zero_b_leaves_the_logits_and_detaching_restores_the_base_bit_for_
         adapter.detach(&mut *model).unwrap();
         assert!(bits(&batch.logits(&*model)) == untouched, "{json}: detaching does not restore the base");
     }
+}
+
+#[test]
+fn all_linear_layers_are_those_of_experts_too_but_not_their_routers() {
+    let mut model = model("models/qwen3_moe");
+    let adapter = attach(&mut *model, &config("{}"), "qwen3_moe", 3).unwrap();
+    let adapted = |part: &str| adapter.parameters.iter().filter(|p| p.name.contains(part)).count();
+    // A and B of three layers in each of six experts of two blocks, and in the one MLP of the third.
+    assert_eq!((adapted(".experts."), adapted("layers.1.mlp.")), (2 * 3 * 6 * 2, 2 * 3));
+    assert_eq!((adapted(".mlp.gate."), adapted("self_attn")), (0, 2 * 4 * 3));
 }
 
 #[test]

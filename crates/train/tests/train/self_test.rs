@@ -6,7 +6,7 @@ use std::sync::Arc;
 use taper_data::{Batch, IGNORE};
 use taper_models::CausalLm;
 use taper_nn::{ForwardContext, Linear, LinearAdapter, ModuleMut, VisitModules};
-use taper_train::{Trained, self_test, shortest_example};
+use taper_train::{Gradients, PassOptions, Trained, forward_backward, self_test, shortest_example};
 
 /// What is wrong with the adapter of one layer.
 #[derive(Debug, Clone, Copy)]
@@ -81,6 +81,9 @@ fn invariant_1_holds_on_the_golden_models_and_nothing_is_left_changed() {
         ("gemma2", adapter),
         ("gemma3", adapter),
         ("phi3", adapter),
+        ("qwen3_moe", adapter),
+        ("olmo2", adapter),
+        ("granite", adapter),
         ("llama_untied", full),
         ("llama_tied", full),
     ] {
@@ -92,6 +95,42 @@ fn invariant_1_holds_on_the_golden_models_and_nothing_is_left_changed() {
         assert_eq!(report.parameters, trained.parameters().len());
         eprintln!("{name}, {} tensors: off by {:.1e}", report.parameters, report.difference);
     }
+}
+
+/// A short text reaches some experts only. What is trained in the others has no gradient, which is no fault; where it is cut in all of a
+/// block, it is.
+#[test]
+fn experts_that_no_token_went_to_are_no_fault_and_cut_ones_are() {
+    let few = |batch: &Batch| {
+        let mut base = model("qwen3_moe");
+        let trained = new_adapter(base.as_mut(), 1);
+        let report = self_test(base.as_ref(), &trained, batch, 1).unwrap();
+        assert_eq!(report.parameters, trained.parameters().len());
+        let mut gradients = Gradients::new(trained.parameters()).unwrap();
+        forward_backward(base.as_ref(), batch, None, &PassOptions::default(), &mut gradients).unwrap();
+        let received = gradients.parameters().iter().zip(gradients.received());
+        received.filter(|(_, got)| !**got).map(|(p, _)| p.name.clone()).collect::<Vec<_>>()
+    };
+    let mut short = examples(1, 2).remove(0);
+    short.input_ids.truncate(2);
+    short.loss_mask = vec![false, true];
+    let unreached = few(&Batch::new(&[short]));
+    assert!(
+        !unreached.is_empty() && unreached.iter().all(|name| name.contains(".experts.")),
+        "{unreached:?}"
+    );
+
+    let mut base = model("qwen3_moe");
+    let trained = new_adapter(base.as_mut(), 1);
+    for expert in 0..6 {
+        break_layer(base.as_mut(), &format!("model.layers.2.mlp.experts.{expert}.up_proj"), Fault::Cut);
+    }
+    let error = self_test(base.as_ref(), &trained, &example(), 1).unwrap_err().to_string();
+    assert!(
+        error.contains("gets no gradient") && error.contains("layers.2.mlp.experts.0.up_proj"),
+        "{error}"
+    );
+    assert!(!error.contains("layers.0") && !error.contains("down_proj"), "{error}");
 }
 
 #[test]
