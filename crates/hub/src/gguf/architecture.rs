@@ -3,6 +3,9 @@
 use super::metadata::required;
 use super::{GgufError, Header, Metadata};
 
+/// The most blocks, as for a `config.json`; the deepest models have some hundred.
+const MAX_BLOCKS: usize = 1 << 12;
+
 /// An architecture, by `general.architecture`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Architecture {
@@ -113,6 +116,20 @@ impl Architecture {
                 given: size.to_string(),
             }),
         }
+    }
+
+    /// The number of blocks. What is made for each of them is as long as a hostile file says, so that there is a limit.
+    pub(super) fn blocks(self, metadata: &Metadata) -> Result<usize, GgufError> {
+        let key = "block_count";
+        let blocks = self.required_size(metadata, key)?;
+        if blocks > MAX_BLOCKS {
+            return Err(GgufError::Value {
+                key: self.key(key),
+                expected: format!("a whole number from 1 to {MAX_BLOCKS}"),
+                given: blocks.to_string(),
+            });
+        }
+        Ok(blocks)
     }
 
     /// Whether the converter put the rows of queries and keys in pairs, for a rotary embedding that turns neighbours.

@@ -68,7 +68,7 @@ impl<'a> Model<'a> {
                 given: given("attention.value_length")?.unwrap_or_default().to_string(),
             });
         }
-        let (blocks, context) = (size("block_count")?, size("context_length")?);
+        let (blocks, context) = (architecture.blocks(&header.metadata)?, size("context_length")?);
         Ok(Self { header, architecture, hidden_size, blocks, heads, head_dim, context })
     }
 

@@ -50,7 +50,7 @@ pub fn unpermuted_row(heads: usize, head_dim: usize, hub_row: usize) -> usize {
 /// the metadata asks for.
 pub fn hub_tensors(header: &Header) -> Result<Vec<HubTensor>, GgufError> {
     let architecture = Architecture::of(header)?;
-    let blocks = architecture.required_size(&header.metadata, "block_count")?;
+    let blocks = architecture.blocks(&header.metadata)?;
     let mut found = Vec::with_capacity(header.tensors.len());
     for (source, info) in &header.tensors {
         if is_rotary(source) {

@@ -271,3 +271,14 @@ proptest! {
         let _ = crate::gguf::hub_tensors(&header);
     }
 }
+
+#[test]
+fn a_number_of_blocks_beyond_all_reason_is_refused_before_anything_is_made_for_each() {
+    for architecture in ["gemma2", "gemma3", "llama"] {
+        let mut header = Header::parse(&file(architecture).bytes()).unwrap();
+        let key = format!("{architecture}.block_count");
+        header.metadata.0.insert(key.clone(), Found::Unsigned(4_000_000_000));
+        let error = text(&header, &RotaryFactors::default()).unwrap_err().to_string();
+        assert!(error.contains(&key) && error.contains("from 1 to 4096"), "{error}");
+    }
+}
