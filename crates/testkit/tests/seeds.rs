@@ -12,8 +12,8 @@ fn corpus() -> PathBuf {
 }
 
 fn files(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs_err::read_dir(folder).unwrap();
-    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.unwrap().path()).collect();
+    let entries = fs_err::read_dir(folder).expect("a folder of seeds");
+    let mut paths: Vec<PathBuf> = entries.map(|entry| entry.expect("a seed").path()).collect();
     paths.sort();
     paths
 }
