@@ -206,7 +206,7 @@ fn a_quantised_base_is_not_quantised_again() {
 }
 
 /// What is done to a file.
-type Change = Box<dyn Fn(&mut BTreeMap<String, Tensor>)>;
+type Change<'a> = Box<dyn Fn(&mut BTreeMap<String, Tensor>) + 'a>;
 
 /// A copy of a quantised fixture with its tensors changed.
 fn broken(folder: &Path, name: &str, change: impl Fn(&mut BTreeMap<String, Tensor>)) -> String {
@@ -252,7 +252,7 @@ fn a_broken_state_is_told_by_its_tensor() {
         let short = tensors[key].flatten_all().unwrap().narrow(0, 0, len).unwrap().contiguous().unwrap();
         tensors.insert(key.into(), short);
     };
-    let cases: Vec<(&str, Change)> = vec![
+    let cases: Vec<(&str, Change<'_>)> = vec![
         ("no tensor", Box::new(|t| drop(t.remove(&format!("{q}.absmax"))))),
         ("3 codes of absolute maxima", Box::new(|t| cut(t, &format!("{q}.absmax"), 3))),
         ("`quant_map` has 15 entries, not 16", Box::new(|t| cut(t, &format!("{q}.quant_map"), 15))),
