@@ -1,7 +1,7 @@
 //! What a run will hold in memory, before anything is loaded.
 //!
-//! The passes of the driver are walked over tensors that have sizes and no numbers ([`tape`]), block by block and operation by operation
-//! ([`graph`], [`pass`]); a heap that only counts says what is alive, why, and when the most is. A run's peak is the largest of its phases
+//! The passes of the driver are walked over tensors that have sizes and no numbers (`tape`), block by block and operation by operation
+//! (`graph`, `pass`); a heap that only counts says what is alive, why, and when the most is. A run's peak is the largest of its phases
 //! ([`Workload::memory`]), not their sum: weights and optimiser are there in all steps, the logits are gone before the blocks are
 //! differentiated, an evaluation has no optimiser.
 
