@@ -209,12 +209,15 @@ impl<'a> Model<'a> {
             }
             _ => self.required_size("expert_feed_forward_length")?,
         };
+        // No key says which blocks have an MLP of the usual kind: their tensors do.
+        let has_mlp = |block: &usize| self.has(&format!("blk.{block}.ffn_gate.weight"));
+        let mlp_only: Vec<usize> = (0..self.blocks).filter(has_mlp).collect();
         config.extend(object(json!({
             "num_experts": self.required_size("expert_count")?,
             "num_experts_per_tok": self.required_size("expert_used_count")?,
             "moe_intermediate_size": expert_size,
             "decoder_sparse_step": 1,
-            "mlp_only_layers": [],
+            "mlp_only_layers": mlp_only,
             // llama.cpp divides by the sum for this architecture without a key that says so.
             "norm_topk_prob": true,
         })));

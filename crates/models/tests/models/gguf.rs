@@ -1,8 +1,13 @@
 //! Configurations that were made from GGUF files are those of the checkpoints that the files were made from.
 
+use crate::support::{changed_config, logits};
+use candle_core::{DType, Tensor};
+use serde_json::{Value, json};
 use taper_hub::ModelFiles;
-use taper_models::ModelConfig;
-use taper_testkit::{golden, real_data_or_skip};
+use taper_hub::gguf::unpermuted_row;
+use taper_models::{LoadOptions, ModelConfig, load};
+use taper_nn::{SequenceLayout, to_vec_f32};
+use taper_testkit::{GgufFile, assert_close, golden, read_safetensors, real_data_or_skip};
 
 #[test]
 fn the_golden_files_have_the_configuration_of_their_checkpoint() {
@@ -29,4 +34,188 @@ fn a_real_file_has_the_configuration_of_its_folder() {
             "{kind}"
         );
     }
+}
+
+/// A fixture, what GGUF calls its architecture, and what of its configuration GGUF has no key for: llama.cpp goes by the size of a head.
+const ARCHITECTURES: [(&str, &str, Option<(&str, u32)>); 9] = [
+    ("qwen2", "qwen2", None),
+    ("qwen3", "qwen3", None),
+    ("qwen3_moe", "qwen3moe", None),
+    ("gemma2", "gemma2", Some(("query_pre_attn_scalar", 24))),
+    ("gemma3", "gemma3", Some(("query_pre_attn_scalar", 24))),
+    ("phi3", "phi3", None),
+    ("phi3_longrope", "phi3", None),
+    ("olmo2", "olmo2", None),
+    ("granite", "granite", None),
+];
+
+/// Written as llama.cpp's converter lays it out and read back, every architecture gives the logits of its folder: names, rows, norms, and
+/// each key of the configuration found their places.
+#[test]
+fn every_architecture_is_the_same_from_a_gguf_file_and_from_its_folder() {
+    for (name, architecture, change) in ARCHITECTURES {
+        let here = tempfile::tempdir().unwrap();
+        let folder = changed_config(name, here.path(), |config| {
+            if let Some((key, value)) = change {
+                config[key] = json!(value);
+            }
+        });
+        let config = taper_testkit::read_json(&here.path().join("config.json"));
+        let path = here.path().join("model.gguf");
+        fs_err::write(&path, gguf_of(name, architecture, &config).bytes()).unwrap();
+        let files = ModelFiles::of_gguf(&path).unwrap();
+        let [of_file, of_folder] = [files, folder].map(|files| load(&files, LoadOptions::default()).unwrap());
+        // Longer than every window and than the texts that Phi's short factors are for.
+        for length in [9, 24] {
+            let ids: Vec<u32> = (0..length).map(|i| i * 37 % 251).collect();
+            let layout = SequenceLayout::single(ids.len());
+            let given = logits(of_file.as_ref(), &ids, &layout);
+            let error = assert_close(name, &given, &logits(of_folder.as_ref(), &ids, &layout), 2e-5);
+            eprintln!("{name}, {length} tokens: {error:.1e}");
+        }
+    }
+}
+
+/// The keys that the converter writes for these fixtures.
+fn gguf_of(name: &str, architecture: &str, config: &Value) -> GgufFile {
+    let mut file = GgufFile::new().text("general.architecture", architecture);
+    for (key, from) in [
+        ("block_count", "num_hidden_layers"),
+        ("context_length", "max_position_embeddings"),
+        ("embedding_length", "hidden_size"),
+        ("feed_forward_length", "intermediate_size"),
+        ("attention.head_count", "num_attention_heads"),
+        ("attention.head_count_kv", "num_key_value_heads"),
+        ("attention.key_length", "head_dim"),
+        ("attention.value_length", "head_dim"),
+        ("attention.sliding_window", "sliding_window"),
+        ("expert_count", "num_local_experts"),
+        ("expert_used_count", "num_experts_per_tok"),
+        ("expert_feed_forward_length", "moe_intermediate_size"),
+    ] {
+        if let Some(value) = config[from].as_u64() {
+            file = file.u32(&format!("{architecture}.{key}"), value as u32);
+        }
+    }
+    for (key, from) in [
+        ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+        ("attn_logit_softcapping", "attn_logit_softcapping"),
+        ("final_logit_softcapping", "final_logit_softcapping"),
+        ("attention.scale", "attention_multiplier"),
+        ("embedding_scale", "embedding_multiplier"),
+        ("residual_scale", "residual_multiplier"),
+        ("logit_scale", "logits_scaling"),
+    ] {
+        if let Some(value) = config[from].as_f64() {
+            file = file.f32(&format!("{architecture}.{key}"), value as f32);
+        }
+    }
+    file = rotary_keys(file, name, architecture, &config["rope_parameters"]);
+    if name == "gemma3" {
+        let types = config["layer_types"].as_array().unwrap();
+        let slides: Vec<bool> = types.iter().map(|t| t == "sliding_attention").collect();
+        file = file.flags("gemma3.attention.sliding_window_pattern", &slides);
+    }
+    with_tensors(file, name, architecture, config)
+}
+
+fn rotary_keys(mut file: GgufFile, name: &str, architecture: &str, rope: &Value) -> GgufFile {
+    let full = if rope.get("full_attention").is_some() { &rope["full_attention"] } else { rope };
+    let key = |key: &str| format!("{architecture}.rope.{key}");
+    file = file.f32(&key("freq_base"), full["rope_theta"].as_f64().unwrap() as f32);
+    if name == "gemma3" {
+        file = file.text(&key("scaling.type"), "linear").f32(&key("scaling.factor"), 8.0);
+        file = file.f32(&key("freq_base_swa"), 10_000.0);
+    }
+    if name == "phi3_longrope" {
+        file = file.u32(&key("dimension_count"), 12).u32(&key("scaling.original_context_length"), 16);
+        // sqrt(1 + ln(64 / 16) / ln 16), as the converter computes it.
+        file = file.f32(&key("scaling.attn_factor"), (1.0 + 4f32.ln() / 16f32.ln()).sqrt());
+        for which in ["long", "short"] {
+            let factors = full[&format!("{which}_factor")].as_array().unwrap();
+            let bytes: Vec<u8> =
+                factors.iter().flat_map(|f| (f.as_f64().unwrap() as f32).to_le_bytes()).collect();
+            file = file.tensor(&format!("rope_factors_{which}.weight"), 0, &[factors.len()], &bytes);
+        }
+    }
+    file
+}
+
+/// The fixture's tensors under llama.cpp's names: Gemma's norms with 1 added, rows of Granite's queries and keys in pairs, experts in one
+/// tensor.
+fn with_tensors(mut file: GgufFile, name: &str, architecture: &str, config: &Value) -> GgufFile {
+    let tensors = read_safetensors(&golden(&format!("models/{name}/model.safetensors")));
+    let heads = |name: &str| config[name].as_u64().unwrap() as usize;
+    let mut experts: std::collections::BTreeMap<String, Vec<Tensor>> = std::collections::BTreeMap::new();
+    let mut names: Vec<&String> = tensors.keys().collect();
+    // `experts.10` behind `experts.9`.
+    names.sort_by_key(|name| (name.len(), name.to_string()));
+    for hub in names {
+        let tensor = tensors[hub].to_dtype(DType::F32).unwrap();
+        let gguf = gguf_name(hub, architecture);
+        if hub.contains(".experts.") {
+            experts.entry(gguf).or_default().push(tensor);
+            continue;
+        }
+        let tensor = match architecture {
+            "gemma2" | "gemma3" if hub.ends_with("norm.weight") => (tensor + 1.0).unwrap(),
+            "granite" if hub.contains("q_proj") => paired(&tensor, heads("num_attention_heads")),
+            "granite" if hub.contains("k_proj") => paired(&tensor, heads("num_key_value_heads")),
+            _ => tensor,
+        };
+        file = add(file, &gguf, &tensor);
+    }
+    for (gguf, parts) in experts {
+        file = add(file, &gguf, &Tensor::stack(&parts, 0).unwrap());
+    }
+    file
+}
+
+fn add(file: GgufFile, name: &str, tensor: &Tensor) -> GgufFile {
+    let bytes: Vec<u8> = to_vec_f32(tensor).unwrap().iter().flat_map(|v| v.to_le_bytes()).collect();
+    file.tensor(name, 0, tensor.dims(), &bytes)
+}
+
+fn paired(tensor: &Tensor, heads: usize) -> Tensor {
+    let rows = tensor.dims()[0];
+    let mut order = vec![0u32; rows];
+    for row in 0..rows {
+        order[unpermuted_row(heads, rows / heads, row)] = row as u32;
+    }
+    tensor.index_select(&Tensor::new(order.as_slice(), tensor.device()).unwrap(), 0).unwrap()
+}
+
+fn gguf_name(hub: &str, architecture: &str) -> String {
+    match hub {
+        "model.embed_tokens.weight" => return "token_embd.weight".into(),
+        "model.norm.weight" => return "output_norm.weight".into(),
+        "lm_head.weight" => return "output.weight".into(),
+        _ => {}
+    }
+    let (block, rest) = hub.strip_prefix("model.layers.").unwrap().split_once('.').unwrap();
+    let (module, kind) = rest.rsplit_once('.').unwrap();
+    let norms_behind = matches!(architecture, "gemma2" | "gemma3" | "olmo2");
+    let module = match module.rsplit('.').next().unwrap() {
+        "input_layernorm" => "attn_norm",
+        "post_attention_layernorm" if norms_behind => "post_attention_norm",
+        "post_attention_layernorm" | "pre_feedforward_layernorm" => "ffn_norm",
+        "post_feedforward_layernorm" => "post_ffw_norm",
+        "q_proj" => "attn_q",
+        "k_proj" => "attn_k",
+        "v_proj" => "attn_v",
+        "o_proj" => "attn_output",
+        "q_norm" => "attn_q_norm",
+        "k_norm" => "attn_k_norm",
+        "qkv_proj" => "attn_qkv",
+        "gate_up_proj" => "ffn_up",
+        "gate" => "ffn_gate_inp",
+        "gate_proj" if module.contains(".experts.") => "ffn_gate_exps",
+        "up_proj" if module.contains(".experts.") => "ffn_up_exps",
+        "down_proj" if module.contains(".experts.") => "ffn_down_exps",
+        "gate_proj" => "ffn_gate",
+        "up_proj" => "ffn_up",
+        "down_proj" => "ffn_down",
+        other => panic!("{other}"),
+    };
+    format!("blk.{block}.{module}.{kind}")
 }
