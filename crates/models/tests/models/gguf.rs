@@ -2,7 +2,7 @@
 
 use crate::support::{changed_config, logits};
 use candle_core::{DType, Tensor};
-use serde_json::{Value, json};
+use serde_json::Value;
 use taper_hub::ModelFiles;
 use taper_hub::gguf::unpermuted_row;
 use taper_models::{LoadOptions, ModelConfig, load};
@@ -36,28 +36,29 @@ fn a_real_file_has_the_configuration_of_its_folder() {
     }
 }
 
-/// A fixture, what GGUF calls its architecture, and what of its configuration GGUF has no key for: llama.cpp goes by the size of a head.
-const ARCHITECTURES: [(&str, &str, Option<(&str, u32)>); 9] = [
-    ("qwen2", "qwen2", None),
-    ("qwen3", "qwen3", None),
-    ("qwen3_moe", "qwen3moe", None),
-    ("gemma2", "gemma2", Some(("query_pre_attn_scalar", 24))),
-    ("gemma3", "gemma3", Some(("query_pre_attn_scalar", 24))),
-    ("phi3", "phi3", None),
-    ("phi3_longrope", "phi3", None),
-    ("olmo2", "olmo2", None),
-    ("granite", "granite", None),
+/// A fixture, and what GGUF calls its architecture.
+const ARCHITECTURES: [(&str, &str); 9] = [
+    ("qwen2", "qwen2"),
+    ("qwen3", "qwen3"),
+    ("qwen3_moe", "qwen3moe"),
+    ("gemma2", "gemma2"),
+    ("gemma3", "gemma3"),
+    ("phi3", "phi3"),
+    ("phi3_longrope", "phi3"),
+    ("olmo2", "olmo2"),
+    ("granite", "granite"),
 ];
 
 /// Written as llama.cpp's converter lays it out and read back, every architecture gives the logits of its folder: names, rows, norms, and
 /// each key of the configuration found their places.
 #[test]
 fn every_architecture_is_the_same_from_a_gguf_file_and_from_its_folder() {
-    for (name, architecture, change) in ARCHITECTURES {
+    for (name, architecture) in ARCHITECTURES {
         let here = tempfile::tempdir().unwrap();
         let folder = changed_config(name, here.path(), |config| {
-            if let Some((key, value)) = change {
-                config[key] = json!(value);
+            // GGUF has no key for it: llama.cpp goes by the size of a head.
+            if architecture.starts_with("gemma") {
+                config["query_pre_attn_scalar"] = config["head_dim"].clone();
             }
         });
         let config = taper_testkit::read_json(&here.path().join("config.json"));
