@@ -129,7 +129,7 @@ pub(crate) struct ExportArgs {
 /// A model, perhaps with an adapter.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
-    /// The base: a folder, or a hub id `owner/name`
+    /// The base: a folder, a GGUF file, or a hub id `owner/name`
     #[arg(long, value_name = "MODEL")]
     pub(crate) model: String,
     /// A folder with a LoRA in PEFT's format

@@ -56,7 +56,11 @@ impl Base {
             tokenizer_config: files.tokenizer_config.clone(),
             special_tokens_map: files.special_tokens_map.clone(),
             generation_config: files.generation_config.clone(),
-            chat_template: section.chat_template.clone().map(Into::into).or_else(|| files.chat_template.clone()),
+            chat_template: section
+                .chat_template
+                .clone()
+                .map(Into::into)
+                .or_else(|| files.chat_template.clone()),
         };
         let tokenizer = Tokenizer::load(&tokenizer_files).or_fault()?;
         let template = ChatTemplate::load(&tokenizer_files, &tokenizer).or_fault()?;

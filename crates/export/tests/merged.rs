@@ -155,7 +155,8 @@ fn both_layouts_of_a_configuration_keep_their_layout() {
     let v4 = ModelFiles { config: golden("models/llama_untied/config.v4.json").into(), ..files.clone() };
     for (name, files, key) in [("v5", files, "dtype"), ("v4", v4, "torch_dtype")] {
         let written = write(model.as_mut(), &files, &here.path().join(name), MergedDtype::Bf16);
-        let (before, after) = (read_json(files.config.path()), read_json(&written.folder.join("config.json")));
+        let (before, after) =
+            (read_json(files.config.path()), read_json(&written.folder.join("config.json")));
         let keys = |value: &serde_json::Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
         assert_eq!(keys(&before), keys(&after));
         assert_eq!(after[key], "bfloat16");
@@ -219,6 +220,35 @@ fn the_tokenizer_and_the_template_go_along() {
     assert_eq!(fs_err::read_to_string(written.folder.join("chat_template.jinja")).unwrap(), "own");
     let names = read_safetensors(&written.folder.join("model.safetensors"));
     assert!(!names.contains_key("lm_head.weight"), "the tied head is the embedding's table");
+}
+
+#[test]
+fn over_a_gguf_base_the_texts_that_were_made_from_it_are_written() {
+    let here = tempfile::tempdir().unwrap();
+    let gguf = here.path().join("m.gguf");
+    fs_err::copy(golden("gguf/llama_f32.gguf"), &gguf).unwrap();
+    // What lies beside the file is not its own.
+    fs_err::write(here.path().join("LICENSE"), "another's").unwrap();
+    let (mut model, _) = adapted("lora_all");
+    let written = write(
+        model.as_mut(),
+        &ModelFiles::of_gguf(&gguf).unwrap(),
+        &here.path().join("merged"),
+        MergedDtype::Auto,
+    );
+    assert_eq!(
+        written.files,
+        [
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "tokenizer.json",
+            "tokenizer_config.json"
+        ]
+    );
+    assert_eq!(written.dtype, DType::F32);
+    let proof = prove(model.as_ref(), &written);
+    assert!(proof.max_abs_diff < 2e-4, "{proof:?}");
 }
 
 #[test]

@@ -300,6 +300,27 @@ mod tests {
     }
 
     #[test]
+    fn a_gguf_file_is_fetched_alone_and_a_model_of_such_files_lists_them() {
+        let hub = TinyHub::serve(&[("q4/m.gguf", "not one"), ("m.Q8_0.gguf", "x"), ("config.json.txt", "x")]);
+        let home = tempfile::tempdir().unwrap();
+        let options = hub.options(home.path());
+        let fetch = |offline| {
+            resolve_gguf("o/m", "q4/m.gguf", "main", &HubOptions { offline, ..options.clone() }).unwrap_err()
+        };
+        assert!(fetch(true).to_string().contains("`o/m/q4/m.gguf` at revision `main` is not in the cache"));
+        let error = fetch(false);
+        let Error::Gguf { path, .. } = &error else { panic!("{error:?}") };
+        assert_eq!(fs_err::read_to_string(path).unwrap(), "not one");
+        let asked = hub.asked();
+        assert!(!asked.iter().any(|path| path.contains("Q8_0")), "{asked:?}");
+        assert!(matches!(fetch(true), Error::Gguf { .. }), "the cache has it");
+        assert_eq!(hub.asked(), asked, "the cache asked the hub");
+        let error = resolve("o/m", "main", &options).unwrap_err();
+        assert!(matches!(&error, Error::ForeignWeights { found, .. } if found.len() == 2), "{error:?}");
+        assert!(error.hint().unwrap().contains("`o/m/q4/m.gguf`"), "{error:?}");
+    }
+
+    #[test]
     fn offline_never_asks_and_says_so() {
         let hub = TinyHub::serve(&[]);
         let home = tempfile::tempdir().unwrap();

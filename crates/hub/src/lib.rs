@@ -1,6 +1,6 @@
-//! Turn a model reference (a folder, a hub id) into verified local files.
+//! Turn a model reference (a folder, a GGUF file, a hub id) into verified local files.
 //!
-//! Nothing here looks inside a tensor; what is read is names, sizes and the headers that say where tensors lie. The network is used only
+//! Nothing here looks inside a weight; what is read is names, sizes and the headers that say where tensors lie. The network is used only
 //! for a hub id that the user named (invariant 10), and never when [`HubOptions::offline`] is set.
 
 mod error;

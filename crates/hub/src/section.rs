@@ -9,8 +9,9 @@ use taper_diagnostics::{Location, Problem, Problems};
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct ModelSection {
-    /// The base: a folder with `config.json`, `tokenizer.json` and safetensors (relative to the recipe file), or a hub id `owner/name`, also
-    /// `owner/name@revision`. Only a hub id ever uses the network, and only until it lies in the cache.
+    /// The base: a folder with `config.json`, `tokenizer.json` and safetensors or a GGUF file (both relative to the recipe file), or a hub id
+    /// `owner/name` or a GGUF file of one, `owner/name/file.gguf`; both may end in `@revision`. Only a hub id ever uses the network, and only
+    /// until it lies in the cache.
     pub base: String,
     /// Branch, tag or commit of a hub id; "main" when absent. A commit makes a run repeatable when the model's owner uploads again.
     pub revision: Option<String>,

@@ -60,7 +60,9 @@ fn base(node: &mut Node, found: &mut Findings) {
         return;
     }
     match ModelSource::parse_in(&folder, text) {
-        Ok(ModelSource::Folder(path) | ModelSource::Gguf(path)) => *text = absolute(&path).to_string_lossy().into_owned(),
+        Ok(ModelSource::Folder(path) | ModelSource::Gguf(path)) => {
+            *text = absolute(&path).to_string_lossy().into_owned();
+        }
         Ok(ModelSource::Hub { .. } | ModelSource::HubGguf { .. }) => {}
         Err(error) => {
             let problem = Problem { hint: error.hint(), ..Problem::error("model", error.to_string()) };

@@ -250,7 +250,7 @@ impl<'a> Model<'a> {
         let slides = |block: usize| match &pattern {
             _ if window.is_none() => false,
             Some(listed) => listed.get(block).copied().unwrap_or_default(),
-            None => (block + 1) % 6 != 0,
+            None => !(block + 1).is_multiple_of(6),
         };
         let types: Vec<&str> = (0..self.blocks)
             .map(|block| if slides(block) { "sliding_attention" } else { "full_attention" })
@@ -290,7 +290,7 @@ impl<'a> Model<'a> {
             }
             Some(_) => match self.size("attention.sliding_window_pattern")? {
                 Some(0) | None => Err(wrong("0".into())),
-                Some(n) => Ok(Some((1..=self.blocks as u64).map(|block| block % n != 0).collect())),
+                Some(n) => Ok(Some((1..=self.blocks as u64).map(|block| !block.is_multiple_of(n)).collect())),
             },
         }
     }

@@ -62,8 +62,9 @@ fn a_base_that_is_no_model_is_told_with_its_line() {
     let place = Place::with(&LEAST.replace("owner/name", "gpt2"));
     let told = place.problems(&[]);
     assert!(told.len() == 1 && told[0].starts_with("3 model.base model: "), "{told:?}");
-    let told = Place::with(&LEAST.replace("owner/name", "x.gguf")).problems(&[]);
-    assert!(told.len() == 1 && told[0].starts_with("3 model.base model: "), "{told:?}");
+    let file = Place::with(&LEAST.replace("owner/name", "x.gguf"));
+    let base = file.resolve(&[]).unwrap().recipe.model.base;
+    assert_eq!(Path::new(&base), file.path().join("x.gguf"), "a GGUF file is relative to the recipe too");
     let folder = Place::with(&LEAST.replace("owner/name\"", "./base\"\nrevision = \"main\""));
     let told = folder.problems(&[]);
     assert!(told.len() == 1 && told[0].starts_with("4 model.revision model: "), "{told:?}");
