@@ -50,8 +50,8 @@ pub(crate) fn install(env: &mut Environment<'_>) {
     for (name, inner) in plain {
         guard(env, name, inner, |_| Ok(()));
     }
-    guard(env, "replace", Value::from_function(filters::replace), |args| replacing(args));
-    guard(env, "format", Value::from_function(filters::format), |args| formatting(args));
+    guard(env, "replace", Value::from_function(filters::replace), replacing);
+    guard(env, "format", Value::from_function(filters::format), formatting);
     for (name, inner) in [
         ("indent", Value::from_function(filters::indent)),
         ("slice", Value::from_function(filters::slice)),
