@@ -38,8 +38,14 @@ pub fn tokenizer(bytes: &[u8]) -> bool {
     })
 }
 
-/// Encodes a few texts and decodes what comes of it.
+/// Encodes a few texts and decodes what comes of it; in a thread of its own, since `tokenizers` keeps a cache for every
+/// BPE until the thread ends.
 pub(super) fn load_and_use(files: &TokenizerFiles) -> bool {
+    let used = std::thread::scope(|scope| scope.spawn(|| use_here(files)).join());
+    used.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+fn use_here(files: &TokenizerFiles) -> bool {
     let Ok(tokenizer) = Tokenizer::load(files) else { return false };
     let vocabulary = tokenizer.vocab_size();
     for text in TEXTS {

@@ -112,6 +112,8 @@ impl LikeJinja2 for Environment<'_> {
         env.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
         env.set_fuel(Some(FUEL));
         env.set_recursion_limit(RECURSION);
+        // An error would carry the values of the template's variables, however deep, to a stack that has no room for them.
+        env.set_debug(false);
         env.set_unknown_method_callback(methods::call);
         limits::install(&mut env);
         env.set_formatter(|out, _, value| {

@@ -123,6 +123,10 @@ fn a_template_as_deep_as_it_is_long_neither_overflows_the_stack_nor_renders_fore
     let many = |part: &str, count: usize| part.repeat(count);
     let nested =
         "{% set ns = namespace(x=[]) %}{% for i in range(100000) %}{% set ns.x = [ns.x] %}{% endfor %}";
+    // Until the steps are used up: the error must not carry what was built to a smaller stack.
+    let endless = nested
+        .replace("{% set ns.x", "{% for j in range(100000) %}{% set ns.x")
+        .replace("{% endfor", "{% endfor %}{% endfor");
     let sources = [
         format!("{{{{ {}1 }}}}", many("not ", 200_000)),
         format!("{{{{ {}1 }}}}", many("-", 200_000)),
@@ -130,6 +134,7 @@ fn a_template_as_deep_as_it_is_long_neither_overflows_the_stack_nor_renders_fore
         format!("{{% if a %}}{}{{% endif %}}", many("{% elif a %}", 50_000)),
         many("{% set x = [x] %}", 50_000),
         nested.to_owned(),
+        endless,
         format!("{nested}{{% if ns.x == [ns.x] %}}{{% endif %}}"),
         "{% for i in range(100000) %}{% for j in range(100000) %}{% endfor %}{% endfor %}".to_owned(),
     ];
