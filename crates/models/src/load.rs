@@ -62,9 +62,11 @@ pub fn load(files: &ModelFiles, options: LoadOptions) -> Result<Box<dyn CausalLm
         Some(path) => Checkpoint::open_gguf(path),
         None => Checkpoint::open(files.require_weights()?, files.index.as_deref()),
     };
+    // What messages name: the file itself where it is the whole model.
+    let root = files.gguf.as_ref().unwrap_or(&files.root);
     let checkpoint =
-        opened.map_err(|source| Error::Checkpoint { root: files.root.clone(), source: Box::new(source) })?;
-    let weights = Weights::stored(&checkpoint, &files.root, options);
+        opened.map_err(|source| Error::Checkpoint { root: root.clone(), source: Box::new(source) })?;
+    let weights = Weights::stored(&checkpoint, root, options);
     Ok(Box::new(Decoder::build(config, weights)?))
 }
 

@@ -107,7 +107,7 @@ impl<'a> Weights<'a> {
         let coded = with_f32(&values, |values| QuantizedTensor::quantize(values, rows, columns, format))?;
         coded
             .map(FrozenWeight::quantized)
-            .map_err(|source| fault(&root, CheckpointError::Quantized { tensor, path, source }))
+            .map_err(|source| fault(&root, CheckpointError::NotQuantizable { tensor, path, source }))
     }
 
     /// In f32, whatever the matrices are held in: vectors are small and their precision counts. Random ones are all `initial`.

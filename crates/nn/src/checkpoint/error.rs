@@ -112,6 +112,16 @@ pub enum CheckpointError {
         /// What is wrong.
         source: QuantError,
     },
+    /// A weight cannot be quantised while it is read.
+    #[error("cannot quantise `{tensor}`")]
+    NotQuantizable {
+        /// The tensor.
+        tensor: String,
+        /// The file or folder.
+        path: PathBuf,
+        /// Why not.
+        source: QuantError,
+    },
     /// Weights that are quantised are to be quantised again.
     #[error("tensor `{tensor}` is quantised in its file, and it is to be quantised while loading")]
     QuantizedTwice {
@@ -159,12 +169,14 @@ impl Diagnose for CheckpointError {
                 "weights are read from f32, bf16, f16, and the 4-bit and 8-bit layouts of bitsandbytes".into(),
             ),
             Self::Gguf { source, .. } => source.hint(),
-            Self::Blocks { .. } | Self::State { .. } => Some("take the file from its source again".into()),
-            Self::Quantized { .. } => Some(
+            Self::Blocks { .. } | Self::State { .. } | Self::Quantized { .. } => {
+                Some("take the file from its source again".into())
+            }
+            Self::NotQuantizable { .. } => Some(
                 "another format fits: \"nf4\", \"fp4\" and \"int8\" take rows of any length, \"q8_0\" and \"q4_0\" multiples of 32".into(),
             ),
             Self::QuantizedTwice { .. } => Some(
-                "remove `model.quantize`: the base is trained as it lies; or name the model it was quantised from".into(),
+                "remove `model.quantize` (or `--quantize`): the base is trained as it lies; or name the model it was quantised from".into(),
             ),
             Self::Overflow { .. } => Some("use bf16, which has the range of f32".into()),
             Self::Io(_) | Self::Candle { .. } => None,
@@ -183,6 +195,7 @@ impl Diagnose for CheckpointError {
             | Self::Blocks { path, tensor, .. }
             | Self::State { path, tensor, .. }
             | Self::Quantized { path, tensor, .. }
+            | Self::NotQuantizable { path, tensor, .. }
             | Self::QuantizedTwice { path, tensor } => Some(Location::file(path).with_key(tensor)),
             _ => None,
         }
