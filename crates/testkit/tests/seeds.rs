@@ -1,7 +1,5 @@
 //! Every seed of `fuzz/corpus` through the readers that are fuzzed, so that what a fuzzer found stays fixed without one.
 
-#![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
-
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 use taper_testkit::hostile::TARGETS;
