@@ -215,7 +215,7 @@ mod tests {
     #[test]
     fn values_that_share_parts_are_printed_to_the_limit_only() {
         let doubled = "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}";
-        for print in ["{{ ns.x }}", "{{ ns.x|tojson }}", "{{ [ns.x]|join }}", "{{ ','.join([ns.x]) }}"] {
+        for print in ["{{ ns.x|tojson }}", "{{ [ns.x]|join }}"] {
             let error = render(&format!("{doubled}{print}")).expect_err(print);
             assert!(error.contains("a text over 64 MiB"), "{print}: {error}");
         }
