@@ -5,7 +5,8 @@
 //! (`[1] * 1000000000000` takes no memory until somebody walks over it) are cut short by an error, and arguments that
 //! alone decide the size of a result (a width, a count) have a limit.
 
-use minijinja::value::{Object, Rest, ValueKind};
+use super::python;
+use minijinja::value::{Kwargs, Object, Rest, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State, Value, filters};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -17,6 +18,10 @@ const ITEM: u64 = 32;
 const MOST_ITEMS: usize = 1_000_000;
 /// The longest text that a filter or method takes or makes, in bytes.
 pub(crate) const LONGEST: usize = super::MAX_OUTPUT_BYTES;
+/// The longest text that one list or map may be printed as, in bytes.
+const LONGEST_VALUE: usize = 8 << 20;
+/// What a byte of a printed list or map counts for: it takes as long as so many bytes of a text.
+const PRINTED: u64 = 32;
 /// The largest width, precision or count that is given as an argument.
 const WIDEST: u64 = 10_000;
 
@@ -106,6 +111,31 @@ pub(crate) fn within(bytes: usize) -> Result<(), Error> {
     if bytes > LONGEST { Err(too_much("a text over 64 MiB")) } else { Ok(()) }
 }
 
+/// Refuse to print a list or a map on and on.
+pub(crate) fn within_value(bytes: usize) -> Result<(), Error> {
+    if bytes > LONGEST_VALUE { Err(too_much("a list or map of over 8 MiB as text")) } else { Ok(()) }
+}
+
+/// `str(value)`, paid for.
+pub(crate) fn shown(state: &State, value: &Value) -> Result<String, Error> {
+    let text = python::str_of(value)?;
+    let weight = if value.kind() == ValueKind::String { 1 } else { PRINTED };
+    pay(state, (text.len() as u64).saturating_mul(weight))?;
+    Ok(text)
+}
+
+/// `json.dumps(value)`, paid for.
+pub(crate) fn tojson(
+    state: &State,
+    value: &Value,
+    ascii: Option<Value>,
+    kwargs: Kwargs,
+) -> Result<Value, Error> {
+    let json = python::tojson(value, ascii, kwargs)?;
+    pay(state, (json.len().unwrap_or(0) as u64).saturating_mul(PRINTED))?;
+    Ok(json)
+}
+
 #[derive(Debug, Default)]
 struct Spent(AtomicU64);
 
@@ -122,6 +152,10 @@ fn spend(state: &State, args: &[Value]) -> Result<(), Error> {
             None => (arg.len().unwrap_or(0) as u64).saturating_mul(ITEM),
         });
     }
+    pay(state, cost)
+}
+
+fn pay(state: &State, cost: u64) -> Result<(), Error> {
     let spent = state.get_or_set_temp_object("taper_spent", Spent::default);
     let before = spent.0.fetch_add(cost.min(ALLOWANCE), Ordering::Relaxed);
     if before.saturating_add(cost) > ALLOWANCE {
@@ -215,10 +249,25 @@ mod tests {
     #[test]
     fn values_that_share_parts_are_printed_to_the_limit_only() {
         let doubled = "{% set ns = namespace(x=[1]) %}{% for i in range(60) %}{% set ns.x = [ns.x, ns.x] %}{% endfor %}";
-        for print in ["{{ ns.x }}", "{{ ns.x|tojson }}", "{{ [ns.x]|join }}", "{{ ','.join([ns.x]) }}"] {
+        for print in ["{{ ns.x|tojson }}", "{{ [ns.x]|join }}"] {
             let error = render(&format!("{doubled}{print}")).expect_err(print);
-            assert!(error.contains("a text over 64 MiB"), "{print}: {error}");
+            assert!(error.contains("over 8 MiB as text"), "{print}: {error}");
         }
+    }
+
+    #[test]
+    fn printing_is_paid_for_also_where_nobody_sees_it() {
+        let of = |count: usize, print: &str| {
+            let list = "{% set x = [1] * 200000 %}";
+            render(&format!("{list}{{% for i in range({count}) %}}{{% set y = {print} %}}{{% endfor %}}done"))
+        };
+        for print in ["x|tojson", "x|string", "x|trim", "x|join"] {
+            assert_eq!(of(2, print).unwrap(), "done", "{print}");
+            assert!(of(100_000, print).unwrap_err().contains("more work"), "{print}");
+        }
+        let captured = of(100_000, "1")
+            .map(|_| "{% for i in range(100000) %}{% set y %}{{ [1] * 200000 }}{% endset %}{% endfor %}");
+        assert!(render(captured.unwrap()).unwrap_err().contains("more work"));
     }
 
     #[test]

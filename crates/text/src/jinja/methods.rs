@@ -15,7 +15,7 @@ pub(crate) fn call(state: &State, value: &Value, method: &str, args: &[Value]) -
     };
     let value = walked.as_ref().unwrap_or(value);
     let ours = match value.kind() {
-        ValueKind::String => string_method(value.as_str().unwrap_or_default(), method, args)?,
+        ValueKind::String => string_method(state, value.as_str().unwrap_or_default(), method, args)?,
         ValueKind::Seq | ValueKind::Iterable => sequence_method(value, method, args)?,
         ValueKind::Map if method == "copy" => Some(value.clone()),
         _ => None,
@@ -26,7 +26,7 @@ pub(crate) fn call(state: &State, value: &Value, method: &str, args: &[Value]) -
     }
 }
 
-fn string_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
+fn string_method(state: &State, text: &str, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {
     Ok(Some(match method {
         "strip" => Value::from(strip(text, args, true, true)?),
         "lstrip" => Value::from(strip(text, args, true, false)?),
@@ -56,7 +56,7 @@ fn string_method(text: &str, method: &str, args: &[Value]) -> Result<Option<Valu
         }
         "join" => {
             let (items,): (Value,) = from_args(args)?;
-            Value::from(super::joined(&items, text, None)?)
+            Value::from(super::joined(state, &items, text, None)?)
         }
         "casefold" => Value::from(text.to_lowercase()),
         "isdecimal" => Value::from(!text.is_empty() && text.chars().all(|c| c.is_ascii_digit())),

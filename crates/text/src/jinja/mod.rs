@@ -63,7 +63,7 @@ pub(crate) fn environment(clock: Clock, track: bool) -> Environment<'static> {
     });
     env.add_function(generation::FUNCTION, move |state: &State, kwargs: Kwargs| {
         let body = kwargs.get::<Value>("caller")?.call(state, &[])?;
-        let text = python::str_of(&body)?;
+        let text = limits::shown(state, &body)?;
         Ok::<_, Error>(if track { format!("{GENERATION_START}{text}{GENERATION_END}") } else { text })
     });
     env
@@ -116,11 +116,11 @@ impl LikeJinja2 for Environment<'_> {
         env.set_debug(false);
         env.set_unknown_method_callback(methods::call);
         limits::install(&mut env);
-        env.set_formatter(|out, _, value| {
-            out.write_str(&python::str_of(value)?).map_err(|_| Error::from(ErrorKind::WriteFailure))
+        env.set_formatter(|out, state, value| {
+            out.write_str(&limits::shown(state, value)?).map_err(|_| Error::from(ErrorKind::WriteFailure))
         });
-        env.add_filter("tojson", python::tojson);
-        env.add_filter("string", |value: &Value| python::str_of(value));
+        env.add_filter("tojson", limits::tojson);
+        env.add_filter("string", |state: &State, value: &Value| limits::shown(state, value));
         env.add_filter("trim", trim);
         env.add_filter("join", join);
         // In Python a string is a sequence, and so is a dict to Jinja2's test.
@@ -131,8 +131,8 @@ impl LikeJinja2 for Environment<'_> {
     }
 }
 
-fn trim(value: &Value, chars: Option<String>) -> Result<String, Error> {
-    let text = python::str_of(value)?;
+fn trim(state: &State, value: &Value, chars: Option<String>) -> Result<String, Error> {
+    let text = limits::shown(state, value)?;
     Ok(match chars {
         Some(chars) => text.trim_matches(|c| chars.contains(c)).to_owned(),
         None => text.trim_matches(is_space).to_owned(),
@@ -140,7 +140,7 @@ fn trim(value: &Value, chars: Option<String>) -> Result<String, Error> {
 }
 
 #[expect(clippy::needless_pass_by_value, reason = "minijinja hands keywords over by value")]
-fn join(value: &Value, joiner: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
+fn join(state: &State, value: &Value, joiner: Option<Value>, kwargs: Kwargs) -> Result<String, Error> {
     let joiner = match joiner {
         Some(joiner) => Some(joiner),
         None => kwargs.get::<Option<Value>>("d")?,
@@ -148,11 +148,11 @@ fn join(value: &Value, joiner: Option<Value>, kwargs: Kwargs) -> Result<String, 
     let joiner = joiner.map(|j| python::str_of(&j)).transpose()?.unwrap_or_default();
     let attribute = kwargs.get::<Option<String>>("attribute")?;
     kwargs.assert_all_used()?;
-    joined(value, &joiner, attribute.as_deref())
+    joined(state, value, &joiner, attribute.as_deref())
 }
 
 /// The items, or an attribute of each, with `joiner` between them.
-fn joined(items: &Value, joiner: &str, attribute: Option<&str>) -> Result<String, Error> {
+fn joined(state: &State, items: &Value, joiner: &str, attribute: Option<&str>) -> Result<String, Error> {
     let mut out = String::new();
     for (i, item) in limits::walked(items)?.into_iter().enumerate() {
         if i > 0 {
@@ -162,7 +162,7 @@ fn joined(items: &Value, joiner: &str, attribute: Option<&str>) -> Result<String
             Some(name) => item.get_attr(name)?,
             None => item,
         };
-        out.push_str(&python::str_of(&item)?);
+        out.push_str(&limits::shown(state, &item)?);
         limits::within(out.len())?;
     }
     Ok(out)

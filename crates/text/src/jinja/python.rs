@@ -75,7 +75,7 @@ impl Dump {
         if depth > MAX_DEPTH {
             return Err(invalid("a value is nested too deeply for `tojson`"));
         }
-        limits::within(self.out.len())?;
+        limits::within_value(self.out.len())?;
         match value.kind() {
             ValueKind::None => self.out.push_str("null"),
             ValueKind::Bool => self.out.push_str(if value.is_true() { "true" } else { "false" }),
@@ -182,7 +182,7 @@ fn write_repr(out: &mut String, value: &Value, depth: usize) -> Result<(), Error
     if depth > MAX_DEPTH {
         return Err(invalid("a value is nested too deeply to be printed"));
     }
-    limits::within(out.len())?;
+    limits::within_value(out.len())?;
     match value.kind() {
         ValueKind::Undefined => out.push_str("Undefined"),
         ValueKind::None => out.push_str("None"),
