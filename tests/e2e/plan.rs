@@ -133,8 +133,9 @@ fn what_does_not_fit_is_told_with_settings_that_do() {
         // Cutting texts needs a person who says that they may be cut.
         let flags: Vec<&str> =
             sets.into_iter().chain(flags).chain(["--set", "data.truncation=right"]).collect();
-        let changed = plan(&desk, &flags);
-        assert_eq!(changed["memory"]["fits"], true, "{keys:?}");
+        // Held against what was free when the settings were found: by now others may have taken some of it.
+        let free = large["memory"]["available_bytes"].as_u64().unwrap();
+        assert!(peak(&plan(&desk, &flags)) <= free, "{keys:?}");
     }
     let flags: Vec<&str> = ["plan", "recipe.toml"].into_iter().chain(sets).collect();
     desk.taper(&flags).exits(0).tells(&["it does not fit", "with --set train.gradient_checkpointing=true"]);
