@@ -1,6 +1,6 @@
 //! What several verbs need: the recipe, the base's files and tokenizer, the data, the run's folder.
 
-use crate::cli::{CommonArgs, FolderArgs, ModelArgs, RecipeArgs};
+use crate::cli::{CommonArgs, FolderArgs, ModelArgs, QuantizeArgs, RecipeArgs};
 use crate::fault::{OrFault, user_error};
 use crate::output::say;
 use crate::tasks::prepare_tasks;
@@ -77,10 +77,7 @@ impl Base {
 
     /// The base that `--model` names, and how the flags beside it ask for its weights.
     pub(crate) fn named(args: &ModelArgs) -> anyhow::Result<(Self, LoadOptions)> {
-        let section: ModelSection = serde_json::from_value(serde_json::json!({
-            "base": args.model, "quantize": args.quantize.quantize, "double_quant": args.quantize.double_quant,
-        }))?;
-        section.check().into_result().or_fault()?;
+        let section = model_section(&args.quantize, &args.model, "auto")?;
         Ok((Self::open(&section, &args.common)?, (&section).into()))
     }
 
@@ -93,6 +90,15 @@ impl Base {
     pub(crate) fn load(&self, options: LoadOptions) -> anyhow::Result<Box<dyn CausalLm>> {
         taper_models::load(&self.files, options).or_fault()
     }
+}
+
+/// What a recipe's `[model]` would say in place of the flags.
+pub(crate) fn model_section(args: &QuantizeArgs, base: &str, dtype: &str) -> anyhow::Result<ModelSection> {
+    let section: ModelSection = serde_json::from_value(serde_json::json!({
+        "base": base, "dtype": dtype, "quantize": args.quantize, "double_quant": args.double_quant,
+    }))?;
+    section.check().into_result().or_fault()?;
+    Ok(section)
 }
 
 /// Read, tokenise and check the data of a recipe and of its evaluations; warnings are told, errors end the verb.

@@ -4,6 +4,7 @@ use crate::cli::{BenchModelArgs, BenchVerb};
 use crate::fault::{OrFault, user_error};
 use crate::memory::peak_bytes;
 use crate::output::print;
+use crate::workspace::model_section;
 use candle_core::DType;
 use serde_json::json;
 use std::path::Path;
@@ -11,7 +12,6 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use taper_data::{Batch, RowPlace, TokenizedExample};
 use taper_diagnostics::ExitCode;
-use taper_hub::ModelSection;
 use taper_kernels::rng::CounterRng;
 use taper_models::{CausalLm, LoadOptions, ModelConfig, ModelType};
 use taper_nn::{ForwardContext, KvCache, SequenceLayout, StoredFormat};
@@ -75,10 +75,7 @@ fn random_model(args: &BenchModelArgs) -> anyhow::Result<(Box<dyn CausalLm>, Loa
         "tie_word_embeddings": true,
     });
     let config = ModelConfig::parse(&config.to_string())?;
-    let section: ModelSection = serde_json::from_value(json!({
-        "base": args.shape, "dtype": args.dtype, "quantize": args.quantize.quantize, "double_quant": args.quantize.double_quant,
-    }))?;
-    section.check().into_result().or_fault()?;
+    let section = model_section(&args.quantize, &args.shape, &args.dtype)?;
     let options = LoadOptions::from(&section);
     Ok((taper_models::init_with(&config, 1, options).or_fault()?, options))
 }
@@ -119,7 +116,8 @@ fn train(
     seconds.sort_by(f64::total_cmp);
     let median = seconds.get(seconds.len() / 2).copied().unwrap_or(f64::NAN);
     Ok(json!({
-        "bench": "train", "shape": args.shape, "dtype": args.dtype, "quantize": args.quantize.quantize, "batch": batch, "seq": seq, "rank": 16,
+        "bench": "train", "shape": args.shape, "dtype": args.dtype, "quantize": args.quantize.quantize,
+        "double_quant": args.quantize.double_quant, "batch": batch, "seq": seq, "rank": 16,
         "gradient_checkpointing": checkpointing, "threads": taper_kernels::threads::thread_count(),
         "median_step_seconds": median, "tokens_per_second": (batch * seq) as f64 / median,
         "peak_bytes": peak_bytes(), "predicted_peak_bytes": predicted,
@@ -188,7 +186,8 @@ fn generate(
     }
     let decode = started.elapsed().as_secs_f64();
     Ok(json!({
-        "bench": "generate", "shape": args.shape, "dtype": args.dtype, "quantize": args.quantize.quantize, "batch": batch, "prompt": prompt, "tokens": tokens,
+        "bench": "generate", "shape": args.shape, "dtype": args.dtype, "quantize": args.quantize.quantize,
+        "double_quant": args.quantize.double_quant, "batch": batch, "prompt": prompt, "tokens": tokens,
         "threads": taper_kernels::threads::thread_count(),
         "prefill_tokens_per_second": (batch * prompt) as f64 / prefill,
         "decode_tokens_per_second": (batch * tokens) as f64 / decode,

@@ -7,8 +7,8 @@ use std::path::Path;
 
 /// Characters of an example.
 const CHUNK: usize = 400;
-/// How far apart the mean losses (nats) of runs over Q8_0 and over the original may end: ten times the 2e-4 that the codes themselves move
-/// the base's loss by.
+/// How far apart the mean losses (nats) of runs over Q8_0 and over the original may end. Measured: the codes move the base's loss by 6.2e-4,
+/// that of the trained model by 1.2e-3.
 const NOISE_OF_Q8_0: f64 = 2e-3;
 
 /// Held-out perplexity before and after, and the adapter's bytes.

@@ -9,6 +9,7 @@ mod files;
 mod fingerprint;
 pub mod gguf;
 mod index;
+mod other_format;
 pub mod safetensors;
 mod section;
 mod source;

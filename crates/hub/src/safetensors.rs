@@ -4,6 +4,7 @@
 //! to strings), then the tensors' bytes, which the offsets must cover without gap or overlap. Source: the format's description in the
 //! repository `huggingface/safetensors`.
 
+use crate::other_format::{is_lfs_pointer, other_format};
 use crate::unique::UniqueMap;
 use serde::Deserialize;
 use serde::de::{Deserializer, IgnoredAny, MapAccess, Visitor};
@@ -251,7 +252,7 @@ impl Header {
 
 /// The JSON behind the length.
 fn header_text(file: &[u8]) -> Result<&str, SafetensorsError> {
-    if let Some(error) = other_format(file) {
+    if let Some(error) = of_another_format(file) {
         return Err(error);
     }
     let Some((length, rest)) = file.split_first_chunk::<PREFIX>() else {
@@ -271,24 +272,13 @@ fn header_text(file: &[u8]) -> Result<&str, SafetensorsError> {
 }
 
 /// Files that are often found under this name.
-fn other_format(file: &[u8]) -> Option<SafetensorsError> {
-    if file.starts_with(b"version https://git-lfs") {
+fn of_another_format(file: &[u8]) -> Option<SafetensorsError> {
+    if is_lfs_pointer(file) {
         return Some(SafetensorsError::LfsPointer { bytes: file.len() });
     }
-    let what = [
-        (&b"PK\x03\x04"[..], "a zip or PyTorch archive"),
-        (b"GGUF", "a GGUF file"),
-        (b"\x80\x02", "a Python pickle"),
-        (b"\x80\x04", "a Python pickle"),
-        (b"<!DOCTYPE", "a web page"),
-        (b"<!doctype", "a web page"),
-        (b"<html", "a web page"),
-    ];
     // A length can look like the two bytes of a pickle; then the ninth byte opens the JSON.
     let plausible = file.get(PREFIX) == Some(&b'{');
-    what.iter()
-        .find(|(magic, _)| file.starts_with(magic) && !plausible)
-        .map(|(_, what)| SafetensorsError::OtherFormat { what })
+    other_format(file).filter(|_| !plausible).map(|what| SafetensorsError::OtherFormat { what })
 }
 
 /// The tensors in the order of their bytes must follow each other without gap or overlap, to the end of the file.

@@ -77,7 +77,7 @@ impl<'a> Weights<'a> {
                 FrozenWeight::dense(&self.tensor(&name, &[rows, columns], self.options.dtype, None)?)?
             }
             Source::Stored { checkpoint, root, asked } => {
-                asked.extend(checkpoint.state_of(&name).into_iter().map(str::to_owned));
+                asked.extend(checkpoint.state_of(&name));
                 let weight = checkpoint.matrix(&name, [rows, columns], self.options.dtype);
                 let weight = weight.map_err(|e| fault(root, e))?;
                 asked.insert(name.clone());

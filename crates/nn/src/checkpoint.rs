@@ -194,7 +194,7 @@ impl Checkpoint {
     }
 
     /// The names that belong to the quantisation state of a tensor.
-    pub fn state_of(&self, name: &str) -> Vec<&str> {
+    pub fn state_of(&self, name: &str) -> Vec<String> {
         bitsandbytes::state_names(self, name)
     }
 

@@ -23,7 +23,7 @@ pub use config::{Bias, InitLoraWeights, LoraConfig};
 pub use error::{Error, Result};
 pub use files::{AdapterWeights, CONFIG_FILE, LoadMode, WEIGHTS_FILE, load};
 pub use lora::LoraLayer;
-pub use modules::{ModuleKind, ModuleShape, TrainedModule, TrainedParameter, trained_modules};
+pub use modules::{ModuleKind, ModuleShape, TrainedModule, TrainedParameter, inventory, trained_modules};
 pub use section::AdapterSection;
 pub use targets::{ModuleNames, TargetModules};
 

@@ -64,7 +64,10 @@ pub struct TrainedParameter {
 }
 
 /// The modules of a model in the order of its forward pass.
-pub(crate) fn inventory(model: &mut dyn VisitModules) -> Result<Vec<ModuleShape>> {
+///
+/// # Errors
+/// What the visit says.
+pub fn inventory(model: &mut dyn VisitModules) -> Result<Vec<ModuleShape>> {
     let mut modules = Vec::new();
     model
         .visit_modules(&mut |module| {

@@ -22,6 +22,7 @@ pub use metadata::{Array, Metadata, NumberType, Numbers, Texts, Value};
 pub use read::MAX_HEADER_BYTES;
 pub use tensors::{HubTensor, Undo, hub_tensors, unpermuted_row};
 
+use crate::other_format::{is_lfs_pointer, other_format};
 use read::{Reader, shown};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -141,29 +142,18 @@ fn alignment(metadata: &Metadata) -> Result<usize, GgufError> {
 
 /// Files that are often found under this name.
 fn refuse_other_formats(file: &[u8]) -> Result<(), GgufError> {
-    if file.starts_with(b"version https://git-lfs") {
+    if is_lfs_pointer(file) {
         return Err(GgufError::LfsPointer { bytes: file.len() });
     }
     if file.starts_with(MAGIC) {
         return Ok(());
     }
-    let known = [
-        (&b"PK\x03\x04"[..], "a zip or PyTorch archive"),
-        (b"lmgg", "a GGML file from before GGUF"),
-        (b"fmgg", "a GGML file from before GGUF"),
-        (b"tjgg", "a GGML file from before GGUF"),
-        (b"\x80\x02", "a Python pickle"),
-        (b"\x80\x04", "a Python pickle"),
-        (b"<!DOCTYPE", "a web page"),
-        (b"<!doctype", "a web page"),
-        (b"<html", "a web page"),
-    ];
     let what = if file.is_empty() {
         "empty"
     } else if file.get(8) == Some(&b'{') {
         "a safetensors file"
     } else {
-        known.iter().find(|(magic, _)| file.starts_with(magic)).map_or("something else", |(_, what)| what)
+        other_format(file).unwrap_or("something else")
     };
     Err(GgufError::OtherFormat { what })
 }

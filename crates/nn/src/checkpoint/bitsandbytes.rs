@@ -12,6 +12,8 @@ use taper_hub::safetensors::Dtype;
 use taper_quant::{Absmax, BlockFormat, Bytes, FourBitType, QuantizedTensor};
 
 const STATE: &str = ".quant_state.bitsandbytes__";
+/// What ends the name of a 4-bit matrix's state.
+const KINDS: [&str; 2] = ["nf4", "fp4"];
 
 /// The JSON beside a 4-bit matrix. `dtype` (what bitsandbytes would decode to) does not matter here.
 #[derive(Deserialize)]
@@ -23,17 +25,17 @@ struct QuantState {
     nested_offset: Option<f32>,
 }
 
-/// The names of what lies beside tensor `name`, where anything does.
-pub(super) fn state_names<'a>(checkpoint: &'a Checkpoint, name: &str) -> Vec<&'a str> {
-    let mut wanted: Vec<String> = ["absmax", "quant_map", "nested_absmax", "nested_quant_map"]
+/// The names of what lies beside tensor `name`, where anything does. By look-ups: a mixture of experts has tens of thousands of names.
+pub(super) fn state_names(checkpoint: &Checkpoint, name: &str) -> Vec<String> {
+    let mut names: Vec<String> = ["absmax", "quant_map", "nested_absmax", "nested_quant_map"]
         .map(|part| format!("{name}.{part}"))
         .to_vec();
+    names.extend(KINDS.map(|kind| format!("{name}{STATE}{kind}")));
     if let Some(path) = name.strip_suffix(".weight") {
-        wanted.extend(["SCB", "weight_format"].map(|part| format!("{path}.{part}")));
+        names.extend(["SCB", "weight_format"].map(|part| format!("{path}.{part}")));
     }
-    let state = format!("{name}{STATE}");
-    let names = checkpoint.names();
-    names.filter(|n| wanted.iter().any(|w| w == n) || n.starts_with(&state)).collect()
+    names.retain(|name| checkpoint.contains(name));
+    names
 }
 
 /// The quantised matrix `name`, when it is one.
@@ -43,8 +45,8 @@ pub(super) fn read(
     shape: [usize; 2],
 ) -> Result<Option<QuantizedTensor>, CheckpointError> {
     let Some(stored) = checkpoint.tensors.get(name) else { return Ok(None) };
-    let state = format!("{name}{STATE}");
-    if let Some(key) = ["nf4", "fp4"].map(|t| format!("{state}{t}")).iter().find(|k| checkpoint.contains(k)) {
+    let keys = KINDS.map(|kind| format!("{name}{STATE}{kind}"));
+    if let Some(key) = keys.iter().find(|key| checkpoint.contains(key)) {
         return Reader { checkpoint, name, stored }.four_bit(key, shape).map(Some);
     }
     if matches!(stored.element, Element::Plain(Dtype::I8)) {
@@ -59,7 +61,7 @@ pub(super) fn format(checkpoint: &Checkpoint, name: &str) -> Option<BlockFormat>
     if matches!(stored.element, Element::Plain(Dtype::I8)) {
         return Some(BlockFormat::Int8);
     }
-    ["nf4", "fp4"].into_iter().find_map(|kind| {
+    KINDS.into_iter().find_map(|kind| {
         let state = checkpoint.tensors.get(&format!("{name}{STATE}{kind}"))?;
         let state: QuantState = serde_json::from_slice(checkpoint.bytes(state)).ok()?;
         let absmax = checkpoint.tensors.get(&format!("{name}.absmax"))?;

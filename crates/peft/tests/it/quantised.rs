@@ -69,7 +69,7 @@ fn run(batch: &Batch, model: &mut dyn CausalLm) -> (f64, GradStore, Adapter) {
     (loss, gradients, adapter)
 }
 
-/// Invariant 1 over every kind of base: each adapter tensor gets the gradient that it has over the dequantised weights, bit for bit, and no
+/// Invariant 1 over every kind of base: each adapter tensor gets the gradient that it has over the dequantised weights, to rounding, and no
 /// frozen weight gets one.
 #[test]
 fn gradients_over_quantised_weights_are_those_over_their_values() {

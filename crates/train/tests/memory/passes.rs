@@ -9,12 +9,11 @@ use std::path::Path;
 use taper_data::{Batch, RowPlace, TokenizedExample};
 use taper_kernels::rng::CounterRng;
 use taper_models::{CausalLm, LoadOptions, ModelConfig, ModelType, Quantize};
-use taper_nn::{ModuleMut, RandomKey, VisitModules};
+use taper_nn::RandomKey;
 use taper_peft::{AdapterSection, TrainedModule};
 use taper_quant::{BlockFormat, GgmlType};
 use taper_train::plan::{
-    BatchShape, Cause, ModuleKind, ModuleShape, PhaseName, WeightFormat, Workload, fully_trained, modules,
-    weight_bytes,
+    BatchShape, Cause, PhaseName, WeightFormat, Workload, fully_trained, modules, weight_bytes,
 };
 use taper_train::{
     Gradients, LOGITS_BYTES, PassOptions, TrainSection, Trained, evaluate_loss, forward_backward,
@@ -198,13 +197,16 @@ fn every_case() {
     ];
     for (name, model_type) in others {
         for (adapter, section) in [("all linear layers", Some(AdapterSection::default())), ("full", None)] {
-            for (layout, batch) in &batches {
-                let name = format!("{name}, {adapter}, {layout}");
+            for ((layout, batch), gradient_checkpointing) in
+                batches.iter().flat_map(|batch| [false, true].map(|checkpointing| (batch, checkpointing)))
+            {
+                let name = format!("{name}, {adapter}, {layout}, checkpointing {gradient_checkpointing}");
                 let config = config(
                     model_type,
                     &json!({"head_dim": 16, "residual_multiplier": 0.5, "logits_scaling": 2.0, "embedding_multiplier": 3.0}),
                 );
-                Case { name, config, adapter: section.clone(), train: TrainSection::default() }.check(batch);
+                let train = TrainSection { gradient_checkpointing, ..TrainSection::default() };
+                Case { name, config, adapter: section.clone(), train }.check(batch);
             }
         }
     }
@@ -259,31 +261,12 @@ fn modules_are_those_of_the_models() {
         for tied in [false, true] {
             let config = config(model_type, &json!({"tie_word_embeddings": tied}));
             let mut model = taper_models::init(&config, 1, None).unwrap();
-            assert_eq!(modules(&config), visited(model.as_mut()), "{}", model_type.name());
+            assert_eq!(
+                modules(&config),
+                taper_peft::inventory(model.as_mut()).unwrap(),
+                "{}",
+                model_type.name()
+            );
         }
     }
-}
-
-fn visited(model: &mut dyn VisitModules) -> Vec<ModuleShape> {
-    let mut shapes = Vec::new();
-    let mut visit = |module: ModuleMut<'_>| {
-        let kind = match &module {
-            ModuleMut::Linear(m) => ModuleKind::Linear {
-                n_in: m.in_features(),
-                n_out: m.out_features(),
-                bias: m.bias().is_some(),
-                tied: m.is_tied(),
-                occupied: false,
-            },
-            ModuleMut::Embedding(m) => {
-                let (rows, width) = m.weight().dims();
-                ModuleKind::Embedding { rows, width }
-            }
-            ModuleMut::RmsNorm(m) => ModuleKind::RmsNorm { width: m.weight().elem_count() },
-        };
-        shapes.push(ModuleShape { path: module.path().to_owned(), kind });
-        Ok(())
-    };
-    model.visit_modules(&mut visit).unwrap();
-    shapes
 }
