@@ -6,9 +6,12 @@
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use half::bf16;
+use taper_kernels::activation::{self, Gate};
 use taper_kernels::attention::{AttentionShape, Segment, attention_backward, attention_forward};
+use taper_kernels::floats::{Floats, FloatsMut};
 use taper_kernels::gemm::{WeightView, linear_backward_input, linear_backward_weight, linear_forward};
-use taper_kernels::{activation, cross_entropy, norm, rng::CounterRng};
+use taper_kernels::linear::{self, Precision};
+use taper_kernels::{cross_entropy, norm, rng::CounterRng};
 use taper_quant::{BlockFormat, GgmlType, QuantizedTensor};
 
 const THREADS: [usize; 2] = [1, 2];
@@ -69,6 +72,24 @@ fn linear_backward_input_512x2048x2048_bf16(bencher: Bencher<'_, '_>, threads: u
     let (g, w, mut dx) = (random(T * H), narrow(&random(H * H)), vec![0.0; T * H]);
     bench_flops(bencher, threads, 2 * T * H * H, || {
         linear_backward_input(&g, WeightView::BF16(&w), &mut dx, T, H, H, false);
+    });
+}
+
+/// The rate that a whole training step in bf16 is held against.
+#[divan::bench(args = THREADS)]
+fn bf16_product_512x2048x2048(bencher: Bencher<'_, '_>, threads: usize) {
+    let (x, w, mut y) = (narrow(&random(T * H)), narrow(&random(H * H)), vec![0.0; T * H]);
+    bench_flops(bencher, threads, 2 * T * H * H, || {
+        let y = FloatsMut::F32(&mut y);
+        linear::forward(Floats::BF16(&x), WeightView::BF16(&w), None, y, T, H, H);
+    });
+}
+
+#[divan::bench(args = THREADS)]
+fn bf16_input_gradient_512x2048x2048(bencher: Bencher<'_, '_>, threads: usize) {
+    let (g, w, mut dx) = (random(T * H), narrow(&random(H * H)), vec![0.0; T * H]);
+    bench_flops(bencher, threads, 2 * T * H * H, || {
+        linear::backward_input(Precision::BF16, &g, WeightView::BF16(&w), &mut dx, T, H, H, false);
     });
 }
 
@@ -208,14 +229,14 @@ fn rms_norm_backward_512x2048(bencher: Bencher<'_, '_>, threads: usize) {
     let (x, w, g, mut y, mut inv) = (random(T * H), random(H), random(T * H), vec![0.0; T * H], vec![0.0; T]);
     norm::rms_norm_forward(&x, &w, 0.0, 1e-6, &mut y, T, H, &mut inv);
     bench_bytes(bencher, threads, 3 * T * H, || {
-        norm::rms_norm_backward(&g, &x, &w, 0.0, &inv, &mut y, None, T, H);
+        norm::rms_norm_backward(&g, &x, &w, 0.0, &inv, &mut y, false, T, H);
     });
 }
 
 #[divan::bench(args = THREADS)]
 fn silu_mul_forward_512x8192(bencher: Bencher<'_, '_>, threads: usize) {
     let (gate, up, mut y) = (random(4 * T * H), random(4 * T * H), vec![0.0; 4 * T * H]);
-    bench_bytes(bencher, threads, 12 * T * H, || activation::silu_mul_forward(&gate, &up, &mut y));
+    bench_bytes(bencher, threads, 12 * T * H, || activation::gated_forward(Gate::Silu, &gate, &up, &mut y));
 }
 
 #[divan::bench(args = THREADS)]

@@ -3,72 +3,96 @@
 //! The exponential is our own (see the error that `simd` states: 2 ulp). Sources: Shazeer, "GLU variants improve transformer", 2020;
 //! Hendrycks and Gimpel, "Gaussian error linear units", 2016.
 
+#![expect(unsafe_code, reason = "tasks write chunks of their own")]
+
+use crate::floats::{CHUNK, Floats, FloatsMut, SharedFloats, with_scratch};
+use crate::shared::SharedMut;
 use crate::simd::sigmoid;
-use rayon::prelude::*;
+use crate::threads::for_each_block;
 
 const BLOCK: usize = 16 * 1024;
 /// sqrt(2 / pi)
 const GELU_SCALE: f32 = 0.797_884_6;
 const GELU_CUBIC: f32 = 0.044_715;
 
-/// `y = silu(gate) * up`, element by element.
+/// Which function gates.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Gate {
+    /// `x sigmoid(x)`: SwiGLU, `hidden_act` "silu".
+    Silu,
+    /// `x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`: GeGLU, `hidden_act` "gelu_pytorch_tanh".
+    GeluTanh,
+}
+
+/// `y = act(gate) * up`, element by element.
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn silu_mul_forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
-    forward(gate, up, y, silu_forward_block);
+pub fn gated_forward<'a>(
+    act: Gate,
+    gate: impl Into<Floats<'a>>,
+    up: impl Into<Floats<'a>>,
+    y: impl Into<FloatsMut<'a>>,
+) {
+    let (gate, up, y) = (gate.into(), up.into(), y.into());
+    let n = y.len();
+    assert_eq!((gate.len(), up.len()), (n, n), "lengths of gate and up against y");
+    let y = SharedFloats::new(y);
+    for_each_chunk(n, |at, len| {
+        with_scratch(CHUNK, |[wide_gate, wide_up, out]| {
+            let (gate, up) = (gate.read(at, len, wide_gate), up.read(at, len, wide_up));
+            // SAFETY: this task alone writes this chunk.
+            unsafe {
+                y.write(at, len, out, |y| match act {
+                    Gate::Silu => silu_forward_block(gate, up, y),
+                    Gate::GeluTanh => gelu_forward_block(gate, up, y),
+                });
+            }
+        });
+    });
 }
 
-/// `dgate = g * up * silu'(gate)` and `dup = g * silu(gate)`.
+/// `dgate = g * up * act'(gate)` and `dup = g * act(gate)`.
 ///
 /// # Panics
 /// When the lengths differ.
-pub fn silu_mul_backward(g: &[f32], gate: &[f32], up: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
-    backward(g, gate, up, dgate, dup, silu_backward_block);
-}
-
-/// `y = gelu(gate) * up` with gelu(x) = x / 2 * (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))).
-///
-/// # Panics
-/// When the lengths differ.
-pub fn gelu_tanh_mul_forward(gate: &[f32], up: &[f32], y: &mut [f32]) {
-    forward(gate, up, y, gelu_forward_block);
-}
-
-/// `dgate = g * up * gelu'(gate)` and `dup = g * gelu(gate)`.
-///
-/// # Panics
-/// When the lengths differ.
-pub fn gelu_tanh_mul_backward(g: &[f32], gate: &[f32], up: &[f32], dgate: &mut [f32], dup: &mut [f32]) {
-    backward(g, gate, up, dgate, dup, gelu_backward_block);
-}
-
-fn forward(gate: &[f32], up: &[f32], y: &mut [f32], block: fn(&[f32], &[f32], &mut [f32])) {
-    assert_eq!((gate.len(), up.len()), (y.len(), y.len()), "lengths of gate and up against y");
-    if y.len() <= 2 * BLOCK {
-        return block(gate, up, y);
-    }
-    y.par_chunks_mut(BLOCK)
-        .zip(gate.par_chunks(BLOCK))
-        .zip(up.par_chunks(BLOCK))
-        .for_each(|((y, gate), up)| block(gate, up, y));
-}
-
-type BackwardBlock = fn(&[f32], &[f32], &[f32], &mut [f32], &mut [f32]);
-
-fn backward(g: &[f32], gate: &[f32], up: &[f32], dgate: &mut [f32], dup: &mut [f32], block: BackwardBlock) {
+pub fn gated_backward<'a>(
+    act: Gate,
+    g: &[f32],
+    gate: impl Into<Floats<'a>>,
+    up: impl Into<Floats<'a>>,
+    dgate: &mut [f32],
+    dup: &mut [f32],
+) {
+    let (gate, up) = (gate.into(), up.into());
     let n = g.len();
     assert_eq!(
         (gate.len(), up.len(), dgate.len(), dup.len()),
         (n, n, n, n),
         "lengths of gate, up, dgate, dup against g"
     );
-    if n <= 2 * BLOCK {
-        return block(g, gate, up, dgate, dup);
-    }
-    let inputs = g.par_chunks(BLOCK).zip(gate.par_chunks(BLOCK)).zip(up.par_chunks(BLOCK));
-    let outputs = dgate.par_chunks_mut(BLOCK).zip(dup.par_chunks_mut(BLOCK));
-    inputs.zip(outputs).for_each(|(((g, gate), up), (dgate, dup))| block(g, gate, up, dgate, dup));
+    let (dgate, dup) = (SharedMut::new(dgate), SharedMut::new(dup));
+    for_each_chunk(n, |at, len| {
+        with_scratch(CHUNK, |[wide_gate, wide_up]| {
+            let (gate, up) = (gate.read(at, len, wide_gate), up.read(at, len, wide_up));
+            // SAFETY: this task alone writes this chunk.
+            let (dgate, dup) = unsafe { (dgate.part(at, len), dup.part(at, len)) };
+            match act {
+                Gate::Silu => silu_backward_block(&g[at..at + len], gate, up, dgate, dup),
+                Gate::GeluTanh => gelu_backward_block(&g[at..at + len], gate, up, dgate, dup),
+            }
+        });
+    });
+}
+
+/// Calls `body` with the start and length of each chunk of `0..n`, in parallel.
+fn for_each_chunk(n: usize, body: impl Fn(usize, usize) + Sync + Send) {
+    for_each_block(n.div_ceil(BLOCK), n, |block| {
+        let end = n.min((block + 1) * BLOCK);
+        for at in (block * BLOCK..end).step_by(CHUNK) {
+            body(at, CHUNK.min(end - at));
+        }
+    });
 }
 
 multiversion! {
@@ -120,15 +144,9 @@ mod tests {
     use crate::plain;
     use crate::testing::{assert_close, assert_same_for_any_threads, poisoned, random};
 
-    type Forward = fn(&[f32], &[f32], &mut [f32]);
-    type Backward = fn(&[f32], &[f32], &[f32], &mut [f32], &mut [f32]);
+    type Kind = (&'static str, Gate, fn(f64) -> f64);
 
-    type Kind = (&'static str, Forward, Backward, fn(f64) -> f64);
-
-    const KINDS: [Kind; 2] = [
-        ("silu", silu_mul_forward, silu_mul_backward, plain::silu),
-        ("gelu", gelu_tanh_mul_forward, gelu_tanh_mul_backward, plain::gelu_tanh),
-    ];
+    const KINDS: [Kind; 2] = [("silu", Gate::Silu, plain::silu), ("gelu", Gate::GeluTanh, plain::gelu_tanh)];
 
     fn gates(n: usize) -> Vec<f32> {
         random(n, 1).iter().map(|x| 12.0 * x).collect()
@@ -138,10 +156,10 @@ mod tests {
     fn both_passes_equal_the_plain_twin() {
         for n in [0, 1, 15, 16, 33, 50_001] {
             let (gate, up, g) = (gates(n), random(n, 2), random(n, 3));
-            for (name, forward, backward, act) in KINDS {
+            for (name, kind, act) in KINDS {
                 let (mut y, mut dgate, mut dup) = (poisoned(n), poisoned(n), poisoned(n));
-                forward(&gate, &up, &mut y);
-                backward(&g, &gate, &up, &mut dgate, &mut dup);
+                gated_forward(kind, &gate, &up, &mut y);
+                gated_backward(kind, &g, &gate, &up, &mut dgate, &mut dup);
                 let wide = |i: usize| (f64::from(gate[i]), f64::from(up[i]), f64::from(g[i]));
                 let want: Vec<f64> = (0..n).map(|i| act(wide(i).0) * wide(i).1).collect();
                 assert_close(&y, &want, 1e-6, name);
@@ -157,10 +175,10 @@ mod tests {
     #[test]
     fn extremes_stay_finite_and_nan_stays_nan() {
         let gate = [1e4, -1e4, 1e30, -1e30, 100.0, -100.0, f32::NAN];
-        for (name, forward, backward, _) in KINDS {
+        for (name, kind, _) in KINDS {
             let (mut y, mut dgate, mut dup) = (poisoned(7), poisoned(7), poisoned(7));
-            forward(&gate, &[1.0; 7], &mut y);
-            backward(&[1.0; 7], &gate, &[1.0; 7], &mut dgate, &mut dup);
+            gated_forward(kind, &gate[..], &[1.0; 7][..], &mut y);
+            gated_backward(kind, &[1.0; 7], &gate[..], &[1.0; 7][..], &mut dgate, &mut dup);
             assert_eq!(
                 [y[0], y[1], y[4], y[6].to_bits() as f32],
                 [1e4, 0.0, 100.0, y[6].to_bits() as f32],
@@ -175,11 +193,11 @@ mod tests {
     fn bits_do_not_depend_on_the_number_of_threads() {
         let n = 100_000;
         let (gate, up, g) = (gates(n), random(n, 2), random(n, 3));
-        for (name, forward, backward, _) in KINDS {
+        for (name, kind, _) in KINDS {
             assert_same_for_any_threads(name, || {
                 let (mut y, mut dgate, mut dup) = (poisoned(n), poisoned(n), poisoned(n));
-                forward(&gate, &up, &mut y);
-                backward(&g, &gate, &up, &mut dgate, &mut dup);
+                gated_forward(kind, &gate, &up, &mut y);
+                gated_backward(kind, &g, &gate, &up, &mut dgate, &mut dup);
                 [y, dgate, dup].concat()
             });
         }

@@ -15,6 +15,7 @@ mod tile;
 #[cfg(test)]
 mod tests;
 
+use crate::floats::{Floats, FloatsMut, SharedFloats};
 use crate::shared::SharedMut;
 use crate::threads::for_each_block;
 use tile::{Job, forward_tile};
@@ -93,19 +94,20 @@ pub struct CachedSegment<'a> {
 ///
 /// # Panics
 /// When a length does not fit, or the segments are not the rows 0..T in order.
-pub fn attention_forward(
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
+pub fn attention_forward<'a>(
+    q: impl Into<Floats<'a>>,
+    k: impl Into<Floats<'a>>,
+    v: impl Into<Floats<'a>>,
     segments: &[Segment],
     shape: &AttentionShape,
-    out: &mut [f32],
+    out: impl Into<FloatsMut<'a>>,
     lse: &mut [f32],
 ) {
+    let (q, k, v, out) = (q.into(), k.into(), v.into(), out.into());
     let t = check_segments(segments.iter().map(|s| (s.q_start, s.q_len)));
-    check_packed(q, k, v, shape, t);
+    check_packed((q.len(), k.len(), v.len()), shape, t);
     assert_eq!((out.len(), lse.len()), (q.len(), t * shape.heads), "lengths of out and lse for T={t}");
-    let jobs: Vec<Job<'_>> = segments.iter().map(|s| Job::packed(s, k, v, shape)).collect();
+    let jobs: Vec<Job<'_>> = segments.iter().map(|s| Job::packed(s, k, v)).collect();
     run_forward(q, &jobs, shape, out, Some(lse));
 }
 
@@ -116,12 +118,12 @@ pub fn attention_forward(
 /// # Panics
 /// When a length does not fit, or the segments are not the rows 0..T in order.
 #[expect(clippy::too_many_arguments, reason = "plain slices")]
-pub fn attention_backward(
+pub fn attention_backward<'a>(
     g: &[f32],
-    q: &[f32],
-    k: &[f32],
-    v: &[f32],
-    out: &[f32],
+    q: impl Into<Floats<'a>>,
+    k: impl Into<Floats<'a>>,
+    v: impl Into<Floats<'a>>,
+    out: impl Into<Floats<'a>>,
     lse: &[f32],
     segments: &[Segment],
     shape: &AttentionShape,
@@ -129,8 +131,9 @@ pub fn attention_backward(
     dk: &mut [f32],
     dv: &mut [f32],
 ) {
+    let (q, k, v, out) = (q.into(), k.into(), v.into(), out.into());
     let t = check_segments(segments.iter().map(|s| (s.q_start, s.q_len)));
-    check_packed(q, k, v, shape, t);
+    check_packed((q.len(), k.len(), v.len()), shape, t);
     let n = q.len();
     assert_eq!(
         (g.len(), out.len(), dq.len(), lse.len()),
@@ -143,7 +146,7 @@ pub fn attention_backward(
     let work = segments.iter().map(|s| s.q_len * s.q_len * shape.query_width()).sum();
     for_each_block(segments.len() * shape.kv_heads, work, |block| {
         let (segment, kv_head) = (&segments[block / shape.kv_heads], block % shape.kv_heads);
-        let job = Job::packed(segment, k, v, shape);
+        let job = Job::packed(segment, k, v);
         backward::head(&saved, &job, shape, kv_head, &backward::Gradients { dq, dk, dv });
     });
 }
@@ -154,7 +157,13 @@ pub fn attention_backward(
 ///
 /// # Panics
 /// When a length does not fit, the queries are not the rows 0..T in order, or a sequence has more queries than positions.
-pub fn attention_cached(q: &[f32], queries: &[CachedSegment<'_>], shape: &AttentionShape, out: &mut [f32]) {
+pub fn attention_cached<'a>(
+    q: impl Into<Floats<'a>>,
+    queries: &[CachedSegment<'_>],
+    shape: &AttentionShape,
+    out: impl Into<FloatsMut<'a>>,
+) {
+    let (q, out) = (q.into(), out.into());
     shape.check();
     let t = check_segments(queries.iter().map(|s| (s.q_start, s.q_len)));
     assert_eq!(
@@ -167,17 +176,17 @@ pub fn attention_cached(q: &[f32], queries: &[CachedSegment<'_>], shape: &Attent
 }
 
 fn run_forward(
-    q: &[f32],
+    q: Floats<'_>,
     jobs: &[Job<'_>],
     shape: &AttentionShape,
-    out: &mut [f32],
+    out: FloatsMut<'_>,
     lse: Option<&mut [f32]>,
 ) {
     let per_tile = tile::queries_per_tile(shape);
     let tiles: Vec<(&Job<'_>, usize)> =
         jobs.iter().flat_map(|job| (0..job.q_len).step_by(per_tile).map(move |first| (job, first))).collect();
     let work = jobs.iter().map(|job| job.q_len * (job.q_len + job.offset) * shape.query_width()).sum();
-    let (out, lse) = (SharedMut::new(out), lse.map(SharedMut::new));
+    let (out, lse) = (SharedFloats::new(out), lse.map(SharedMut::new));
     for_each_block(tiles.len() * shape.kv_heads, work, |block| {
         // From the end: later queries see more keys, and long tasks should start first.
         let (job, first) = tiles[tiles.len() - 1 - block / shape.kv_heads];
@@ -196,8 +205,8 @@ fn check_segments(rows: impl Iterator<Item = (usize, usize)>) -> usize {
     next
 }
 
-fn check_packed(q: &[f32], k: &[f32], v: &[f32], shape: &AttentionShape, t: usize) {
+fn check_packed(lengths: (usize, usize, usize), shape: &AttentionShape, t: usize) {
     shape.check();
     let want = (t * shape.query_width(), t * shape.kv_width(), t * shape.kv_width());
-    assert_eq!((q.len(), k.len(), v.len()), want, "lengths of q, k, v for segments of T={t}");
+    assert_eq!(lengths, want, "lengths of q, k, v for segments of T={t}");
 }

@@ -1,7 +1,8 @@
 //! The fast arithmetic of taper: plain slices in, plain slices out, no tensor library.
 //!
 //! Letters: T tokens of a packed batch, H hidden width, N query heads, K key/value heads, D head width, V vocabulary.
-//! All slices are row-major and contiguous; activations are `f32`, weights `f32`, `bf16` or `f16` ([`gemm::WeightView`]).
+//! All slices are row-major and contiguous; activations are `f32` or `bf16`
+//! ([`floats::Floats`]), weights `f32`, `bf16`, `f16` or coded in blocks ([`gemm::WeightView`]), gradients `f32`.
 //!
 //! Three promises hold for every function:
 //!
@@ -21,13 +22,18 @@ mod testing;
 pub mod activation;
 pub mod adamw;
 pub mod attention;
+pub mod columns;
 pub mod cross_entropy;
 pub mod dropout;
+pub mod elementwise;
 pub mod embedding;
+pub mod floats;
 pub mod gemm;
+pub mod linear;
 mod mapped_file;
 pub mod norm;
 pub mod plain;
+mod product;
 pub mod reduce;
 pub mod rng;
 pub mod rope;

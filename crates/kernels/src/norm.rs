@@ -3,8 +3,12 @@
 //! y = x / sqrt(mean(x^2) + eps) * (offset + w), with offset 0 for most models and 1 for Gemma, whose weights are stored less one.
 //! Source: Zhang and Sennrich, "Root mean square layer normalization", NeurIPS 2019.
 
+#![expect(unsafe_code, reason = "tasks write rows of their own")]
+
+use crate::floats::{Floats, FloatsMut, SharedFloats, with_scratch};
+use crate::shared::SharedMut;
 use crate::simd::{LANES, dot};
-use crate::threads;
+use crate::threads::{self, for_each_block};
 use rayon::prelude::*;
 
 /// Columns of the weight gradient that one task sums.
@@ -15,16 +19,17 @@ const COLUMN_BLOCK: usize = 256;
 /// # Panics
 /// When a length does not fit `t` and `h`.
 #[expect(clippy::too_many_arguments, reason = "plain slices and their sizes")]
-pub fn rms_norm_forward(
-    x: &[f32],
+pub fn rms_norm_forward<'a>(
+    x: impl Into<Floats<'a>>,
     w: &[f32],
     offset: f32,
     eps: f32,
-    y: &mut [f32],
+    y: impl Into<FloatsMut<'a>>,
     t: usize,
     h: usize,
     inv_rms: &mut [f32],
 ) {
+    let (x, y) = (x.into(), y.into());
     assert_eq!(
         (x.len(), y.len(), w.len(), inv_rms.len()),
         (t * h, t * h, h, t),
@@ -34,50 +39,77 @@ pub fn rms_norm_forward(
         return;
     }
     let rows = threads::rows_per_block(h);
-    y.par_chunks_mut(rows * h).zip(inv_rms.par_chunks_mut(rows)).zip(x.par_chunks(rows * h)).for_each(
-        |((y, inv), x)| {
-            for ((y, inv), x) in y.chunks_exact_mut(h).zip(inv).zip(x.chunks_exact(h)) {
-                *inv = forward_row(x, w, offset, eps, y);
+    let (y, inv_rms) = (SharedFloats::new(y), SharedMut::new(inv_rms));
+    for_each_block(t.div_ceil(rows), t * h, |block| {
+        with_scratch(h, |[wide, out]| {
+            for row in block * rows..t.min((block + 1) * rows) {
+                let x = x.read(row * h, h, wide);
+                // SAFETY: this task alone writes this row.
+                let inv = unsafe { y.write(row * h, h, out, |y| forward_row(x, w, offset, eps, y)) };
+                // SAFETY: as above.
+                let inv_rms = unsafe { inv_rms.part(row, 1) };
+                inv_rms[0] = inv;
             }
-        },
-    );
+        });
+    });
 }
 
-/// The gradients of [`rms_norm_forward`]: dx `[T,H]`, and dw `[H]` where the weight is trained. Both are overwritten.
+/// The gradient of the input of [`rms_norm_forward`], dx `[T,H]`, added to what is there with `accumulate`.
 ///
-/// With n = x * inv_rms and s = g * (offset + w): dx = inv_rms * (s - n * mean(s * n)), dw = sum over rows of g * n.
+/// With n = x * inv_rms and s = g * (offset + w): dx = inv_rms * (s - n * mean(s * n)).
 ///
 /// # Panics
 /// When a length does not fit `t` and `h`.
 #[expect(clippy::too_many_arguments, reason = "plain slices and their sizes")]
-pub fn rms_norm_backward(
+pub fn rms_norm_backward<'a>(
     g: &[f32],
-    x: &[f32],
+    x: impl Into<Floats<'a>>,
     w: &[f32],
     offset: f32,
     inv_rms: &[f32],
     dx: &mut [f32],
-    dw: Option<&mut [f32]>,
+    accumulate: bool,
     t: usize,
     h: usize,
 ) {
+    let x = x.into();
     assert_eq!((g.len(), x.len(), dx.len()), (t * h, t * h, t * h), "lengths of g, x, dx for T={t} H={h}");
     assert_eq!((w.len(), inv_rms.len()), (h, t), "lengths of w, inv_rms for T={t} H={h}");
     let rows = threads::rows_per_block(h);
     threads::for_each_rows(dx, h, rows, |first, block| {
-        for (r, dx) in block.chunks_exact_mut(h).enumerate() {
-            let at = (first + r) * h..(first + r + 1) * h;
-            backward_row(&g[at.clone()], &x[at], w, offset, inv_rms[first + r], dx);
-        }
+        with_scratch(h, |[wide]| {
+            for (r, dx) in block.chunks_exact_mut(h).enumerate() {
+                let at = (first + r) * h;
+                let x = x.read(at, h, wide);
+                backward_row(&g[at..at + h], x, w, offset, inv_rms[first + r], dx, accumulate);
+            }
+        });
     });
-    let Some(dw) = dw else { return };
-    assert_eq!(dw.len(), h, "length of dw for H={h}");
+}
+
+/// The gradient of the gain of [`rms_norm_forward`], dw `[H]` = sum over the rows of g * x * inv_rms.
+///
+/// # Panics
+/// When a length does not fit `t` and `h`.
+pub fn rms_norm_backward_weight<'a>(
+    g: &[f32],
+    x: impl Into<Floats<'a>>,
+    inv_rms: &[f32],
+    dw: &mut [f32],
+    t: usize,
+    h: usize,
+) {
+    let x = x.into();
+    assert_eq!((g.len(), x.len()), (t * h, t * h), "lengths of g and x for T={t} H={h}");
+    assert_eq!((dw.len(), inv_rms.len()), (h, t), "lengths of dw and inv_rms for T={t} H={h}");
     let columns = |first: usize, dw: &mut [f32]| {
         dw.fill(0.0);
-        for (row, &inv) in inv_rms.iter().enumerate() {
-            let at = row * h + first..row * h + first + dw.len();
-            weight_row(&g[at.clone()], &x[at], inv, dw);
-        }
+        with_scratch(dw.len(), |[wide]| {
+            for (row, &inv) in inv_rms.iter().enumerate() {
+                let at = row * h + first;
+                weight_row(&g[at..at + dw.len()], x.read(at, dw.len(), wide), inv, dw);
+            }
+        });
     };
     if t * h < 32 * 1024 {
         columns(0, dw);
@@ -97,7 +129,7 @@ multiversion! {
 }
 
 multiversion! {
-    fn backward_row(g: &[f32], x: &[f32], w: &[f32], offset: f32, inv: f32, dx: &mut [f32]) {
+    fn backward_row(g: &[f32], x: &[f32], w: &[f32], offset: f32, inv: f32, dx: &mut [f32], accumulate: bool) {
         let mut lanes = [0.0f32; LANES];
         let whole = x.len() / LANES * LANES;
         for at in (0..whole).step_by(LANES) {
@@ -111,8 +143,14 @@ multiversion! {
             sum += g * (offset + w) * x;
         }
         let mean = sum * inv * inv / x.len() as f32;
-        for (((dx, &g), &x), &w) in dx.iter_mut().zip(g).zip(x).zip(w) {
-            *dx = inv * (g * (offset + w) - x * mean);
+        if accumulate {
+            for (((dx, &g), &x), &w) in dx.iter_mut().zip(g).zip(x).zip(w) {
+                *dx += inv * (g * (offset + w) - x * mean);
+            }
+        } else {
+            for (((dx, &g), &x), &w) in dx.iter_mut().zip(g).zip(x).zip(w) {
+                *dx = inv * (g * (offset + w) - x * mean);
+            }
         }
     }
 }
@@ -160,7 +198,8 @@ mod tests {
                 let (mut y, mut inv) = (poisoned(t * h), poisoned(t));
                 rms_norm_forward(&x, &w, offset, EPS, &mut y, t, h, &mut inv);
                 let (mut dx, mut dw) = (poisoned(t * h), poisoned(h));
-                rms_norm_backward(&g, &x, &w, offset, &inv, &mut dx, Some(&mut dw), t, h);
+                rms_norm_backward(&g, &x, &w, offset, &inv, &mut dx, false, t, h);
+                rms_norm_backward_weight(&g, &x, &inv, &mut dw, t, h);
                 let (wide_x, wide_w) = (plain::widen(&x), plain::widen(&w));
                 let loss = |x: &[f64], w: &[f64]| -> f64 {
                     let y = plain::rms_norm(x, w, f64::from(offset), f64::from(EPS), h);
@@ -170,9 +209,9 @@ mod tests {
                 let tolerance = if h == 1 { 1e-4 } else { 1e-5 };
                 assert_close(&dx, &plain::numeric_gradient(&wide_x, |x| loss(x, &wide_w)), tolerance, "dx");
                 assert_close(&dw, &plain::numeric_gradient(&wide_w, |w| loss(&wide_x, w)), tolerance, "dw");
-                let mut alone = poisoned(t * h);
-                rms_norm_backward(&g, &x, &w, offset, &inv, &mut alone, None, t, h);
-                assert_eq!(alone, dx);
+                let mut alone = dx.clone();
+                rms_norm_backward(&g, &x, &w, offset, &inv, &mut alone, true, t, h);
+                assert!(alone.iter().zip(&dx).all(|(sum, dx)| *sum == dx + dx));
             }
         }
     }
@@ -185,7 +224,8 @@ mod tests {
             let (mut y, mut inv, mut dx, mut dw) =
                 (poisoned(t * h), poisoned(t), poisoned(t * h), poisoned(h));
             rms_norm_forward(&x, &w, 1.0, EPS, &mut y, t, h, &mut inv);
-            rms_norm_backward(&g, &x, &w, 1.0, &inv, &mut dx, Some(&mut dw), t, h);
+            rms_norm_backward(&g, &x, &w, 1.0, &inv, &mut dx, false, t, h);
+            rms_norm_backward_weight(&g, &x, &inv, &mut dw, t, h);
             [y, inv, dx, dw].concat()
         });
     }

@@ -2,17 +2,21 @@
 //!
 //! Source: Su et al., "RoFormer: enhanced transformer with rotary position embedding", 2021.
 
-use crate::threads;
+#![expect(unsafe_code, reason = "tasks write rows of their own")]
 
-/// Rotates the first `rotary_dim` elements of each head of x `[T, heads * head_dim]` in place; the rest stays.
+use crate::floats::{Floats, FloatsMut, SharedFloats, with_scratch};
+use crate::threads::{self, for_each_block};
+
+/// y = x `[T, heads * head_dim]` with the first `rotary_dim` elements of each head rotated; the rest stays.
 ///
 /// cos and sin are `[T, rotary_dim / 2]`. `inverse` turns the other way, which is the gradient (a rotation's transpose).
 ///
 /// # Panics
 /// When a length does not fit, or `rotary_dim` is odd or more than `head_dim`.
 #[expect(clippy::too_many_arguments, reason = "plain slices and their sizes")]
-pub fn rope(
-    x: &mut [f32],
+pub fn rope<'a>(
+    x: impl Into<Floats<'a>>,
+    y: impl Into<FloatsMut<'a>>,
     cos: &[f32],
     sin: &[f32],
     t: usize,
@@ -21,26 +25,36 @@ pub fn rope(
     rotary_dim: usize,
     inverse: bool,
 ) {
+    let (x, y) = (x.into(), y.into());
     assert!(
         rotary_dim <= head_dim && rotary_dim.is_multiple_of(2),
         "rotary_dim {rotary_dim} of head_dim {head_dim}"
     );
-    let half = rotary_dim / 2;
+    let (half, width) = (rotary_dim / 2, heads * head_dim);
     assert_eq!(
-        (x.len(), cos.len(), sin.len()),
-        (t * heads * head_dim, t * half, t * half),
-        "lengths of x, cos, sin"
+        (x.len(), y.len(), cos.len(), sin.len()),
+        (t * width, t * width, t * half, t * half),
+        "lengths of x, y, cos, sin"
     );
-    if half == 0 {
-        return;
-    }
-    let width = heads * head_dim;
     let sign = if inverse { -1.0 } else { 1.0 };
-    threads::for_each_rows(x, width, threads::rows_per_block(width), |first, block| {
-        for (r, row) in block.chunks_exact_mut(width).enumerate() {
-            let at = (first + r) * half..(first + r + 1) * half;
-            rotate_row(row, &cos[at.clone()], &sin[at], head_dim, sign);
-        }
+    let rows = threads::rows_per_block(width);
+    let y = SharedFloats::new(y);
+    for_each_block(t.div_ceil(rows), t * width, |block| {
+        with_scratch(width, |[wide, out]| {
+            for row in block * rows..t.min((block + 1) * rows) {
+                let x = x.read(row * width, width, wide);
+                let at = row * half..(row + 1) * half;
+                // SAFETY: this task alone writes this row.
+                unsafe {
+                    y.write(row * width, width, out, |y| {
+                        y.copy_from_slice(x);
+                        if half > 0 {
+                            rotate_row(y, &cos[at.clone()], &sin[at], head_dim, sign);
+                        }
+                    });
+                }
+            }
+        });
     });
 }
 
@@ -79,13 +93,14 @@ mod tests {
             let (t, heads) = (dice.between(0, if round == 7 { 400 } else { 9 }), dice.between(1, 5));
             let x = random(t * heads * head_dim, 1);
             let (cos, sin) = tables(t, rotary_dim / 2);
-            let mut y = x.clone();
-            rope(&mut y, &cos, &sin, t, heads, head_dim, rotary_dim, false);
+            let mut y = crate::testing::poisoned(x.len());
+            rope(&x, &mut y, &cos, &sin, t, heads, head_dim, rotary_dim, false);
             let wide = |x: &[f32]| plain::widen(x);
             let want = plain::rope(&wide(&x), &wide(&cos), &wide(&sin), heads, head_dim, rotary_dim);
             assert_close(&y, &want, 1e-6, "rope");
-            rope(&mut y, &cos, &sin, t, heads, head_dim, rotary_dim, true);
-            assert_close(&y, &wide(&x), 1e-6, "the way back");
+            let mut back = crate::testing::poisoned(x.len());
+            rope(&y, &mut back, &cos, &sin, t, heads, head_dim, rotary_dim, true);
+            assert_close(&back, &wide(&x), 1e-6, "the way back");
         }
     }
 
@@ -94,8 +109,8 @@ mod tests {
         let (t, heads, head_dim, rotary_dim) = (3, 2, 6, 4);
         let (x, g) = (random(t * heads * head_dim, 1), random(t * heads * head_dim, 2));
         let (cos, sin) = tables(t, 2);
-        let mut dx = g.clone();
-        rope(&mut dx, &cos, &sin, t, heads, head_dim, rotary_dim, true);
+        let mut dx = crate::testing::poisoned(g.len());
+        rope(&g, &mut dx, &cos, &sin, t, heads, head_dim, rotary_dim, true);
         let (cos, sin) = (plain::widen(&cos), plain::widen(&sin));
         let want = plain::numeric_gradient(&plain::widen(&x), |x| {
             plain::rope(x, &cos, &sin, heads, head_dim, rotary_dim)

@@ -4,6 +4,7 @@
 
 use super::AttentionShape;
 use super::tile::{Job, KEYS, gather_group, queries_per_tile, scale, scores};
+use crate::floats::Floats;
 use crate::gemm::{MatMut, MatRef, dot_f32, grown, multiply};
 use crate::shared::SharedMut;
 use crate::simd::exp;
@@ -12,8 +13,8 @@ use core::cell::RefCell;
 /// The incoming gradient and what the forward pass left.
 pub(super) struct Saved<'a> {
     pub(super) g: &'a [f32],
-    pub(super) q: &'a [f32],
-    pub(super) out: &'a [f32],
+    pub(super) q: Floats<'a>,
+    pub(super) out: Floats<'a>,
     pub(super) lse: &'a [f32],
 }
 
@@ -27,6 +28,8 @@ pub(super) struct Gradients<'a> {
 #[derive(Default)]
 struct Scratch {
     q: Vec<f32>,
+    k: Vec<f32>,
+    v: Vec<f32>,
     g: Vec<f32>,
     dq: Vec<f32>,
     s: Vec<f32>,
@@ -79,7 +82,7 @@ fn tile(
     let dq = grown(&mut scratch.dq, rows * d);
     let delta = grown(&mut scratch.delta, rows);
     let lse = grown(&mut scratch.lse, rows);
-    gather_group(saved.g, shape, kv_head, at, g);
+    gather_group(Floats::F32(saved.g), shape, kv_head, at, g);
     // `dq` holds the outputs until delta = g . out is formed.
     gather_group(saved.out, shape, kv_head, at, dq);
     for ((delta, g), out) in delta.iter_mut().zip(g.chunks_exact(d)).zip(dq.chunks_exact(d)) {
@@ -95,11 +98,12 @@ fn tile(
     let dp = grown(&mut scratch.dp, rows * KEYS);
     let (q_mat, g_mat) = (MatRef::new(q, rows, d, d), MatRef::new(g, rows, d, d));
     for keys in job.key_tiles(queries, shape.window) {
-        scores(job, shape, kv_head, queries, keys, q, s);
+        let key_rows = job.keys(shape, kv_head, keys, &mut scratch.k);
+        scores(job, shape, queries, keys, key_rows, q, s);
         multiply(
             &mut MatMut::new(dp, rows, keys.1, KEYS),
             g_mat,
-            job.values(shape, kv_head, keys).transposed(),
+            job.values(shape, kv_head, keys, &mut scratch.v).transposed(),
             1.0,
             false,
         );
@@ -112,7 +116,7 @@ fn tile(
         // SAFETY: as above.
         let mut dk = unsafe { MatMut::of(&to.dk, at, keys.1, d, shape.kv_width()) };
         multiply(&mut dk, ds.transposed(), q_mat, 1.0, true);
-        multiply(&mut MatMut::new(dq, rows, d, d), ds, job.keys(shape, kv_head, keys), 1.0, true);
+        multiply(&mut MatMut::new(dq, rows, d, d), ds, key_rows, 1.0, true);
     }
     scale(dq, shape.scale);
     for (i, dq) in dq.chunks_exact(group * d).enumerate() {

@@ -247,9 +247,10 @@ fn a_nan_stays_within_its_sequence_and_is_not_hidden() {
 #[test]
 fn no_rows_are_no_work() {
     let shape = shape(2, 1, 24);
-    attention_forward(&[], &[], &[], &[], &shape, &mut [], &mut []);
-    attention_backward(&[], &[], &[], &[], &[], &[], &[], &shape, &mut [], &mut [], &mut []);
-    attention_cached(&[], &[], &shape, &mut []);
+    let (none, mut nothing): (&[f32], [f32; 0]) = (&[], []);
+    attention_forward(none, none, none, &[], &shape, &mut nothing[..], &mut []);
+    attention_backward(none, none, none, none, none, &[], &[], &shape, &mut [], &mut [], &mut []);
+    attention_cached(none, &[], &shape, &mut nothing[..]);
 }
 
 #[test]
@@ -257,5 +258,6 @@ fn no_rows_are_no_work() {
 fn segments_with_a_gap_are_refused() {
     let shape = shape(1, 1, 1);
     let gap = [Segment { q_start: 0, q_len: 1 }, Segment { q_start: 2, q_len: 1 }];
-    attention_forward(&[0.0; 3], &[0.0; 3], &[0.0; 3], &gap, &shape, &mut [0.0; 3], &mut [0.0; 3]);
+    let x = [0.0; 3];
+    attention_forward(&x[..], &x[..], &x[..], &gap, &shape, &mut [0.0; 3][..], &mut [0.0; 3]);
 }

@@ -3,6 +3,7 @@
 #![expect(unsafe_code, reason = "tasks write disjoint columns of one output")]
 
 use super::{AttentionShape, CachedSegment, Segment};
+use crate::floats::{Floats, SharedFloats, widen};
 use crate::gemm::{MatMut, MatRef, grown, multiply};
 use crate::shared::SharedMut;
 use crate::simd::{LANES, exp, max_of, sum_lanes, tanh};
@@ -20,14 +21,15 @@ pub(super) struct Job<'a> {
     pub(super) q_len: usize,
     /// Position of the first query.
     pub(super) offset: usize,
-    pub(super) k: &'a [f32],
-    pub(super) v: &'a [f32],
+    /// Row of `k` and `v` that is position 0.
+    first_key: usize,
+    k: Floats<'a>,
+    v: Floats<'a>,
 }
 
 impl<'a> Job<'a> {
-    pub(super) fn packed(segment: &Segment, k: &'a [f32], v: &'a [f32], shape: &AttentionShape) -> Self {
-        let at = segment.q_start * shape.kv_width();
-        Self { q_start: segment.q_start, q_len: segment.q_len, offset: 0, k: &k[at..], v: &v[at..] }
+    pub(super) fn packed(segment: &Segment, k: Floats<'a>, v: Floats<'a>) -> Self {
+        Self { q_start: segment.q_start, q_len: segment.q_len, offset: 0, first_key: segment.q_start, k, v }
     }
 
     pub(super) fn cached(s: &CachedSegment<'a>, shape: &AttentionShape) -> Self {
@@ -38,8 +40,9 @@ impl<'a> Job<'a> {
             q_start: s.q_start,
             q_len: s.q_len,
             offset: s.kv_len - s.q_len,
-            k: &s.k[..used],
-            v: &s.v[..used],
+            first_key: 0,
+            k: Floats::F32(&s.k[..used]),
+            v: Floats::F32(&s.v[..used]),
         }
     }
 
@@ -54,25 +57,53 @@ impl<'a> Job<'a> {
         (start..end).step_by(KEYS).map(move |first| (first, KEYS.min(end - first)))
     }
 
-    /// The keys of one head in one tile, `[count, D]`.
-    pub(super) fn keys(&self, shape: &AttentionShape, kv_head: usize, tile: (usize, usize)) -> MatRef<'a> {
-        head_rows(self.k, shape, kv_head, tile)
+    /// The keys of one head in one tile, `[count, D]`: where they lie, or widened into `scratch`.
+    pub(super) fn keys<'s>(
+        &self,
+        shape: &AttentionShape,
+        kv_head: usize,
+        (first, count): (usize, usize),
+        scratch: &'s mut Vec<f32>,
+    ) -> MatRef<'s>
+    where
+        'a: 's,
+    {
+        head_rows(self.k, shape, kv_head, (self.first_key + first, count), scratch)
     }
 
     /// The values of one head in one tile, `[count, D]`.
-    pub(super) fn values(&self, shape: &AttentionShape, kv_head: usize, tile: (usize, usize)) -> MatRef<'a> {
-        head_rows(self.v, shape, kv_head, tile)
+    pub(super) fn values<'s>(
+        &self,
+        shape: &AttentionShape,
+        kv_head: usize,
+        (first, count): (usize, usize),
+        scratch: &'s mut Vec<f32>,
+    ) -> MatRef<'s>
+    where
+        'a: 's,
+    {
+        head_rows(self.v, shape, kv_head, (self.first_key + first, count), scratch)
     }
 }
 
-fn head_rows<'a>(
-    data: &'a [f32],
+fn head_rows<'a: 's, 's>(
+    data: Floats<'a>,
     shape: &AttentionShape,
     kv_head: usize,
     (first, count): (usize, usize),
-) -> MatRef<'a> {
-    let width = shape.kv_width();
-    MatRef::new(&data[first * width + kv_head * shape.head_dim..], count, shape.head_dim, width)
+    scratch: &'s mut Vec<f32>,
+) -> MatRef<'s> {
+    let (width, d) = (shape.kv_width(), shape.head_dim);
+    match data {
+        Floats::F32(data) => MatRef::new(&data[first * width + kv_head * d..], count, d, width),
+        Floats::BF16(data) => {
+            let rows = grown(scratch, count * d);
+            for (row, out) in (first..first + count).zip(rows.chunks_exact_mut(d)) {
+                widen(&data[row * width + kv_head * d..][..d], out);
+            }
+            MatRef::new(rows, count, d, d)
+        }
+    }
 }
 
 /// Queries whose group's rows fill a tile: a function of the shape alone.
@@ -82,7 +113,7 @@ pub(super) fn queries_per_tile(shape: &AttentionShape) -> usize {
 
 /// Copies the rows of a group of heads to a tile `[count * G, D]`.
 pub(super) fn gather_group(
-    x: &[f32],
+    x: Floats<'_>,
     shape: &AttentionShape,
     kv_head: usize,
     rows: (usize, usize),
@@ -90,30 +121,30 @@ pub(super) fn gather_group(
 ) {
     let width = shape.group() * shape.head_dim;
     for (row, out) in (rows.0..rows.0 + rows.1).zip(tile.chunks_exact_mut(width)) {
-        out.copy_from_slice(&x[row * shape.query_width() + kv_head * width..][..width]);
+        let at = row * shape.query_width() + kv_head * width;
+        match x {
+            Floats::F32(x) => out.copy_from_slice(&x[at..at + width]),
+            Floats::BF16(x) => widen(&x[at..at + width], out),
+        }
     }
 }
 
 /// Scores of one tile, `[rows, KEYS]`: scaled queries times keys, capped, with minus infinity where a query must not look.
+///
+/// `keys` is the tile's range, `key_rows` what [`Job::keys`] gives for it.
 pub(super) fn scores(
     job: &Job<'_>,
     shape: &AttentionShape,
-    kv_head: usize,
     (first, count): (usize, usize),
     keys: (usize, usize),
+    key_rows: MatRef<'_>,
     scaled_q: &[f32],
     s: &mut [f32],
 ) {
     let group = shape.group();
     let rows = count * group;
     let q = MatRef::new(scaled_q, rows, shape.head_dim, shape.head_dim);
-    multiply(
-        &mut MatMut::new(s, rows, keys.1, KEYS),
-        q,
-        job.keys(shape, kv_head, keys).transposed(),
-        1.0,
-        false,
-    );
+    multiply(&mut MatMut::new(s, rows, keys.1, KEYS), q, key_rows.transposed(), 1.0, false);
     if let Some(cap) = shape.soft_cap {
         for row in s.chunks_exact_mut(KEYS).take(rows) {
             cap_scores(&mut row[..keys.1], cap);
@@ -137,8 +168,10 @@ pub(super) fn scores(
 #[derive(Default)]
 struct Scratch {
     q: Vec<f32>,
+    kv: Vec<f32>,
     s: Vec<f32>,
     acc: Vec<f32>,
+    out: Vec<f32>,
     highest: Vec<f32>,
     sum: Vec<f32>,
 }
@@ -149,12 +182,12 @@ thread_local! {
 
 /// Attention of queries `first..first + count` of a job, for the heads of one group.
 pub(super) fn forward_tile(
-    q: &[f32],
+    q: Floats<'_>,
     job: &Job<'_>,
     shape: &AttentionShape,
     kv_head: usize,
     queries: (usize, usize),
-    out: &SharedMut<'_, f32>,
+    out: &SharedFloats<'_>,
     lse: Option<&SharedMut<'_, f32>>,
 ) {
     let (group, d) = (shape.group(), shape.head_dim);
@@ -172,10 +205,11 @@ pub(super) fn forward_tile(
         let sum = grown(&mut scratch.sum, rows);
         sum.fill(0.0);
         for keys in job.key_tiles(queries, shape.window) {
-            scores(job, shape, kv_head, queries, keys, q_tile, s);
+            scores(job, shape, queries, keys, job.keys(shape, kv_head, keys, &mut scratch.kv), q_tile, s);
             softmax_update(s, keys.1, highest, sum, acc, d);
             let p = MatRef::new(s, rows, keys.1, KEYS);
-            multiply(&mut MatMut::new(acc, rows, d, d), p, job.values(shape, kv_head, keys), 1.0, true);
+            let values = job.values(shape, kv_head, keys, &mut scratch.kv);
+            multiply(&mut MatMut::new(acc, rows, d, d), p, values, 1.0, true);
         }
         for (i, acc) in acc.chunks_exact_mut(group * d).enumerate() {
             let row = first_row + i;
@@ -183,9 +217,10 @@ pub(super) fn forward_tile(
             for (acc, sum) in acc.chunks_exact_mut(d).zip(sum) {
                 scale(acc, 1.0 / sum);
             }
+            let at = row * shape.query_width() + kv_head * group * d;
+            let wide = grown(&mut scratch.out, group * d);
             // SAFETY: this task alone writes the columns of this group in these rows.
-            unsafe { out.part(row * shape.query_width() + kv_head * group * d, group * d) }
-                .copy_from_slice(acc);
+            unsafe { out.write(at, group * d, wide, |out| out.copy_from_slice(acc)) };
             if let Some(lse) = lse {
                 // SAFETY: as above.
                 let lse = unsafe { lse.part(row * shape.heads + kv_head * group, group) };
