@@ -17,7 +17,7 @@ use taper_models::{CausalLm, LoadOptions, ModelConfig, ModelType};
 use taper_nn::{ForwardContext, KvCache, SequenceLayout, StoredFormat};
 use taper_peft::{AdapterSection, LoraConfig};
 use taper_train::plan::{
-    BatchShape, PhaseName, WeightFormat, Workload, modules, overhead_bytes, weight_bytes,
+    BatchShape, PhaseName, WeightFormat, Workload, activation_bytes, modules, overhead_bytes, weight_bytes,
 };
 use taper_train::{
     LrSchedule, OptimizerSection, ScheduleSection, Stepper, TrainSection, Trained, resident_bytes,
@@ -143,6 +143,7 @@ fn predicted_bytes(
     let workload = Workload {
         config: model,
         weight_bytes: weight_bytes(model, format),
+        activation_bytes: activation_bytes(Some(dense), dense),
         reading_bytes: 0,
         trained: &trained,
         trains_all_weights: false,

@@ -6,7 +6,7 @@ use candle_core::{DType, Tensor};
 use serde::Serialize;
 use std::fmt;
 use taper_models::{CausalLm, forward_logits};
-use taper_nn::{ForwardContext, SequenceLayout, to_vec_f32};
+use taper_nn::{ForwardContext, SequenceLayout, to_vec_f32, with_f32_activations};
 
 /// The logits of the trained model on some token sequences, kept so that it can be dropped before the written one is loaded.
 #[derive(Debug, Clone)]
@@ -119,7 +119,9 @@ pub fn kl_limit(dtype: DType) -> f64 {
 fn logits(model: &dyn CausalLm, ids: &[u32]) -> Result<Tensor> {
     let layout = SequenceLayout::single(ids.len());
     let mut ctx = ForwardContext::new(&layout);
-    Ok(forward_logits(model, ids, &mut ctx).map_err(doing("run the model for the proof"))?.detach())
+    // In f32 whatever the model computes in: rounding would hide what the proof is to find.
+    let logits = with_f32_activations(|| forward_logits(model, ids, &mut ctx));
+    logits.map_err(doing("run the model for the proof"))
 }
 
 /// `sum p ln(p / q)` of the softmaxes of two rows of logits, in f64.

@@ -12,7 +12,7 @@ use crate::switches::{EmbeddingScale, NormNames};
 use crate::weights::Weights;
 use crate::{CausalLm, ModelConfig};
 use candle_core::{DType, Device, Tensor, bail};
-use taper_nn::ops::soft_cap;
+use taper_nn::ops::{add, scale, soft_cap};
 use taper_nn::{Embedding, ForwardContext, Linear, ModuleMut, Result, RmsNorm, VisitModules, Weight};
 
 /// What is shown a model's modules.
@@ -34,7 +34,7 @@ pub struct Decoder {
 impl Decoder {
     /// The decoder of a configuration, weight by weight. All names are those of the checkpoint.
     pub(crate) fn build(config: ModelConfig, mut weights: Weights<'_>) -> crate::Result<Self> {
-        let (v, h) = (config.vocab_size, config.hidden_size);
+        let (v, h, dtype) = (config.vocab_size, config.hidden_size, weights.dtype());
         let embed_tokens = weights.embedding("model.embed_tokens", v, h)?;
         let embedding_scale = match config.embedding_scale {
             EmbeddingScale::One => 1.0,
@@ -52,13 +52,34 @@ impl Decoder {
             weights.check_tied("lm_head.weight", "model.embed_tokens.weight")?;
             Linear::tied("lm_head", embed_tokens.weight().clone())
         } else {
-            weights.linear("lm_head", h, v, false)?
+            weights.linear("lm_head", h, v, false)?.as_head()
         };
         weights.finish()?;
         let ropes = [Some(&config.rope), config.local_rope.as_ref()];
         let rotary = ropes.into_iter().flatten().cloned();
         let rotary = rotary.map(|rope| RotaryEmbedding::new(rope, config.rotary_dim)).collect();
-        Ok(Self { config, embed_tokens, embedding_scale, rotary, blocks, norm, lm_head })
+        let mut built = Self { config, embed_tokens, embedding_scale, rotary, blocks, norm, lm_head };
+        let activations = dtype.unwrap_or_else(|| built.embedding_dtype());
+        built.set_activation_dtype(activations)?;
+        Ok(built)
+    }
+
+    fn embedding_dtype(&self) -> DType {
+        match self.embed_tokens.weight() {
+            Weight::Frozen(table) => table.dtype(),
+            Weight::Trainable(_) => DType::F32,
+        }
+    }
+
+    /// What the norms give: bf16 for bf16, else f32.
+    fn set_activation_dtype(&mut self, dtype: DType) -> Result<()> {
+        let dtype = if dtype == DType::BF16 { DType::BF16 } else { DType::F32 };
+        self.visit_modules(&mut |module| {
+            if let ModuleMut::RmsNorm(norm) = module {
+                norm.set_output_dtype(dtype);
+            }
+            Ok(())
+        })
     }
 }
 
@@ -74,7 +95,7 @@ impl CausalLm for Decoder {
 
     fn embed(&self, input_ids: &[u32]) -> Result<Tensor> {
         let embedded = self.embed_tokens.forward(input_ids)?;
-        if self.embedding_scale == 1.0 { Ok(embedded) } else { embedded * self.embedding_scale }
+        if self.embedding_scale == 1.0 { Ok(embedded) } else { scale(&embedded, self.embedding_scale) }
     }
 
     fn num_blocks(&self) -> usize {
@@ -95,7 +116,7 @@ impl CausalLm for Decoder {
     fn lm_head(&self, x: &Tensor, ctx: &ForwardContext<'_>) -> Result<Tensor> {
         // Scaling H numbers a row is less work than scaling V logits.
         let divisor = self.config.logits_divisor;
-        let x = if divisor == 1.0 { x.clone() } else { (x / divisor)? };
+        let x = if divisor == 1.0 { x.clone() } else { scale(x, 1.0 / divisor)? };
         let logits = self.lm_head.forward(&x, ctx)?;
         match self.config.logits_soft_cap {
             Some(cap) => soft_cap(&logits, cap as f32),
@@ -182,7 +203,10 @@ impl Block {
     }
 
     fn add(&self, x: &Tensor, added: Tensor) -> Result<Tensor> {
-        if self.residual_multiplier == 1.0 { x + added } else { x + (added * self.residual_multiplier)? }
+        match self.residual_multiplier {
+            1.0 => add(x, &added),
+            factor => add(x, &scale(&added, factor)?),
+        }
     }
 
     fn visit_modules(&mut self, visit: &mut Visit<'_>) -> Result<()> {

@@ -5,8 +5,8 @@ use crate::decoder::Visit;
 use crate::mlp::Mlp;
 use crate::switches::ExpertsConfig;
 use crate::weights::Weights;
-use candle_core::Tensor;
-use taper_nn::ops::{Routing, mix_experts, routing_weights, rows};
+use candle_core::{DType, Tensor};
+use taper_nn::ops::{Routing, cast, mix_experts, routing_weights, rows};
 use taper_nn::{ForwardContext, Linear, ModuleMut, Result};
 
 /// `y_t = sum over the k experts e of token t of w_te mlp_e(x_t)`, chosen and weighted by a linear router. An expert that no token of a batch
@@ -37,8 +37,9 @@ impl Experts {
         })
     }
 
-    /// `[T, H] -> [T, H]`.
+    /// `[T, H] -> [T, H]`. Experts compute in f32: few rows go to each, and the router decides by small differences.
     pub(crate) fn forward(&self, x: &Tensor, ctx: &ForwardContext<'_>) -> Result<Tensor> {
+        let x = &cast(x, DType::F32)?;
         let logits = self.gate.forward(x, ctx)?;
         let routing = Routing::top_k(&logits, self.per_token)?;
         let weights = routing_weights(&logits, &routing, self.normalised)?;
@@ -49,7 +50,7 @@ impl Experts {
                 parts.push((index, expert.forward(&rows(x, tokens)?, ctx)?));
             }
         }
-        mix_experts(parts, &weights, &routing)
+        mix_experts(&parts, &weights, &routing)
     }
 
     pub(crate) fn visit_modules(&mut self, visit: &mut Visit<'_>) -> Result<()> {

@@ -11,6 +11,9 @@ use taper_quant::BlockFormat;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct LoadOptions {
     /// The type that matrices are held in (f32, bf16 or f16); `None` for the one they are stored in. Norms and biases are always f32.
+    ///
+    /// With bf16 the activations between the norms are bf16 too, and products take bf16 on both sides; the residual stream, logits and gradients
+    /// stay f32. With `None` that is so where the embedding is stored in bf16.
     pub dtype: Option<DType>,
     /// What linear layers are quantised to as they are read; `None` leaves them as they are stored.
     pub quantize: Option<Quantize>,

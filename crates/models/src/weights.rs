@@ -57,6 +57,11 @@ impl<'a> Weights<'a> {
         }
     }
 
+    /// The type that matrices are held in, where it was asked for.
+    pub(crate) fn dtype(&self) -> Option<DType> {
+        self.options.dtype
+    }
+
     /// That nothing in the checkpoint was left unread.
     pub(crate) fn finish(self) -> Result<()> {
         let Source::Stored { checkpoint, root, asked } = self.source else { return Ok(()) };

@@ -6,8 +6,8 @@
 //! A batch is one flat run of T tokens cut in segments, one per sequence ([`SequenceLayout`]); there is no padding and
 //! no `[B, S, …]` tensor, so that a batch, a single sequence and a packed row are the same computation.
 //!
-//! All contact with candle's internals (storages, custom ops) is here and in `kernels`. Each op in [`ops`] has a
-//! backward, tested against finite differences; candle-nn's fused ops have none and cut the gradient in silence.
+//! All contact with candle's internals (storages) is here. Each op in [`ops`] has a backward, tested against finite differences, and is recorded
+//! on a [`tape`] of our own; candle-nn's fused ops have none and cut the gradient in silence.
 
 mod cache;
 mod checkpoint;
@@ -20,6 +20,7 @@ mod norm;
 pub mod ops;
 mod parameter;
 mod storage;
+pub mod tape;
 mod weight;
 
 pub use cache::{KvCache, LayerCache};
@@ -29,7 +30,7 @@ pub use embedding::Embedding;
 pub use layout::SequenceLayout;
 pub use linear::{Linear, LinearAdapter};
 pub use module::{ModuleMut, VisitModules};
-pub use norm::RmsNorm;
+pub use norm::{RmsNorm, with_f32_activations};
 pub use parameter::{Parameter, ParameterKind};
 pub use storage::{to_vec_f32, update_f32, with_f32};
 pub use weight::{FrozenWeight, Weight};

@@ -2,12 +2,12 @@
 
 use crate::ops;
 use crate::{ForwardContext, Parameter, ParameterKind, Result, Weight};
-use candle_core::{Tensor, Var};
+use candle_core::{DType, Tensor, Var};
 use std::sync::Arc;
 
 /// What an adapter does to a linear layer.
 pub trait LinearAdapter: Send + Sync + std::fmt::Debug {
-    /// `[T, in] -> [T, out]` f32, the base's output included.
+    /// `[T, in] -> [T, out]` in the base's [`Linear::output_dtype`], the base's output included.
     ///
     /// # Errors
     /// What the arithmetic says.
@@ -29,17 +29,36 @@ pub struct Linear {
     trainable_bias: Option<Var>,
     adapter: Option<Arc<dyn LinearAdapter>>,
     tied: bool,
+    is_head: bool,
 }
 
 impl Linear {
     /// A layer named as in the checkpoint (without `.weight`), with a bias `[out]` in f32.
     pub fn new(path: impl Into<String>, weight: Weight, bias: Option<Tensor>) -> Self {
-        Self { path: path.into(), weight, bias, trainable_bias: None, adapter: None, tied: false }
+        Self {
+            path: path.into(),
+            weight,
+            bias,
+            trainable_bias: None,
+            adapter: None,
+            tied: false,
+            is_head: false,
+        }
     }
 
     /// A head over an embedding's table.
     pub fn tied(path: impl Into<String>, weight: Weight) -> Self {
-        Self { tied: true, ..Self::new(path, weight, None) }
+        Self { tied: true, ..Self::new(path, weight, None) }.as_head()
+    }
+
+    /// The same as an output head: logits are f32 whatever the type of the input.
+    pub fn as_head(self) -> Self {
+        Self { is_head: true, ..self }
+    }
+
+    /// The type of the output for an input `x`: that of x, but f32 for a head.
+    pub fn output_dtype(&self, x: &Tensor) -> DType {
+        if self.is_head { DType::F32 } else { x.dtype() }
     }
 
     /// The path in the checkpoint, without `.weight`.
@@ -125,7 +144,7 @@ impl Linear {
         Ok(self.trainable_bias.clone().map(|var| Parameter { name, kind: ParameterKind::Bias, var }))
     }
 
-    /// The layer with its adapter: `[T, in] -> [T, out]`, f32.
+    /// The layer with its adapter: `[T, in] -> [T, out]`, in [`Self::output_dtype`].
     ///
     /// # Errors
     /// What the arithmetic says, with the layer's path.
@@ -137,12 +156,12 @@ impl Linear {
         .map_err(|e| e.context(format!("in `{}`", self.path)))
     }
 
-    /// The layer without its adapter: `[T, in] -> [T, out]`, f32.
+    /// The layer without its adapter: `[T, in] -> [T, out]`, in [`Self::output_dtype`].
     ///
     /// # Errors
     /// What the arithmetic says.
     pub fn base_forward(&self, x: &Tensor) -> Result<Tensor> {
-        let y = ops::linear(x, &self.weight, self.frozen_bias())?;
+        let y = ops::linear(x, &self.weight, self.frozen_bias(), self.output_dtype(x))?;
         self.add_trainable_bias(y)
     }
 
@@ -157,7 +176,7 @@ impl Linear {
     /// What the arithmetic says.
     pub fn add_trainable_bias(&self, y: Tensor) -> Result<Tensor> {
         match &self.trainable_bias {
-            Some(bias) => y.broadcast_add(bias.as_tensor()),
+            Some(bias) => ops::add_bias(&y, bias.as_tensor()),
             None => Ok(y),
         }
     }

@@ -1,16 +1,11 @@
 //! From candle tensors to the plain slices that kernels take, and back.
 
 use crate::Result;
-use candle_core::{CpuStorage, DType, InplaceOp1, Layout, Storage, StorageRef, Tensor, Var, bail};
+use candle_core::{
+    CpuStorage, DType, Device, InplaceOp1, Layout, Shape, Storage, StorageRef, Tensor, Var, bail,
+};
 use std::cell::Cell;
-
-/// The elements of a contiguous f32 storage in a custom op.
-pub(crate) fn f32_slice<'a>(storage: &'a CpuStorage, layout: &Layout) -> Result<&'a [f32]> {
-    let Some((start, end)) = layout.contiguous_offsets() else {
-        bail!("expected a contiguous tensor, got {:?}", layout.stride())
-    };
-    Ok(&storage.as_slice::<f32>()?[start..end])
-}
+use taper_kernels::floats::{self, Floats, FloatsMut};
 
 /// A tensor whose elements are lent for as long as this lives.
 pub(crate) struct Lent<'a> {
@@ -26,8 +21,26 @@ impl<'a> Lent<'a> {
 
     /// The elements of a contiguous f32 CPU tensor.
     pub(crate) fn f32(&self) -> Result<&[f32]> {
+        match self.floats()? {
+            Floats::F32(values) => Ok(values),
+            Floats::BF16(_) => bail!("expected a tensor in f32, got bf16"),
+        }
+    }
+
+    /// The elements of a contiguous f32 or bf16 CPU tensor.
+    pub(crate) fn floats(&self) -> Result<Floats<'_>> {
         let Storage::Cpu(storage) = &*self.storage else { bail!("expected a tensor on the CPU") };
-        f32_slice(storage, self.layout)
+        let Some((start, end)) = self.layout.contiguous_offsets() else {
+            bail!("expected a contiguous tensor, got {:?}", self.layout.stride())
+        };
+        match storage {
+            CpuStorage::F32(values) => Ok(Floats::F32(&values[start..end])),
+            CpuStorage::BF16(values) => Ok(Floats::BF16(&values[start..end])),
+            other => bail!(
+                "expected a tensor in f32 or bf16, got {:?}",
+                candle_core::backend::BackendStorage::dtype(other)
+            ),
+        }
     }
 }
 
@@ -39,12 +52,17 @@ pub fn with_f32<R>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> R) -> Result<R>
     Ok(read(Lent::new(tensor).f32()?))
 }
 
-/// Change the elements of a variable where they lie. No graph over it may be alive that still has to be differentiated.
+/// Change the elements of a variable where they lie. Nothing recorded over it may be alive that still has to be differentiated.
 ///
 /// # Errors
 /// When the variable is not f32, not contiguous, or not on the CPU.
-pub fn update_f32(var: &Var, update: impl FnOnce(&mut [f32])) -> Result<()> {
-    var.inplace_op1(&Update(Cell::new(Some(update))))
+pub fn update_f32(var: &Var, change: impl FnOnce(&mut [f32])) -> Result<()> {
+    update(var.as_tensor(), change)
+}
+
+/// The same for a tensor that nobody else reads.
+pub(crate) fn update(tensor: &Tensor, change: impl FnOnce(&mut [f32])) -> Result<()> {
+    tensor.inplace_op1(&Update(Cell::new(Some(change))))
 }
 
 struct Update<F>(Cell<Option<F>>);
@@ -74,16 +92,28 @@ pub fn to_vec_f32(tensor: &Tensor) -> Result<Vec<f32>> {
     tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()
 }
 
-/// A buffer that a kernel fills, as the storage of a custom op's result.
-pub(crate) fn filled(len: usize, fill: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<CpuStorage> {
-    let mut buffer = vec![0f32; len];
-    fill(&mut buffer)?;
-    Ok(CpuStorage::F32(buffer))
+/// A tensor in `dtype` (f32 or bf16) whose elements a kernel writes.
+pub(crate) fn filled(
+    dtype: DType,
+    shape: impl Into<Shape>,
+    fill: impl FnOnce(FloatsMut<'_>) -> Result<()>,
+) -> Result<Tensor> {
+    let shape = shape.into();
+    if dtype == DType::BF16 {
+        let mut buffer: Vec<half::bf16> = floats::buffer(shape.elem_count());
+        fill(FloatsMut::BF16(&mut buffer))?;
+        return Tensor::from_vec(buffer, shape, &Device::Cpu);
+    }
+    filled_f32(shape, |buffer| fill(FloatsMut::F32(buffer)))
 }
 
-/// A buffer that a kernel fills, as a tensor of the shape of `like`.
-pub(crate) fn filled_like(like: &Tensor, fill: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<Tensor> {
-    let mut buffer = vec![0f32; like.elem_count()];
+/// A tensor in f32 whose elements a kernel writes.
+pub(crate) fn filled_f32(
+    shape: impl Into<Shape>,
+    fill: impl FnOnce(&mut [f32]) -> Result<()>,
+) -> Result<Tensor> {
+    let shape = shape.into();
+    let mut buffer = floats::buffer(shape.elem_count());
     fill(&mut buffer)?;
-    Tensor::from_vec(buffer, like.shape(), like.device())
+    Tensor::from_vec(buffer, shape, &Device::Cpu)
 }

@@ -2,8 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 use candle_core::{DType, Device, Tensor, Var};
+use std::rc::Rc;
 use taper_kernels::rng::CounterRng;
 use taper_nn::ops::{self, AttentionShape, Gate, LoraDropout, LoraTerms};
+use taper_nn::tape::{CollectedGradients, is_tracked, record};
 use taper_nn::{ForwardContext, FrozenWeight, RotaryTables, SequenceLayout, Weight, to_vec_f32};
 use taper_quant::{BlockFormat, GgmlType, QuantizedTensor};
 
@@ -26,13 +28,15 @@ fn weighted(y: &Tensor, weights: &[f32]) -> f64 {
 
 /// Compare the analytic gradient of every variable with central differences, element by element.
 fn check(variables: &[&Var], f: impl Fn() -> Result<Tensor>) {
-    let y = f().unwrap();
+    let (y, tape) = record(&[], &f).unwrap();
     let mut weights = vec![0f32; y.elem_count()];
     CounterRng::new(8, 99).fill_normal(0, 1.0, &mut weights);
     let seed = Tensor::from_vec(weights.clone(), y.shape(), &Device::Cpu).unwrap();
-    let grads = ops::backward_from(&y, &seed).unwrap();
+    let mut grads = CollectedGradients::default();
+    tape.backward(&y, Rc::new(seed), [], &mut grads).unwrap();
+    assert_eq!(grads.count(), variables.len(), "nothing else is differentiated");
     for (which, variable) in variables.iter().enumerate() {
-        let analytic = to_vec_f32(grads.get(variable.as_tensor()).expect("a gradient")).unwrap();
+        let analytic = to_vec_f32(&grads.get(variable.as_tensor()).unwrap().expect("a gradient")).unwrap();
         let original = to_vec_f32(variable.as_tensor()).unwrap();
         let largest = analytic.iter().fold(0f32, |m, g| m.max(g.abs()));
         assert!(largest > 0.0, "variable {which} got a gradient of zeros");
@@ -56,10 +60,16 @@ fn check(variables: &[&Var], f: impl Fn() -> Result<Tensor>) {
         }
         variable.set(&Tensor::from_vec(original, variable.shape(), &Device::Cpu).unwrap()).unwrap();
     }
-    assert_eq!(
-        grads.get_ids().filter(|id| variables.iter().any(|v| v.as_tensor().id() == **id)).count(),
-        variables.len()
-    );
+}
+
+/// The output of `f`, and the gradients of its sum with respect to `variables`; nothing else may get one.
+fn gradients_of_sum(variables: &[&Var], f: impl FnOnce() -> Result<Tensor>) -> (Tensor, Vec<Vec<f32>>) {
+    let (y, tape) = record(&[], f).unwrap();
+    let mut grads = CollectedGradients::default();
+    tape.backward(&y, Rc::new(y.ones_like().unwrap()), [], &mut grads).unwrap();
+    assert_eq!(grads.count(), variables.len(), "nothing else is differentiated");
+    let values = |v: &&Var| to_vec_f32(&grads.get(v.as_tensor()).unwrap().unwrap()).unwrap();
+    (y, variables.iter().map(values).collect())
 }
 
 fn frozen(rows: usize, columns: usize, dtype: DType) -> FrozenWeight {
@@ -71,7 +81,7 @@ fn linear_over_a_frozen_weight() {
     for dtype in [DType::F32, DType::BF16, DType::F16] {
         let (x, weight) = (var(5, 7, 1), Weight::Frozen(frozen(3, 7, dtype)));
         let bias = values(1, 3, 4).flatten_all().unwrap();
-        check(&[&x], || ops::linear(&x, &weight, Some(&bias)));
+        check(&[&x], || ops::linear(&x, &weight, Some(&bias), DType::F32));
     }
 }
 
@@ -97,7 +107,7 @@ fn linear_over_a_quantised_weight() {
         let (rows, columns) = weight.dims();
         let x = var(2, columns, 1);
         let bias = values(1, rows, 4).flatten_all().unwrap();
-        check(&[&x], || ops::linear(&x, &Weight::Frozen(weight.clone()), Some(&bias)));
+        check(&[&x], || ops::linear(&x, &Weight::Frozen(weight.clone()), Some(&bias), DType::F32));
     }
 }
 
@@ -107,7 +117,7 @@ fn lora_over_a_quantised_weight() {
     for weight in quantized_weights() {
         let (rows, columns) = weight.dims();
         let (x, a, b) = (var(2, columns, 1), var(2, columns, 2), var(rows, 2, 4));
-        check(&[&x, &a, &b], || ops::lora_linear(&x, &a, &b, &weight, None, terms.clone()));
+        check(&[&x, &a, &b], || ops::lora_linear(&x, &a, &b, &weight, None, terms.clone(), DType::F32));
     }
 }
 
@@ -119,10 +129,9 @@ fn a_quantised_weight_is_its_decoded_values() {
         for t in [3, 9] {
             let x = var(t, weight.dims().1, 1);
             let run = |weight: &FrozenWeight| {
-                let y = ops::linear(&x, &Weight::Frozen(weight.clone()), None).unwrap();
-                let grads = ops::backward_from(&y, &y.ones_like().unwrap()).unwrap();
-                assert_eq!(grads.get_ids().count(), 1, "only x is differentiated");
-                (to_vec_f32(&y).unwrap(), to_vec_f32(grads.get(x.as_tensor()).unwrap()).unwrap())
+                let weight = Weight::Frozen(weight.clone());
+                let (y, dx) = gradients_of_sum(&[&x], || ops::linear(&x, &weight, None, DType::F32));
+                (to_vec_f32(&y).unwrap(), dx)
             };
             assert_eq!(run(&weight), run(&dense));
         }
@@ -143,16 +152,15 @@ fn rows_of_a_quantised_embedding_are_decoded() {
 #[test]
 fn linear_over_a_trained_weight() {
     let (x, w) = (var(5, 7, 1), var(3, 7, 2));
-    check(&[&x, &w], || ops::linear(&x, &Weight::Trainable(w.clone()), None));
+    check(&[&x, &w], || ops::linear(&x, &Weight::Trainable(w.clone()), None, DType::F32));
 }
 
 #[test]
 fn a_frozen_weight_gets_no_gradient() {
     let (x, w) = (var(5, 7, 1), frozen(3, 7, DType::F32));
-    let y = ops::linear(&x, &Weight::Frozen(w.clone()), None).unwrap();
-    let grads = ops::backward_from(&y, &y.ones_like().unwrap()).unwrap();
-    assert!(grads.get(&w.to_dense().unwrap()).is_none());
-    assert!(grads.get(x.as_tensor()).is_some());
+    let weight = Weight::Frozen(w);
+    let (_, dx) = gradients_of_sum(&[&x], || ops::linear(&x, &weight, None, DType::F32));
+    assert!(dx[0].iter().any(|g| *g != 0.0));
 }
 
 #[test]
@@ -161,9 +169,9 @@ fn lora_over_a_frozen_weight() {
     let terms = LoraTerms { scale: 1.7, dropout: None };
     for dtype in [DType::F32, DType::BF16] {
         let weight = frozen(3, 7, dtype);
-        check(&[&x, &a, &b], || ops::lora_linear(&x, &a, &b, &weight, None, terms.clone()));
+        check(&[&x, &a, &b], || ops::lora_linear(&x, &a, &b, &weight, None, terms.clone(), DType::F32));
     }
-    check(&[&x, &a, &b], || ops::lora_delta(&x, &a, &b, terms.clone()));
+    check(&[&x, &a, &b], || ops::lora_delta(&x, &a, &b, terms.clone(), DType::F32));
 }
 
 #[test]
@@ -172,13 +180,15 @@ fn lora_with_dropout_draws_the_same_mask_in_the_backward() {
     let weight = frozen(3, 7, DType::F32);
     let dropout = Some(LoraDropout { p: 0.4, rng: CounterRng::new(1, 2) });
     let terms = LoraTerms { scale: 0.5, dropout };
-    check(&[&x, &a, &b], || ops::lora_linear(&x, &a, &b, &weight, None, terms.clone()));
+    check(&[&x, &a, &b], || ops::lora_linear(&x, &a, &b, &weight, None, terms.clone(), DType::F32));
 }
 
 #[test]
 fn lora_equals_its_plain_formula() {
     let (x, a, b, weight) = (values(5, 7, 1), values(2, 7, 2), values(3, 2, 4), frozen(3, 7, DType::F32));
-    let fused = ops::lora_linear(&x, &a, &b, &weight, None, LoraTerms { scale: 1.7, dropout: None }).unwrap();
+    let fused =
+        ops::lora_linear(&x, &a, &b, &weight, None, LoraTerms { scale: 1.7, dropout: None }, DType::F32)
+            .unwrap();
     let delta = x.matmul(&a.t().unwrap()).unwrap().matmul(&b.t().unwrap()).unwrap();
     let plain =
         (x.matmul(&weight.to_dense().unwrap().t().unwrap()).unwrap() + (delta * 1.7).unwrap()).unwrap();
@@ -191,8 +201,8 @@ fn lora_equals_its_plain_formula() {
 fn rms_norm_frozen_trained_and_per_head() {
     let (x, w) = (var(4, 10, 1), Var::from_tensor(&values(1, 5, 2).flatten_all().unwrap()).unwrap());
     for offset in [0.0, 1.0] {
-        check(&[&x], || ops::rms_norm(&x, &w.as_detached_tensor(), 1e-5, offset));
-        check(&[&x, &w], || ops::rms_norm_trainable(&x, &w, 1e-5, offset));
+        check(&[&x], || ops::rms_norm(&x, &w.as_detached_tensor(), 1e-5, offset, DType::F32));
+        check(&[&x, &w], || ops::rms_norm_trainable(&x, &w, 1e-5, offset, DType::F32));
     }
 }
 
@@ -215,9 +225,8 @@ fn gated_activations() {
 #[test]
 fn what_nothing_trained_came_before_gets_no_gradient_from_a_gate() {
     let (gate, up) = (var(4, 6, 1), values(4, 6, 2));
-    let y = ops::gated(&gate, &up, Gate::Silu).unwrap();
-    let grads = ops::backward_from(&y, &y.ones_like().unwrap()).unwrap();
-    assert!(grads.get(gate.as_tensor()).is_some() && grads.get(&up).is_none());
+    gradients_of_sum(&[&gate], || ops::gated(&gate, &up, Gate::Silu));
+    gradients_of_sum(&[&gate], || ops::gated(&up, &gate, Gate::Silu));
 }
 
 #[test]
@@ -230,7 +239,7 @@ fn columns_of_a_fused_projection() {
         check(&[&x], || ops::columns(&x, range.clone()));
     }
     // Both parts of one product, as a layer uses them.
-    check(&[&x], || ops::columns(&x, 0..3)? * ops::columns(&x, 3..6)?);
+    check(&[&x], || ops::gated(&ops::columns(&x, 0..3)?, &ops::columns(&x, 3..6)?, Gate::Silu));
     assert!(ops::columns(&x, 3..8).unwrap_err().to_string().contains("3..8"));
     assert!(ops::columns(&x, 3..3).is_err());
 }
@@ -242,22 +251,24 @@ fn experts_are_chosen_weighted_and_mixed() {
     let spread = (values(tokens, experts, 1) * 4.0).unwrap();
     let logits = Var::from_tensor(&spread).unwrap();
     let (x, routing) = (var(tokens, width, 2), ops::Routing::top_k(&logits, k).unwrap());
+    // The same values, but no variable.
+    let still = values(tokens, width, 2);
     let factors: Vec<f64> = (0..experts).map(|e| 0.5 + e as f64).collect();
     let reached: Vec<usize> = (0..experts).filter(|e| !routing.tokens_of(*e).is_empty()).collect();
     let some_are_constant = |constant: &[usize], logits: &Tensor, normalised| {
         let part = |e: &usize| {
-            let part = (ops::rows(&x, routing.tokens_of(*e))? * factors[*e])?;
-            Ok((*e, if constant.contains(e) { part.detach() } else { part }))
+            let x = if constant.contains(e) { &still } else { x.as_tensor() };
+            Ok((*e, ops::scale(&ops::rows(x, routing.tokens_of(*e))?, factors[*e])?))
         };
         let parts = reached.iter().map(part).collect::<Result<Vec<_>>>()?;
-        ops::mix_experts(parts, &ops::routing_weights(logits, &routing, normalised)?, &routing)
+        ops::mix_experts(&parts, &ops::routing_weights(logits, &routing, normalised)?, &routing)
     };
     for normalised in [true, false] {
         check(&[&x, &logits], || some_are_constant(&[], &logits, normalised));
         check(&[&logits], || some_are_constant(&reached, &logits, normalised));
-        check(&[&logits], || {
+        check(&[&x, &logits], || {
             let y = some_are_constant(&reached[1..], &logits, normalised)?;
-            y + some_are_constant(&reached, &logits, normalised)?
+            ops::add(&y, &some_are_constant(&reached, &logits, normalised)?)
         });
     }
     check(&[&x], || some_are_constant(&[], &logits.as_detached_tensor(), true));
@@ -267,9 +278,7 @@ fn experts_are_chosen_weighted_and_mixed() {
         let all = some_are_constant(&[], &logits, true).unwrap();
         all.to_vec2::<f32>().unwrap()
     });
-    let grads = ops::backward_from(&mixed, &mixed.ones_like().unwrap()).unwrap();
-    let made = grads.get_ids().count();
-    assert_eq!(made, 2, "gradients of x and of the logits, and of nothing else");
+    gradients_of_sum(&[&x, &logits], || some_are_constant(&reached[1..], &logits, true));
     assert!(ops::Routing::top_k(&logits, 6).is_err() && ops::rows(&x, vec![7]).is_err());
 }
 
@@ -303,7 +312,8 @@ fn embedding_rows_gather_their_gradients() {
 fn cross_entropy_gradient_is_that_of_the_sum() {
     let logits = var(4, 9, 1);
     let targets = [0u32, 8, 3, 3];
-    let (losses, gradient) = ops::cross_entropy_with_gradient(&logits, &targets).unwrap();
+    let (losses, gradient) =
+        ops::cross_entropy_with_gradient(logits.as_tensor().copy().unwrap(), &targets).unwrap();
     assert_eq!(losses, ops::cross_entropy(&logits, &targets).unwrap());
     let (analytic, original) = (to_vec_f32(&gradient).unwrap(), to_vec_f32(&logits).unwrap());
     for i in 0..original.len() {
@@ -326,5 +336,99 @@ fn a_cached_pass_refuses_a_trained_input() {
         AttentionShape { heads: 1, kv_heads: 1, head_dim: 4, scale: 0.5, window: None, soft_cap: None };
     let (q, k) = (var(2, 4, 1), values(2, 4, 2));
     let mut ctx = ForwardContext::cached(&layout, vec![&mut cache]);
-    assert!(ops::attention(&q, &k, &k, 0, &shape, &mut ctx).is_err());
+    assert!(record(&[], || ops::attention(&q, &k, &k, 0, &shape, &mut ctx)).is_err());
+}
+
+#[test]
+fn sums_multiples_and_biases() {
+    let (x, y) = (var(4, 6, 1), var(4, 6, 2));
+    let bias = Var::from_tensor(&values(1, 6, 3).flatten_all().unwrap()).unwrap();
+    check(&[&x, &y], || ops::add(&x, &y));
+    check(&[&x], || ops::add(&x, &x));
+    check(&[&x], || ops::scale(&x, -1.5));
+    check(&[&x, &bias], || ops::add_bias(&x, &bias));
+}
+
+/// A block in small: an input read by two layers and by the sum behind them, a norm and a gate that are made again in the backward.
+#[test]
+fn gradients_of_shared_inputs_add_up_through_what_is_made_again() {
+    let gain = values(1, 6, 9).flatten_all().unwrap();
+    let weights: Vec<Weight> = (0..2).map(|_| Weight::Frozen(frozen(6, 6, DType::F32))).collect();
+    let (a, b) = (var(2, 6, 2), var(6, 2, 4));
+    let block = |x: &Tensor| {
+        let normed = ops::rms_norm(x, &gain, 1e-5, 0.0, DType::F32)?;
+        let terms = LoraTerms { scale: 0.7, dropout: None };
+        let Weight::Frozen(first) = &weights[0] else { unreachable!() };
+        let gate = ops::lora_linear(&normed, &a, &b, first, None, terms.clone(), DType::F32)?;
+        let up = ops::linear(&normed, &weights[1], None, DType::F32)?;
+        let gated = ops::gated(&gate, &up, Gate::Silu)?;
+        ops::add(x, &ops::lora_linear(&gated, &a, &b, first, None, terms, DType::F32)?)
+    };
+    let x = var(3, 6, 1);
+    check(&[&x, &a, &b], || block(x.as_tensor()));
+
+    // A leaf gets what a variable gets, and what is cheap is not kept.
+    let leaf = x.as_detached_tensor();
+    let (y, tape) = record(&[&leaf], || block(&leaf)).unwrap();
+    // x, gate, up, of 3 x 6 each, and the gain.
+    assert_eq!(tape.kept_bytes(), 4 * (3 * 18 + 6), "{tape:?}");
+    let mut grads = CollectedGradients::default();
+    let [dx] = tape.backward(&y, Rc::new(y.ones_like().unwrap()), [&leaf], &mut grads).unwrap();
+    let (_, wanted) = gradients_of_sum(&[&x, &a, &b], || block(x.as_tensor()));
+    assert_eq!(to_vec_f32(&dx.unwrap()).unwrap(), wanted[0]);
+    assert_eq!(to_vec_f32(&grads.get(&a).unwrap().unwrap()).unwrap(), wanted[1]);
+}
+
+#[test]
+fn outside_a_recording_nothing_is_tracked_and_one_thread_records_once() {
+    let x = var(2, 2, 1);
+    assert!(!is_tracked(&x));
+    let inner = record(&[], || {
+        assert!(is_tracked(&x));
+        record(&[], || Ok(())).map(|_| ())
+    });
+    assert!(inner.unwrap_err().to_string().contains("records already"));
+    assert!(!is_tracked(&x), "an error ends the recording");
+}
+
+/// In bf16 the same gradients come out, to the precision of bf16: every op that takes bf16, one after the other.
+#[test]
+fn gradients_in_bf16_follow_those_in_f32() {
+    let (t, h) = (9, 32);
+    let gain = values(1, h, 9).flatten_all().unwrap().affine(0.1, 1.0).unwrap();
+    let weight = frozen(h, h, DType::BF16);
+    let layout = SequenceLayout::from_lengths(&[4, 5]);
+    let angles = values(t, 4, 5);
+    let tables = RotaryTables { cos: angles.cos().unwrap(), sin: angles.sin().unwrap() };
+    let shape =
+        AttentionShape { heads: 4, kv_heads: 4, head_dim: 8, scale: 0.3, window: None, soft_cap: None };
+    let (x, a, b) = (var(t, h, 1), var(4, h, 2), var(h, 4, 4));
+    let scaled = |x: &Tensor| ops::scale(x, 0.2);
+    let block = |dtype: DType| {
+        let normed = ops::rms_norm(&x, &gain, 1e-5, 0.0, dtype)?;
+        let terms = LoraTerms { scale: 0.5, dropout: None };
+        let q = scaled(&ops::lora_linear(&normed, &a, &b, &weight, None, terms, dtype)?)?;
+        let v = scaled(&ops::linear(&normed, &Weight::Frozen(weight.clone()), None, dtype)?)?;
+        let mixed = ops::attention(
+            &ops::rope(&q, &tables, 8)?,
+            &q,
+            &v,
+            0,
+            &shape,
+            &mut ForwardContext::new(&layout),
+        )?;
+        let parts = (ops::columns(&mixed, 0..16)?, ops::columns(&mixed, 16..32)?);
+        ops::cast(&ops::gated(&parts.0, &parts.1, Gate::GeluTanh)?, DType::F32)
+    };
+    let (y, wanted) = gradients_of_sum(&[&x, &a, &b], || block(DType::F32));
+    let (short, got) = gradients_of_sum(&[&x, &a, &b], || block(DType::BF16));
+    let off = |got: &[f32], wanted: &[f32]| {
+        let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| x * x).sum::<f32>().sqrt();
+        norm(&mut got.iter().zip(wanted).map(|(g, w)| g - w)) / norm(&mut wanted.iter().copied())
+    };
+    let y_off = off(&to_vec_f32(&short).unwrap(), &to_vec_f32(&y).unwrap());
+    assert!(y_off > 0.0 && y_off < 0.02, "output off by {y_off}");
+    for (got, wanted) in got.iter().zip(&wanted) {
+        assert!(off(got, wanted) < 0.03, "gradient off by {}", off(got, wanted));
+    }
 }

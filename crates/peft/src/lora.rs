@@ -44,9 +44,11 @@ impl LinearAdapter for LoraLayer {
                 weight,
                 base.frozen_bias(),
                 self.terms(ctx),
+                base.output_dtype(x),
             )?),
             Weight::Trainable(_) => {
-                base.base_forward(x)? + ops::lora_delta(x, &self.a, &self.b, self.terms(ctx))?
+                let delta = ops::lora_delta(x, &self.a, &self.b, self.terms(ctx), base.output_dtype(x))?;
+                ops::add(&base.base_forward(x)?, &delta)
             }
         }
     }

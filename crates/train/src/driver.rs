@@ -1,10 +1,7 @@
-//! Forward and backward block by block, so that one block's activations are alive at a time.
-//!
-//! candle never frees a forward graph while it walks it backward. So the graph is cut between blocks: each block sees its
-//! input as a leaf, and its backward is seeded with the gradient that came down to its output. With
-//! `gradient_checkpointing` a block's graph is dropped in the forward and made again from the block's input in the backward;
-//! dropout is keyed by place, so the second forward has the same bits as the first (Chen et al. 2016, "Training deep nets
-//! with sublinear memory cost").
+//! Forward and backward block by block: each block sees its input as a leaf and is recorded on a tape of its own
+//! ([`taper_nn::tape`]), and its backward starts from the gradient that came down to its output. With `gradient_checkpointing` a
+//! block's tape is dropped in the forward and recorded again from the block's input in the backward; dropout is keyed by place,
+//! so the second forward has the same bits as the first (Chen et al. 2016, "Training deep nets with sublinear memory cost").
 //!
 //! Behind the last block, rows with a target are gathered in chunks of at most [`LOGITS_BYTES`] of logits; each chunk goes
 //! through the final norm, the head and the loss, and straight back. The logits of a batch are never together in memory,
@@ -12,11 +9,11 @@
 
 use crate::error::{Doing, Error, Result};
 use crate::gradients::Gradients;
-use candle_core::backprop::GradStore;
-use candle_core::{Device, Tensor, Var};
+use candle_core::{Device, Tensor};
 use taper_data::{Batch, IGNORE};
 use taper_models::CausalLm;
-use taper_nn::ops::{CrossEntropy, backward_from, cross_entropy, cross_entropy_with_gradient};
+use taper_nn::ops::{self, cross_entropy, cross_entropy_with_gradient};
+use taper_nn::tape::{Gradient, Tape, record};
 use taper_nn::{ForwardContext, RandomKey, SequenceLayout, with_f32};
 
 /// Most memory that the logits of a chunk may take: 64 MiB.
@@ -72,16 +69,19 @@ pub fn forward_backward(
         key.map_or_else(|| ForwardContext::new(&layout), |key| ForwardContext::training(&layout, key));
     let mut backward = Backward { gradients, stray: Vec::new() };
 
-    let embedded = model.embed(&batch.input_ids).doing(|| "embed the tokens".into())?;
-    let hidden = with_noise(embedded.detach(), &layout, key, options)
-        .doing(|| "add noise to the embeddings".into())?;
-    let (hidden, kept) = blocks_forward(model, hidden, embedded.track_op(), &mut ctx, options)?;
-    let wanted = embedded.track_op() || !kept.is_empty();
+    let (embedded, tape) =
+        record(&[], || model.embed(&batch.input_ids)).doing(|| "embed the tokens".into())?;
+    let trains_embedding = tape.tracks(&embedded);
+    let hidden =
+        with_noise(embedded.clone(), &layout, key, options).doing(|| "add noise to the embeddings".into())?;
+    let (hidden, kept) = blocks_forward(model, hidden, trains_embedding, &mut ctx, options)?;
+    let wanted = trains_embedding || !kept.is_empty();
     let (loss_sum, gradient) = head(model, &hidden, batch, key, options, wanted, &mut backward)?;
+    drop(hidden);
     if let Some(gradient) = gradient {
         let gradient = blocks_backward(model, kept, gradient, &mut ctx, &mut backward)?;
-        if embedded.track_op() {
-            backward.run("the embedding", &embedded, &gradient, None)?;
+        if let (true, Some(gradient)) = (trains_embedding, gradient) {
+            backward.run("the embedding", tape, &embedded, gradient, None)?;
         }
     }
     Ok(Pass { loss_sum, target_tokens: batch.target_tokens, stray: backward.stray })
@@ -94,9 +94,9 @@ pub fn forward_backward(
 pub fn evaluate_loss(model: &dyn CausalLm, batch: &Batch, logits_bytes: usize) -> Result<(f64, usize)> {
     let layout = layout_of(batch);
     let mut ctx = ForwardContext::new(&layout);
-    let mut hidden = model.embed(&batch.input_ids).doing(|| "embed the tokens".into())?.detach();
+    let mut hidden = model.embed(&batch.input_ids).doing(|| "embed the tokens".into())?;
     for index in 0..model.num_blocks() {
-        hidden = model.block(index, &hidden, &mut ctx).doing(|| format!("compute block {index}"))?.detach();
+        hidden = model.block(index, &hidden, &mut ctx).doing(|| format!("compute block {index}"))?;
     }
     let mut sum = 0.0;
     for (chunk, (rows, targets)) in chunks_of(model, batch, logits_bytes).into_iter().enumerate() {
@@ -110,10 +110,9 @@ pub fn evaluate_loss(model: &dyn CausalLm, batch: &Batch, logits_bytes: usize) -
 /// What the backward of a block needs.
 struct KeptBlock {
     index: usize,
-    /// The block's input: a leaf when `wants_input_gradient` and the graph is kept.
     input: Tensor,
-    /// The block's output with its graph, unless it is to be computed again.
-    output: Option<Tensor>,
+    /// The block's output and how it came about, unless that is to be computed again.
+    computed: Option<(Tensor, Tape)>,
     /// Whether something below the block is trained.
     wants_input_gradient: bool,
 }
@@ -128,46 +127,51 @@ fn blocks_forward(
 ) -> Result<(Tensor, Vec<KeptBlock>)> {
     let mut kept = Vec::new();
     for index in 0..model.num_blocks() {
-        let doing = || format!("compute block {index}");
-        let as_leaf = trained_below && !options.gradient_checkpointing;
-        let input = if as_leaf { leaf(&hidden).doing(doing)? } else { hidden.clone() };
-        let output = model.block(index, &input, ctx).doing(doing)?;
-        hidden = output.detach();
-        if trained_below || output.track_op() {
-            let output = (!options.gradient_checkpointing).then_some(output);
-            kept.push(KeptBlock { index, input, output, wants_input_gradient: trained_below });
+        let (output, tape) = record_block(model, index, &hidden, trained_below, ctx)
+            .doing(|| format!("compute block {index}"))?;
+        let input = std::mem::replace(&mut hidden, output.clone());
+        if tape.tracks(&output) {
+            let computed = (!options.gradient_checkpointing).then_some((output, tape));
+            kept.push(KeptBlock { index, input, computed, wants_input_gradient: trained_below });
             trained_below = true;
         }
     }
     Ok((hidden, kept))
 }
 
+fn record_block(
+    model: &dyn CausalLm,
+    index: usize,
+    input: &Tensor,
+    wants_input_gradient: bool,
+    ctx: &mut ForwardContext<'_>,
+) -> candle_core::Result<(Tensor, Tape)> {
+    let leaves: &[&Tensor] = if wants_input_gradient { &[input] } else { &[] };
+    record(leaves, || model.block(index, input, ctx))
+}
+
 /// The kept blocks from the top down; the result is the gradient of the lowest one's input when it is wanted.
 fn blocks_backward(
     model: &dyn CausalLm,
     kept: Vec<KeptBlock>,
-    mut gradient: Tensor,
+    mut gradient: Gradient,
     ctx: &mut ForwardContext<'_>,
     backward: &mut Backward<'_>,
-) -> Result<Tensor> {
+) -> Result<Option<Gradient>> {
     for block in kept.into_iter().rev() {
-        let doing = || format!("compute block {} again", block.index);
-        let (input, output) = match block.output {
-            Some(output) => (block.input, output),
-            None => {
-                let leaf = block.wants_input_gradient.then(|| leaf(&block.input).doing(doing)).transpose()?;
-                let input = leaf.unwrap_or(block.input);
-                let output = model.block(block.index, &input, ctx).doing(doing)?;
-                (input, output)
-            }
+        let (output, tape) = match block.computed {
+            Some(computed) => computed,
+            None => record_block(model, block.index, &block.input, block.wants_input_gradient, ctx)
+                .doing(|| format!("compute block {} again", block.index))?,
         };
         let place = format!("block {}", block.index);
-        let wanted = block.wants_input_gradient.then_some(&input);
-        let below = backward.run(&place, &output, &gradient, wanted)?;
-        let Some(below) = below else { break };
-        gradient = below;
+        let wanted = block.wants_input_gradient.then_some(&block.input);
+        match backward.run(&place, tape, &output, gradient, wanted)? {
+            Some(below) => gradient = below,
+            None => return Ok(None),
+        }
     }
-    Ok(gradient)
+    Ok(Some(gradient))
 }
 
 /// Final norm, head and loss over the rows with targets, forward and backward; the gradient is that of `hidden` [T, H],
@@ -180,21 +184,22 @@ fn head(
     options: &PassOptions,
     wanted: bool,
     backward: &mut Backward<'_>,
-) -> Result<(f64, Option<Tensor>)> {
+) -> Result<(f64, Option<Gradient>)> {
     let (tokens, width) = hidden.dims2().doing(heading)?;
     let mut loss_sum = 0.0;
     let mut gradient = vec![0f32; if wanted { tokens * width } else { 0 }];
     for (chunk, (rows, targets)) in chunks_of(model, batch, options.logits_bytes).into_iter().enumerate() {
-        let gathered = gather(hidden, &rows).doing(gathering)?;
-        let input = if wanted { leaf(&gathered).doing(gathering)? } else { gathered };
-        let logits = logits(model, &input, chunk, key).doing(heading)?;
-        let (losses, seed): (CrossEntropy, Tensor) =
-            cross_entropy_with_gradient(&logits, &targets).doing(heading)?;
+        let input = gather(hidden, &rows).doing(gathering)?;
+        let leaves: &[&Tensor] = if wanted { &[&input] } else { &[] };
+        let (logits, tape) = record(leaves, || logits(model, &input, chunk, key)).doing(heading)?;
+        // The gradient is written over the logits.
+        let free = if tape.keeps(&logits) { logits.copy().doing(heading)? } else { logits.clone() };
+        let (losses, seed) = cross_entropy_with_gradient(free, &targets).doing(heading)?;
         loss_sum += losses.sum();
-        if !logits.track_op() {
+        if !tape.tracks(&logits) {
             continue;
         }
-        let below = backward.run("the head", &logits, &seed, wanted.then_some(&input))?;
+        let below = backward.run("the head", tape, &logits, Gradient::new(seed), wanted.then_some(&input))?;
         if let Some(below) = below {
             scatter(&below, &rows, &mut gradient).doing(gathering)?;
         }
@@ -203,7 +208,7 @@ fn head(
         return Ok((loss_sum, None));
     }
     let gradient = Tensor::from_vec(gradient, (tokens, width), &Device::Cpu).doing(gathering)?;
-    Ok((loss_sum, Some(gradient)))
+    Ok((loss_sum, Some(Gradient::new(gradient))))
 }
 
 /// Where the gradients of a pass go.
@@ -213,45 +218,38 @@ struct Backward<'a> {
 }
 
 impl Backward<'_> {
-    /// Differentiate `output` from its gradient, take what belongs to our parameters, and give the gradient of `input`.
+    /// Differentiate `output` from its gradient, add what belongs to our parameters, and give the gradient of `input`.
     fn run(
         &mut self,
         place: &str,
+        tape: Tape,
         output: &Tensor,
-        gradient: &Tensor,
+        gradient: Gradient,
         input: Option<&Tensor>,
-    ) -> Result<Option<Tensor>> {
+    ) -> Result<Option<Gradient>> {
         let doing = || format!("differentiate {place}");
-        let mut store = backward_from(output, gradient).doing(doing)?;
         let below = match input {
-            None => None,
-            Some(input) => match store.remove(input) {
-                Some(gradient) => Some(gradient.detach()),
-                None => return Err(Error::GradientCut { place: place.to_owned() }),
-            },
+            None => {
+                tape.backward(output, gradient, [], self.gradients).doing(doing)?;
+                None
+            }
+            Some(input) => {
+                let [below] = tape.backward(output, gradient, [input], self.gradients).doing(doing)?;
+                if below.is_none() {
+                    return Err(Error::GradientCut { place: place.to_owned() });
+                }
+                below
+            }
         };
-        self.gradients.take_from(&mut store)?;
-        self.note_strays(place, output, &store);
+        let strays = self.gradients.take_strays();
+        self.stray.extend(strays.iter().map(|dims| format!("a tensor of {dims:?} in {place}")));
         Ok(below)
-    }
-
-    /// What is left in the store was made for nothing. Activations that lead to no parameter (as many rows as the output)
-    /// are candle's way of adding; anything else is a weight that should be frozen.
-    fn note_strays(&mut self, place: &str, output: &Tensor, store: &GradStore) {
-        let left = store.get_ids().filter_map(|id| store.get_id(*id));
-        let weights = left.filter(|gradient| gradient.dims().first() != output.dims().first());
-        self.stray.extend(weights.map(|gradient| format!("a tensor of {:?} in {place}", gradient.dims())));
     }
 }
 
 fn layout_of(batch: &Batch) -> SequenceLayout {
     let lengths: Vec<usize> = batch.segments.iter().map(std::ops::Range::len).collect();
     SequenceLayout::from_lengths(&lengths)
-}
-
-/// A copy that backward gives a gradient to.
-fn leaf(tensor: &Tensor) -> candle_core::Result<Tensor> {
-    Ok(Var::from_tensor(&tensor.detach())?.into_inner())
 }
 
 /// NEFTune: uniform noise in +-alpha / sqrt(L H) on the tokens of a segment of length L.
@@ -270,8 +268,9 @@ fn with_noise(
         let elements = segment.start * width..segment.end * width;
         rng.fill_uniform(elements.start as u64, -most, most, &mut noise[elements]);
     }
+    // Outside any tape: the gradient of the embeddings is that of what noise made of them.
     let noise = Tensor::from_vec(noise, embedded.shape(), embedded.device())?;
-    embedded + noise
+    ops::add(&embedded, &noise)
 }
 
 /// The rows with a target and their targets, cut so that the logits of a chunk fit in `bytes`.
@@ -285,9 +284,8 @@ fn chunks_of(model: &dyn CausalLm, batch: &Batch, bytes: usize) -> Vec<(Vec<usiz
 /// Rows [n, H] of [T, H].
 fn gather(hidden: &Tensor, rows: &[usize]) -> candle_core::Result<Tensor> {
     let width = hidden.dims2()?.1;
-    let hidden = hidden.contiguous()?;
     let mut gathered = Vec::with_capacity(rows.len() * width);
-    with_f32(&hidden, |values| {
+    with_f32(hidden, |values| {
         for row in rows {
             gathered.extend_from_slice(&values[row * width..(row + 1) * width]);
         }
@@ -298,8 +296,7 @@ fn gather(hidden: &Tensor, rows: &[usize]) -> candle_core::Result<Tensor> {
 /// Rows of [n, H] to their places in [T, H].
 fn scatter(rows_gradient: &Tensor, rows: &[usize], gradient: &mut [f32]) -> candle_core::Result<()> {
     let width = rows_gradient.dims2()?.1;
-    let rows_gradient = rows_gradient.contiguous()?;
-    with_f32(&rows_gradient, |values| {
+    with_f32(rows_gradient, |values| {
         for (row, values) in rows.iter().zip(values.chunks(width)) {
             gradient[row * width..(row + 1) * width].copy_from_slice(values);
         }
@@ -321,7 +318,7 @@ fn logits(
             ForwardContext::training(&layout, RandomKey { micro_batch, ..key })
         }
     };
-    model.lm_head(&model.final_norm(input)?, &ctx)?.contiguous()
+    model.lm_head(&model.final_norm(input)?, &ctx)
 }
 
 fn gathering() -> String {

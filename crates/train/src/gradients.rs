@@ -1,10 +1,11 @@
 //! Gradients of all trained parameters, summed over the micro-batches of a step.
 
-use crate::error::{Doing, Error, Result};
-use candle_core::backprop::GradStore;
-use std::collections::BTreeSet;
+use crate::error::{Error, Result};
+use candle_core::{Shape, TensorId};
+use std::collections::{BTreeSet, HashMap};
 use taper_kernels::reduce;
-use taper_nn::{Parameter, with_f32};
+use taper_nn::Parameter;
+use taper_nn::tape::ParameterGradients;
 
 /// One f32 buffer a parameter, in the order of the parameters' names, so that nothing depends on the order in which
 /// modules were visited.
@@ -13,6 +14,21 @@ pub struct Gradients {
     parameters: Vec<Parameter>,
     sums: Vec<Vec<f32>>,
     received: Vec<bool>,
+    places: HashMap<TensorId, usize>,
+    strays: Vec<Vec<usize>>,
+}
+
+/// The backward adds to the sums where they lie.
+impl ParameterGradients for Gradients {
+    fn buffer(&mut self, id: TensorId, _shape: &Shape) -> Option<&mut [f32]> {
+        let place = *self.places.get(&id)?;
+        self.received[place] = true;
+        Some(&mut self.sums[place])
+    }
+
+    fn stray(&mut self, shape: &Shape) {
+        self.strays.push(shape.dims().to_vec());
+    }
 }
 
 impl Gradients {
@@ -23,7 +39,8 @@ impl Gradients {
     pub fn new(parameters: &[Parameter]) -> Result<Self> {
         let parameters = ordered(parameters)?;
         let sums = parameters.iter().map(|p| vec![0f32; p.var.elem_count()]).collect();
-        Ok(Self { received: vec![false; parameters.len()], sums, parameters })
+        let places = parameters.iter().enumerate().map(|(i, p)| (p.var.as_tensor().id(), i)).collect();
+        Ok(Self { received: vec![false; parameters.len()], sums, parameters, places, strays: Vec::new() })
     }
 
     /// The parameters, ordered by name.
@@ -47,19 +64,9 @@ impl Gradients {
         self.received.fill(false);
     }
 
-    /// Take the gradients of our parameters out of `store` and add them. What stays in `store` belongs to no parameter.
-    ///
-    /// # Errors
-    /// What candle says.
-    pub fn take_from(&mut self, store: &mut GradStore) -> Result<()> {
-        for ((parameter, sum), received) in self.parameters.iter().zip(&mut self.sums).zip(&mut self.received)
-        {
-            let Some(gradient) = store.remove(parameter.var.as_tensor()) else { continue };
-            let gradient = gradient.contiguous().doing(|| reading(parameter))?;
-            with_f32(&gradient, |g| reduce::axpy(1.0, g, sum)).doing(|| reading(parameter))?;
-            *received = true;
-        }
-        Ok(())
+    /// The shapes of gradients that were made for variables that are no parameters, since the last call.
+    pub fn take_strays(&mut self) -> Vec<Vec<usize>> {
+        std::mem::take(&mut self.strays)
     }
 
     /// The Euclidean norm over all elements, in f64, summed in the order of the names.
@@ -94,15 +101,12 @@ pub(crate) fn ordered(parameters: &[Parameter]) -> Result<Vec<Parameter>> {
     Ok(parameters)
 }
 
-fn reading(parameter: &Parameter) -> String {
-    format!("read the gradient of `{}`", parameter.name)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use candle_core::{Device, Tensor, Var};
-    use taper_nn::ParameterKind;
+    use std::rc::Rc;
+    use taper_nn::{ParameterKind, ops, tape};
 
     fn parameter(name: &str, values: &[f32]) -> Parameter {
         let var = Var::from_tensor(&Tensor::new(values, &Device::Cpu).unwrap()).unwrap();
@@ -116,14 +120,15 @@ mod tests {
         let mut gradients = Gradients::new(&[b.clone(), a.clone()]).unwrap();
         assert_eq!(gradients.parameters()[0].name, "a");
         for _ in 0..2 {
-            let y = ((b.var.as_tensor() * b.var.as_tensor()).unwrap() + stranger.var.as_tensor()).unwrap();
-            let mut store = y.sum_all().unwrap().backward().unwrap();
-            gradients.take_from(&mut store).unwrap();
-            assert_eq!(store.get_ids().count(), 1);
+            let sum = || ops::add(&ops::scale(b.var.as_tensor(), 3.0)?, stranger.var.as_tensor());
+            let (y, tape) = tape::record(&[], sum).unwrap();
+            let seed = Rc::new(Tensor::new(&[2.0f32, 1.0], &Device::Cpu).unwrap());
+            tape.backward(&y, seed, [], &mut gradients).unwrap();
+            assert_eq!(gradients.take_strays(), [[2]]);
         }
-        assert_eq!(gradients.sums(), [vec![0.0, 0.0], vec![12.0, 16.0]]);
+        assert_eq!(gradients.sums(), [vec![0.0, 0.0], vec![12.0, 6.0]]);
         assert_eq!(gradients.received(), [false, true]);
-        assert_eq!(gradients.norm(), 20.0);
+        assert_eq!(gradients.norm(), 180f64.sqrt());
         gradients.clear();
         assert_eq!((gradients.norm(), gradients.received()), (0.0, &[false, false][..]));
     }
@@ -132,8 +137,9 @@ mod tests {
     fn a_gradient_that_is_not_finite_is_named() {
         let p = parameter("p", &[1.0, 2.0]);
         let mut gradients = Gradients::new(std::slice::from_ref(&p)).unwrap();
-        let mut store = (p.var.as_tensor() * f64::NAN).unwrap().backward().unwrap();
-        gradients.take_from(&mut store).unwrap();
+        let (y, tape) = tape::record(&[], || ops::scale(p.var.as_tensor(), f64::NAN)).unwrap();
+        let seed = Rc::new(y.ones_like().unwrap());
+        tape.backward(&y, seed, [], &mut gradients).unwrap();
         assert_eq!(gradients.not_finite(), ["p"]);
     }
 

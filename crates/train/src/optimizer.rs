@@ -126,7 +126,9 @@ mod tests {
     use super::*;
     use candle_core::{Device, Tensor, Var};
     use std::path::Path;
-    use taper_nn::to_vec_f32;
+    use std::rc::Rc;
+    use taper_nn::tape::record;
+    use taper_nn::{ops, to_vec_f32};
 
     fn parameter(name: &str, kind: ParameterKind, values: Vec<f32>, dims: &[usize]) -> Parameter {
         let var = Var::from_tensor(&Tensor::from_vec(values, dims, &Device::Cpu).unwrap()).unwrap();
@@ -138,8 +140,8 @@ mod tests {
         let mut gradients = Gradients::new(parameters).unwrap();
         for p in parameters {
             let given = Tensor::from_vec(values.to_vec(), p.var.dims(), &Device::Cpu).unwrap();
-            let mut store = taper_nn::ops::backward_from(&p.var.affine(1.0, 0.0).unwrap(), &given).unwrap();
-            gradients.take_from(&mut store).unwrap();
+            let (y, tape) = record(&[], || ops::scale(&p.var, 1.0)).unwrap();
+            tape.backward(&y, Rc::new(given), [], &mut gradients).unwrap();
         }
         gradients
     }

@@ -7,6 +7,8 @@
 //! parameters: (L(p + d) - L(p - d)) / 2 against <g, d>. Each tensor's part of d is its own gradient, normalised, times a random
 //! weight in [0.5, 1), so that the difference stands above the rounding of f32 and a wrong length or sign of any tensor counts.
 //!
+//! Activations are f32 during the test, whatever the model computes in: in bf16 the difference would drown in rounding.
+//!
 //! Where a model has experts, no token of the example may go to some of them, or in the last block none with a target; what is trained
 //! there gets no gradient, or zero, as it should. So the tensors of one name in all experts of a block are held to it together: one of them
 //! at least must get a gradient, and none an unsound one.
@@ -21,7 +23,7 @@ use taper_diagnostics::list_names;
 use taper_kernels::reduce::sum_of_squares;
 use taper_kernels::rng::{CounterRng, stream_of};
 use taper_models::CausalLm;
-use taper_nn::{Parameter, ParameterKind};
+use taper_nn::{Parameter, ParameterKind, with_f32_activations};
 
 /// Relative difference allowed between the gradient and the finite difference, at the best of three step sizes.
 pub const TOLERANCE: f64 = 0.02;
@@ -52,7 +54,7 @@ pub fn self_test(
     seed: u64,
 ) -> Result<SelfTestReport> {
     let before = trained.values()?;
-    let found = examine(model, trained, &before, batch, seed);
+    let found = with_f32_activations(|| examine(model, trained, &before, batch, seed));
     trained.set_values(&before)?;
     found
 }

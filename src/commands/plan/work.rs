@@ -11,8 +11,8 @@ use taper_models::{LoadOptions, ModelConfig, Quantize};
 use taper_nn::{Checkpoint, StoredFormat};
 use taper_peft::TrainedModule;
 use taper_train::plan::{
-    BatchShape, EvaluationShape, MemoryPlan, ModuleKind, WeightFormat, Workload, fully_trained, modules,
-    overhead_bytes, weight_bytes,
+    BatchShape, EvaluationShape, MemoryPlan, ModuleKind, WeightFormat, Workload, activation_bytes,
+    fully_trained, modules, overhead_bytes, weight_bytes,
 };
 use taper_train::{Sections, TrainSection, resident_bytes, shortest_example};
 
@@ -105,6 +105,7 @@ impl<'s> Work<'s> {
         Workload {
             config: &self.config,
             weight_bytes: changed.weight_bytes,
+            activation_bytes: activation_bytes(self.held.chosen, self.format("model.embed_tokens")),
             reading_bytes: self.reading_bytes,
             trained: &self.trained,
             trains_all_weights: self.session.trains_all_weights(),

@@ -6,7 +6,7 @@ use crate::support::{Batch, changed_config, fixture, greedy_cached, greedy_plain
 use candle_core::Tensor;
 use serde_json::{Value, json};
 use taper_models::{CausalLm, ModelConfig, RotaryEmbedding};
-use taper_nn::{ForwardContext, SequenceLayout, ops};
+use taper_nn::{ForwardContext, SequenceLayout, ops, with_f32_activations};
 use taper_testkit::{
     assert_close, golden, largest_difference, read_json, read_safetensors, root_mean_square_difference,
 };
@@ -37,8 +37,13 @@ const MODELS: [&str; 19] = [
     "granite",
 ];
 
-/// All that `numbers` holds, for the model of `weights` with the configuration file `config`.
+/// All that `numbers` holds, for the model of `weights` with the configuration file `config`. The references are computed in f32 over the stored
+/// weights, in bf16 or not.
 fn check(weights: &str, config: &str, numbers: &str) {
+    with_f32_activations(|| check_in_f32(weights, config, numbers));
+}
+
+fn check_in_f32(weights: &str, config: &str, numbers: &str) {
     let model = fixture(weights, config);
     let model = model.as_ref();
     let tensors = read_safetensors(&golden(&format!("models/{numbers}/golden.safetensors")));

@@ -1,21 +1,14 @@
 //! The gated activations of decoder MLPs.
 
 use crate::Result;
-use crate::storage::{Lent, f32_slice, filled};
-use candle_core::{CpuStorage, CustomOp2, Layout, Shape, Tensor, bail};
-use taper_kernels::activation as kernel;
+use crate::storage::{Lent, filled};
+use crate::tape::{Gradient, Op, Receiver, Saved, apply};
+use candle_core::{Tensor, bail};
+use taper_kernels::{activation as kernel, floats};
 
-/// Which function gates.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Gate {
-    /// `x sigmoid(x)`: SwiGLU (Shazeer 2020), `hidden_act` "silu".
-    Silu,
-    /// The tanh form of GELU: GeGLU, `hidden_act` "gelu_pytorch_tanh".
-    GeluTanh,
-}
+pub use kernel::Gate;
 
-/// `f(gate) * up`, elementwise; the backward computes f again instead of keeping it, and gives no gradient to what nothing trained
-/// came before.
+/// `f(gate) * up`, elementwise, in the type of the inputs; the backward computes f again instead of keeping it.
 ///
 /// # Errors
 /// When the shapes differ.
@@ -23,55 +16,44 @@ pub fn gated(gate: &Tensor, up: &Tensor, f: Gate) -> Result<Tensor> {
     if gate.dims() != up.dims() {
         bail!("gate {:?} and up {:?} differ in shape", gate.dims(), up.dims())
     }
-    gate.contiguous()?.apply_op2(&up.contiguous()?, Gated { f })
+    apply(Gated { f }, &[gate, up])
 }
 
 struct Gated {
     f: Gate,
 }
 
-impl CustomOp2 for Gated {
+impl Op for Gated {
     fn name(&self) -> &'static str {
         "gated-activation"
     }
 
-    fn cpu_fwd(
-        &self,
-        gate: &CpuStorage,
-        gate_layout: &Layout,
-        up: &CpuStorage,
-        up_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (gate, up) = (f32_slice(gate, gate_layout)?, f32_slice(up, up_layout)?);
-        let y = filled(gate.len(), |y| {
-            match self.f {
-                Gate::Silu => kernel::silu_mul_forward(gate, up, y),
-                Gate::GeluTanh => kernel::gelu_tanh_mul_forward(gate, up, y),
-            }
-            Ok(())
-        })?;
-        Ok((y, gate_layout.shape().clone()))
+    fn is_cheap(&self) -> bool {
+        true
     }
 
-    fn bwd(
-        &self,
-        gate: &Tensor,
-        up: &Tensor,
-        _y: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let g = g.contiguous()?;
-        let (gate_lent, up_lent, g_lent) = (Lent::new(gate), Lent::new(up), Lent::new(&g));
-        let (gate_s, up_s, g_s) = (gate_lent.f32()?, up_lent.f32()?, g_lent.f32()?);
-        let (mut dgate, mut dup) = (vec![0f32; g_s.len()], vec![0f32; g_s.len()]);
-        match self.f {
-            Gate::Silu => kernel::silu_mul_backward(g_s, gate_s, up_s, &mut dgate, &mut dup),
-            Gate::GeluTanh => kernel::gelu_tanh_mul_backward(g_s, gate_s, up_s, &mut dgate, &mut dup),
+    fn forward(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        let [gate, up] = inputs else { bail!("takes a gate and what it gates") };
+        let (gate_lent, up_lent) = (Lent::new(gate), Lent::new(up));
+        let (gate_s, up_s) = (gate_lent.floats()?, up_lent.floats()?);
+        filled(gate.dtype(), gate.shape(), |y| {
+            kernel::gated_forward(self.f, gate_s, up_s, y);
+            Ok(())
+        })
+    }
+
+    fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
+        let (gate, up, g) = (Lent::new(saved.input(0)?), Lent::new(saved.input(1)?), Lent::new(g));
+        let (gate, up, g) = (gate.floats()?, up.floats()?, g.f32()?);
+        let mut dup = floats::buffer(g.len());
+        to.write(0, |dgate| {
+            kernel::gated_backward(self.f, g, gate, up, dgate, &mut dup);
+            Ok(())
+        })?;
+        if !to.wants(0) {
+            let mut unwanted = floats::buffer(g.len());
+            kernel::gated_backward(self.f, g, gate, up, &mut unwanted, &mut dup);
         }
-        let of = |input: &Tensor, values| {
-            let tensor = || Tensor::from_vec(values, input.shape(), input.device());
-            input.track_op().then(tensor).transpose()
-        };
-        Ok((of(gate, dgate)?, of(up, dup)?))
+        to.take(1, dup)
     }
 }

@@ -1,16 +1,17 @@
 //! Causal attention over the segments of a batch, with or without a cache.
 
-use crate::storage::{Lent, f32_slice, filled, filled_like};
+use crate::storage::{Lent, filled};
+use crate::tape::{Gradient, Op, Receiver, Saved, apply, is_tracked};
 use crate::{ForwardContext, Result, SequenceLayout};
-use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
+use candle_core::{DType, Tensor, bail};
 use std::sync::OnceLock;
-use taper_kernels::attention as kernel;
+use taper_kernels::{attention as kernel, floats};
 
 pub use kernel::AttentionShape;
 
 /// `softmax(q k^T * scale) v` per head, each token seeing itself and what stands before it in its segment.
 ///
-/// q `[T, N D]`, k and v `[T, K D]` (already rotated) -> `[T, N D]`. With caches in `ctx`, the new keys and values are appended
+/// q `[T, N D]`, k and v `[T, K D]` (already rotated) -> `[T, N D]` in the type of q. With caches in `ctx`, the new keys and values are appended
 /// to the cache of block `layer`, and the queries see the whole of it; such a pass is not differentiable.
 ///
 /// # Errors
@@ -24,12 +25,11 @@ pub fn attention(
     ctx: &mut ForwardContext<'_>,
 ) -> Result<Tensor> {
     check(q, k, v, shape, ctx.layout())?;
-    let (q, k, v) = (q.contiguous()?, k.contiguous()?, v.contiguous()?);
     if ctx.caches().is_some() {
-        return cached(&q, &k, &v, layer, shape, ctx);
+        return cached(q, k, v, layer, shape, ctx);
     }
     let segments = kernel_segments(ctx.layout());
-    q.apply_op3(&k, &v, Attention { segments, shape: *shape, lse: OnceLock::new() })
+    apply(Attention { segments, shape: *shape, lse: OnceLock::new() }, &[q, k, v])
 }
 
 fn check(q: &Tensor, k: &Tensor, v: &Tensor, shape: &AttentionShape, layout: &SequenceLayout) -> Result<()> {
@@ -61,14 +61,15 @@ fn cached(
     shape: &AttentionShape,
     ctx: &mut ForwardContext<'_>,
 ) -> Result<Tensor> {
-    if q.track_op() || k.track_op() || v.track_op() {
+    if [q, k, v].into_iter().any(is_tracked) {
         bail!("a cached pass has no gradient, yet one of its inputs is trained")
     }
     let layout = ctx.layout();
     let Some(caches) = ctx.caches() else { bail!("no cache") };
     let width = shape.kv_heads * shape.head_dim;
-    let (q_lent, k_lent, v_lent) = (Lent::new(q), Lent::new(k), Lent::new(v));
-    let (q_s, k_s, v_s) = (q_lent.f32()?, k_lent.f32()?, v_lent.f32()?);
+    let (wide_k, wide_v) = (k.to_dtype(DType::F32)?, v.to_dtype(DType::F32)?);
+    let (q_lent, k_lent, v_lent) = (Lent::new(q), Lent::new(&wide_k), Lent::new(&wide_v));
+    let (q_s, k_s, v_s) = (q_lent.floats()?, k_lent.f32()?, v_lent.f32()?);
     let mut queries = Vec::with_capacity(caches.len());
     for (cache, segment) in caches.iter_mut().zip(layout.segments()) {
         let rows = segment.start * width..segment.end * width;
@@ -82,7 +83,7 @@ fn cached(
             v: &layer_cache.values,
         });
     }
-    filled_like(q, |out| {
+    filled(q.dtype(), q.shape(), |out| {
         kernel::attention_cached(q_s, &queries, shape, out);
         Ok(())
     })
@@ -95,58 +96,40 @@ struct Attention {
     lse: OnceLock<Vec<f32>>,
 }
 
-impl CustomOp3 for Attention {
+impl Op for Attention {
     fn name(&self) -> &'static str {
         "attention"
     }
 
-    fn cpu_fwd(
-        &self,
-        q: &CpuStorage,
-        q_layout: &Layout,
-        k: &CpuStorage,
-        k_layout: &Layout,
-        v: &CpuStorage,
-        v_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (q, k, v) = (f32_slice(q, q_layout)?, f32_slice(k, k_layout)?, f32_slice(v, v_layout)?);
-        let mut lse = vec![0f32; q.len() / self.shape.head_dim];
-        let out = filled(q.len(), |out| {
-            kernel::attention_forward(q, k, v, &self.segments, &self.shape, out, &mut lse);
+    fn keeps_output(&self) -> bool {
+        true
+    }
+
+    fn forward(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        let [q, k, v] = inputs else { bail!("takes queries, keys and values") };
+        let (q_lent, k_lent, v_lent) = (Lent::new(q), Lent::new(k), Lent::new(v));
+        let (q_s, k_s, v_s) = (q_lent.floats()?, k_lent.floats()?, v_lent.floats()?);
+        let mut lse = floats::buffer(q_s.len() / self.shape.head_dim);
+        let out = filled(q.dtype(), q.shape(), |out| {
+            kernel::attention_forward(q_s, k_s, v_s, &self.segments, &self.shape, out, &mut lse);
             Ok(())
         })?;
         self.lse.get_or_init(|| lse);
-        Ok((out, q_layout.shape().clone()))
+        Ok(out)
     }
 
-    fn bwd(
-        &self,
-        q: &Tensor,
-        k: &Tensor,
-        v: &Tensor,
-        out: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
         let Some(lse) = self.lse.get() else { bail!("backward before forward") };
-        let g = g.contiguous()?;
-        let (q_l, k_l, v_l, o_l, g_l) =
-            (Lent::new(q), Lent::new(k), Lent::new(v), Lent::new(out), Lent::new(&g));
-        let zeros = |like: &Tensor| vec![0f32; like.elem_count()];
-        let (mut dq, mut dk, mut dv) = (zeros(q), zeros(k), zeros(v));
-        kernel::attention_backward(
-            g_l.f32()?,
-            q_l.f32()?,
-            k_l.f32()?,
-            v_l.f32()?,
-            o_l.f32()?,
-            lse,
-            &self.segments,
-            &self.shape,
-            &mut dq,
-            &mut dk,
-            &mut dv,
-        );
-        let tensor = |values, like: &Tensor| Tensor::from_vec(values, like.shape(), like.device());
-        Ok((Some(tensor(dq, q)?), Some(tensor(dk, k)?), Some(tensor(dv, v)?)))
+        let (q, k, v) = (saved.input(0)?, saved.input(1)?, saved.input(2)?);
+        let (q, k, v, out) = (Lent::new(q), Lent::new(k), Lent::new(v), Lent::new(saved.output()?));
+        let (q, k, v, out) = (q.floats()?, k.floats()?, v.floats()?, out.floats()?);
+        let g = Lent::new(g);
+        let (mut dq, mut dk, mut dv) =
+            (floats::buffer(q.len()), floats::buffer(k.len()), floats::buffer(v.len()));
+        let (segments, shape) = (&self.segments, &self.shape);
+        kernel::attention_backward(g.f32()?, q, k, v, out, lse, segments, shape, &mut dq, &mut dk, &mut dv);
+        to.take(0, dq)?;
+        to.take(1, dk)?;
+        to.take(2, dv)
     }
 }

@@ -1,7 +1,7 @@
 //! Cross-entropy of logits against target ids.
 
 use crate::Result;
-use crate::storage::{Lent, with_f32};
+use crate::storage::{update, with_f32};
 use candle_core::{Tensor, bail};
 use taper_kernels::cross_entropy as kernel;
 
@@ -32,16 +32,18 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<CrossEntropy> {
 
 /// Losses, and the gradient of their **sum** with respect to the logits, `[n, V]`: `softmax(logits) - onehot(target)`.
 ///
-/// The gradient is made here, in the forward, and given to [`super::backward_from`]; no op of the graph keeps the logits.
+/// The gradient is written over the logits: nothing else may read them any more (no op keeps its logits, but for a soft cap, for which they are
+/// copied).
 ///
 /// # Errors
 /// When the shapes do not fit or a target is not below V.
-pub fn cross_entropy_with_gradient(logits: &Tensor, targets: &[u32]) -> Result<(CrossEntropy, Tensor)> {
-    let v = check(logits, targets)?;
+pub fn cross_entropy_with_gradient(logits: Tensor, targets: &[u32]) -> Result<(CrossEntropy, Tensor)> {
+    let v = check(&logits, targets)?;
     let mut losses = vec![0f32; targets.len()];
-    let mut gradient = Lent::new(logits).f32()?.to_vec();
-    kernel::cross_entropy_forward_backward(&mut gradient, targets, &mut losses, v);
-    Ok((CrossEntropy { losses }, Tensor::from_vec(gradient, logits.shape(), logits.device())?))
+    update(&logits, |logits| {
+        kernel::cross_entropy_forward_backward(logits, targets, &mut losses, v);
+    })?;
+    Ok((CrossEntropy { losses }, logits))
 }
 
 fn check(logits: &Tensor, targets: &[u32]) -> Result<usize> {

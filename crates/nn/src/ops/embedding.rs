@@ -1,8 +1,9 @@
 //! Looking up rows of a table.
 
-use crate::storage::{Lent, f32_slice, filled, filled_like};
+use crate::storage::{Lent, filled_f32};
+use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use crate::{Result, Weight};
-use candle_core::{CpuStorage, CustomOp1, Device, Layout, Shape, Tensor, bail};
+use candle_core::{Tensor, bail};
 use taper_kernels::embedding as kernel;
 use taper_kernels::gemm::WeightView;
 
@@ -17,11 +18,9 @@ pub fn embedding(ids: &[u32], table: &Weight) -> Result<Tensor> {
     }
     match table {
         Weight::Frozen(table) => {
-            let mut rows = vec![0f32; ids.len() * h];
-            table.with_view(|t| kernel::gather(t, h, ids, &mut rows))?;
-            Tensor::from_vec(rows, (ids.len(), h), &Device::Cpu)
+            filled_f32((ids.len(), h), |rows| table.with_view(|t| kernel::gather(t, h, ids, rows)))
         }
-        Weight::Trainable(var) => var.as_tensor().apply_op1(Lookup { ids: ids.to_vec() }),
+        Weight::Trainable(var) => apply(Lookup { ids: ids.to_vec() }, &[var.as_tensor()]),
     }
 }
 
@@ -29,28 +28,35 @@ struct Lookup {
     ids: Vec<u32>,
 }
 
-impl CustomOp1 for Lookup {
+impl Op for Lookup {
     fn name(&self) -> &'static str {
         "embedding"
     }
 
-    fn cpu_fwd(&self, table: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (table, h) = (f32_slice(table, layout)?, layout.shape().dims2()?.1);
-        let rows = filled(self.ids.len() * h, |rows| {
-            kernel::gather(WeightView::F32(table), h, &self.ids, rows);
-            Ok(())
-        })?;
-        Ok((rows, Shape::from((self.ids.len(), h))))
+    fn keeps_input(&self, _index: usize) -> bool {
+        false
     }
 
-    fn bwd(&self, table: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        let g = g.contiguous()?;
-        let lent = Lent::new(&g);
-        let (g_s, h) = (lent.f32()?, table.dims2()?.1);
-        let dtable = filled_like(table, |dtable| {
-            kernel::scatter_add(g_s, &self.ids, dtable, h);
+    fn forward(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        let h = inputs[0].dims2()?.1;
+        let table = Lent::new(inputs[0]);
+        let table = table.f32()?;
+        filled_f32((self.ids.len(), h), |rows| {
+            kernel::gather(WeightView::F32(table), h, &self.ids, rows);
             Ok(())
-        })?;
-        Ok(Some(dtable))
+        })
+    }
+
+    fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
+        let h = saved.shape(0).dims2()?.1;
+        let g = Lent::new(g);
+        let g = g.f32()?;
+        to.add(0, |dtable, accumulate| {
+            if !accumulate {
+                dtable.fill(0.0);
+            }
+            kernel::scatter_add(g, &self.ids, dtable, h);
+            Ok(())
+        })
     }
 }

@@ -4,9 +4,9 @@
 //! reach it, and everything is summed by rising expert, so a result does not depend on threads.
 
 use crate::Result;
-use crate::storage::{Lent, f32_slice, filled, filled_like, with_f32};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor, bail};
-use std::borrow::Cow;
+use crate::storage::{Lent, filled_f32, with_f32};
+use crate::tape::{Gradient, Op, Receiver, Saved, apply};
+use candle_core::{Tensor, bail};
 use std::sync::Arc;
 use taper_kernels::gemm::WeightView;
 use taper_kernels::{embedding, routing as kernel};
@@ -32,7 +32,7 @@ impl Routing {
             bail!("{k} of {experts} experts a token")
         }
         let mut chosen = vec![0u32; t * k];
-        with_f32(&logits.contiguous()?, |logits| kernel::top_k(logits, experts, k, &mut chosen))?;
+        with_f32(logits, |logits| kernel::top_k(logits, experts, k, &mut chosen))?;
         let mut places = vec![Vec::new(); experts];
         for (place, expert) in chosen.iter().enumerate() {
             places[*expert as usize].push(place as u32);
@@ -56,7 +56,7 @@ pub fn routing_weights(logits: &Tensor, routing: &Routing, normalised: bool) -> 
         bail!("logits of [{t}, {experts}] for a routing of {} places", routing.chosen.len())
     }
     let (k, chosen) = (routing.k, routing.chosen.clone());
-    logits.contiguous()?.apply_op1(Weights { k, chosen, normalised })
+    apply(Weights { k, chosen, normalised }, &[logits])
 }
 
 struct Weights {
@@ -65,30 +65,30 @@ struct Weights {
     normalised: bool,
 }
 
-impl CustomOp1 for Weights {
+impl Op for Weights {
     fn name(&self) -> &'static str {
         "routing-weights"
     }
 
-    fn cpu_fwd(&self, logits: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (t, experts) = layout.shape().dims2()?;
-        let logits = f32_slice(logits, layout)?;
-        let weights = filled(t * self.k, |weights| {
+    fn forward(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        let (t, experts) = inputs[0].dims2()?;
+        let logits = Lent::new(inputs[0]);
+        let logits = logits.f32()?;
+        filled_f32((t, self.k), |weights| {
             kernel::weights_forward(logits, experts, &self.chosen, self.k, self.normalised, weights);
             Ok(())
-        })?;
-        Ok((weights, Shape::from((t, self.k))))
+        })
     }
 
-    fn bwd(&self, logits: &Tensor, _weights: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        let (experts, g) = (logits.dims2()?.1, g.contiguous()?);
-        let (g_lent, logits_lent) = (Lent::new(&g), Lent::new(logits));
-        let (g_s, logits_s) = (g_lent.f32()?, logits_lent.f32()?);
-        let dlogits = filled_like(logits, |dlogits| {
-            kernel::weights_backward(g_s, logits_s, experts, &self.chosen, self.k, self.normalised, dlogits);
+    fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
+        let experts = saved.shape(0).dims2()?.1;
+        let (g, logits) = (Lent::new(g), Lent::new(saved.input(0)?));
+        let (g, logits) = (g.f32()?, logits.f32()?);
+        to.write(0, |dlogits| {
+            dlogits.fill(0.0);
+            kernel::weights_backward(g, logits, experts, &self.chosen, self.k, self.normalised, dlogits);
             Ok(())
-        })?;
-        Ok(Some(dlogits))
+        })
     }
 }
 
@@ -101,54 +101,58 @@ pub fn rows(x: &Tensor, tokens: Vec<u32>) -> Result<Tensor> {
     if let Some(token) = tokens.iter().find(|token| **token as usize >= t) {
         bail!("row {token} of {t}")
     }
-    x.contiguous()?.apply_op1(Rows { tokens })
+    apply(Rows { tokens }, &[x])
 }
 
 struct Rows {
     tokens: Vec<u32>,
 }
 
-impl CustomOp1 for Rows {
+impl Op for Rows {
     fn name(&self) -> &'static str {
         "rows"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let (x, h) = (f32_slice(x, layout)?, layout.shape().dims2()?.1);
-        let y = filled(self.tokens.len() * h, |y| {
-            embedding::gather(WeightView::F32(x), h, &self.tokens, y);
-            Ok(())
-        })?;
-        Ok((y, Shape::from((self.tokens.len(), h))))
+    fn keeps_input(&self, _index: usize) -> bool {
+        false
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        let (h, g) = (x.dims2()?.1, g.contiguous()?);
-        let lent = Lent::new(&g);
-        let g_s = lent.f32()?;
-        let dx = filled_like(x, |dx| {
-            embedding::scatter_add(g_s, &self.tokens, dx, h);
+    fn forward(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        let h = inputs[0].dims2()?.1;
+        let x = Lent::new(inputs[0]);
+        let x = x.f32()?;
+        filled_f32((self.tokens.len(), h), |y| {
+            embedding::gather(WeightView::F32(x), h, &self.tokens, y);
             Ok(())
-        })?;
-        Ok(Some(dx))
+        })
+    }
+
+    fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
+        let h = saved.shape(0).dims2()?.1;
+        let g = Lent::new(g);
+        let g = g.f32()?;
+        to.add(0, |dx, accumulate| {
+            if !accumulate {
+                dx.fill(0.0);
+            }
+            embedding::scatter_add(g, &self.tokens, dx, h);
+            Ok(())
+        })
     }
 }
 
 /// `[T, H]`: each token's sum of what its experts gave times their weights `[T, k]`. Parts: experts, each once, and `[n, H]` for the n tokens
 /// that [`Routing::tokens_of`] says.
 ///
-/// Parts that lead to nothing trained are kept out of the graph, which would otherwise make gradients for them.
-///
 /// # Errors
 /// When the parts are not those of the routing.
-pub fn mix_experts(parts: Vec<(usize, Tensor)>, weights: &Tensor, routing: &Routing) -> Result<Tensor> {
+pub fn mix_experts(parts: &[(usize, Tensor)], weights: &Tensor, routing: &Routing) -> Result<Tensor> {
     let (t, k) = weights.dims2()?;
     let Some(width) = parts.first().map(|(_, part)| part.dims2()).transpose()?.map(|(_, width)| width) else {
         bail!("no expert's part to mix")
     };
-    let (tracked, constant): (Vec<_>, Vec<_>) = parts.into_iter().partition(|(_, part)| part.track_op());
     let mut places = Vec::with_capacity(t * k);
-    for (expert, part) in tracked.iter().chain(&constant) {
+    for (expert, part) in parts {
         let own = &routing.places[*expert];
         if part.dims() != [own.len(), width] {
             bail!("expert {expert} gave {:?} for {} tokens of width {width}", part.dims(), own.len())
@@ -162,19 +166,11 @@ pub fn mix_experts(parts: Vec<(usize, Tensor)>, weights: &Tensor, routing: &Rout
     for (row, place) in places.iter().enumerate() {
         rows[*place as usize] = row as u32;
     }
-    let mut constants = Vec::new();
-    for (_, part) in &constant {
-        with_f32(&part.contiguous()?, |values| constants.extend_from_slice(values))?;
-    }
-    let mix = Mix { k, width, places, rows, constants };
-    let weights = weights.contiguous()?;
-    if tracked.is_empty() {
-        return weights.apply_op1(mix);
-    }
-    let tracked: Vec<Tensor> = tracked.into_iter().map(|(_, part)| part).collect();
-    Tensor::cat(&tracked, 0)?.contiguous()?.apply_op2(&weights, mix)
+    let inputs: Vec<&Tensor> = [weights].into_iter().chain(parts.iter().map(|(_, part)| part)).collect();
+    apply(Mix { k, width, places, rows }, &inputs)
 }
 
+/// Inputs: the weights, then the parts.
 struct Mix {
     k: usize,
     width: usize,
@@ -182,86 +178,57 @@ struct Mix {
     places: Vec<u32>,
     /// For each place the row of its part.
     rows: Vec<u32>,
-    /// The last rows of the parts, those that nothing trained came before.
-    constants: Vec<f32>,
 }
 
 impl Mix {
-    fn all_parts<'a>(&'a self, tracked: &'a [f32]) -> Cow<'a, [f32]> {
-        match (tracked.is_empty(), self.constants.is_empty()) {
-            (true, _) => (&self.constants).into(),
-            (_, true) => tracked.into(),
-            _ => [tracked, &self.constants[..]].concat().into(),
+    /// The parts one below the other.
+    fn joined<'t>(&self, parts: impl Iterator<Item = Result<&'t Tensor>>) -> Result<Vec<f32>> {
+        let mut joined = Vec::with_capacity(self.places.len() * self.width);
+        for part in parts {
+            with_f32(part?, |values| joined.extend_from_slice(values))?;
         }
+        Ok(joined)
+    }
+}
+
+impl Op for Mix {
+    fn name(&self) -> &'static str {
+        "mix-experts"
     }
 
-    fn forward(&self, tracked: &[f32], weights: &[f32]) -> Result<(CpuStorage, Shape)> {
-        let t = weights.len() / self.k;
-        let parts = self.all_parts(tracked);
-        let out = filled(t * self.width, |out| {
+    fn forward(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        let [weights, parts @ ..] = inputs else { bail!("takes weights and parts") };
+        let parts = self.joined(parts.iter().map(|part| Ok(*part)))?;
+        let t = weights.dims2()?.0;
+        let weights = Lent::new(weights);
+        let weights = weights.f32()?;
+        filled_f32((t, self.width), |out| {
             kernel::mix_forward(&parts, weights, &self.rows, self.k, self.width, out);
             Ok(())
-        })?;
-        Ok((out, Shape::from((t, self.width))))
+        })
     }
 
-    fn backward_weights(&self, tracked: &[f32], weights: &Tensor, g: &[f32]) -> Result<Option<Tensor>> {
-        if !weights.track_op() {
-            return Ok(None);
+    fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
+        let (g, weights) = (Lent::new(g), Lent::new(saved.input(0)?));
+        let (g, weights) = (g.f32()?, weights.f32()?);
+        let count = saved.count();
+        if to.wants(0) {
+            let parts = self.joined((1..count).map(|index| saved.input(index)))?;
+            to.write(0, |dweights| {
+                kernel::mix_backward_weights(g, &parts, &self.rows, self.k, self.width, dweights);
+                Ok(())
+            })?;
         }
-        let parts = self.all_parts(tracked);
-        let dweights = filled_like(weights, |dweights| {
-            kernel::mix_backward_weights(g, &parts, &self.rows, self.k, self.width, dweights);
-            Ok(())
-        })?;
-        Ok(Some(dweights))
-    }
-}
-
-impl CustomOp1 for Mix {
-    fn name(&self) -> &'static str {
-        "mix-experts"
-    }
-
-    fn cpu_fwd(&self, weights: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        self.forward(&[], f32_slice(weights, layout)?)
-    }
-
-    fn bwd(&self, weights: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        let g = g.contiguous()?;
-        self.backward_weights(&[], weights, Lent::new(&g).f32()?)
-    }
-}
-
-impl CustomOp2 for Mix {
-    fn name(&self) -> &'static str {
-        "mix-experts"
-    }
-
-    fn cpu_fwd(
-        &self,
-        parts: &CpuStorage,
-        parts_layout: &Layout,
-        weights: &CpuStorage,
-        weights_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        self.forward(f32_slice(parts, parts_layout)?, f32_slice(weights, weights_layout)?)
-    }
-
-    fn bwd(
-        &self,
-        parts: &Tensor,
-        weights: &Tensor,
-        _y: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let g = g.contiguous()?;
-        let (g_lent, parts_lent, weights_lent) = (Lent::new(&g), Lent::new(parts), Lent::new(weights));
-        let (g_s, weights_s) = (g_lent.f32()?, weights_lent.f32()?);
-        let dparts = filled_like(parts, |dparts| {
-            kernel::mix_backward_parts(g_s, weights_s, &self.places, self.k, self.width, dparts);
-            Ok(())
-        })?;
-        Ok((Some(dparts), self.backward_weights(parts_lent.f32()?, weights, g_s)?))
+        let mut first = 0;
+        for index in 1..count {
+            let rows = saved.shape(index).dims2()?.0;
+            let places = &self.places[first..first + rows];
+            to.write(index, |dpart| {
+                kernel::mix_backward_parts(g, weights, places, self.k, self.width, dpart);
+                Ok(())
+            })?;
+            first += rows;
+        }
+        Ok(())
     }
 }

@@ -1,23 +1,27 @@
 //! `y = x W^T + b` over a frozen or a trained weight.
 
-use crate::storage::{Lent, f32_slice, filled, filled_like, with_f32};
+use crate::storage::{Lent, filled};
+use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use crate::{FrozenWeight, Result, Weight};
-use candle_core::{CpuStorage, CustomOp1, CustomOp2, Layout, Shape, Tensor, bail};
-use taper_kernels::gemm::{self, WeightView};
+use candle_core::{DType, Tensor, bail};
+use taper_kernels::gemm::WeightView;
+use taper_kernels::linear::{self as kernel, Precision};
 
-/// x `[T, in]` by weight `[out, in]`, plus `bias` `[out]` (never differentiated) -> `[T, out]`.
+/// x `[T, in]` by weight `[out, in]`, plus `bias` `[out]` (never differentiated) -> `[T, out]` in `output`, f32 or the type of x.
 ///
-/// Over a frozen weight the backward computes the gradient of x alone and keeps nothing for it: candle's own product would
-/// also make the weight's gradient, three times the weight in memory.
+/// Over a frozen weight the backward computes the gradient of x alone and keeps nothing for it.
 ///
 /// # Errors
 /// When the shapes do not fit.
-pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>) -> Result<Tensor> {
+pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, output: DType) -> Result<Tensor> {
     check_width(x, weight.dims().1)?;
-    let x = x.contiguous()?;
+    let bias = bias.cloned();
     match weight {
-        Weight::Frozen(weight) => x.apply_op1(FrozenLinear { weight: weight.clone(), bias: bias.cloned() }),
-        Weight::Trainable(var) => x.apply_op2(var.as_tensor(), TrainedLinear { bias: bias.cloned() }),
+        Weight::Frozen(weight) => {
+            let precision = precision_of(x)?;
+            apply(FrozenLinear { weight: weight.clone(), bias, output, precision }, &[x])
+        }
+        Weight::Trainable(var) => apply(TrainedLinear { bias, output }, &[x, var.as_tensor()]),
     }
 }
 
@@ -29,104 +33,92 @@ pub(super) fn check_width(x: &Tensor, width: usize) -> Result<()> {
     }
 }
 
-/// The product with an optional bias, on slices.
-pub(super) fn forward_into(
-    x: &[f32],
-    weight: &FrozenWeight,
-    bias: Option<&Tensor>,
-    y: &mut [f32],
-) -> Result<()> {
-    let (n_out, n_in) = weight.dims();
-    let t = x.len() / n_in;
+pub(super) fn precision_of(x: &Tensor) -> Result<Precision> {
+    Ok(Precision::of(Lent::new(x).floats()?))
+}
+
+/// Lend a bias, when there is one.
+pub(super) fn with_bias<R>(bias: Option<&Tensor>, read: impl FnOnce(Option<&[f32]>) -> R) -> Result<R> {
     match bias {
-        None => weight.with_view(|w| gemm::linear_forward(x, w, None, y, t, n_in, n_out)),
-        Some(bias) => {
-            with_f32(bias, |b| weight.with_view(|w| gemm::linear_forward(x, w, Some(b), y, t, n_in, n_out)))?
-        }
+        None => Ok(read(None)),
+        Some(bias) => Ok(read(Some(Lent::new(bias).f32()?))),
     }
 }
 
 struct FrozenLinear {
     weight: FrozenWeight,
     bias: Option<Tensor>,
+    output: DType,
+    precision: Precision,
 }
 
-impl CustomOp1 for FrozenLinear {
+impl Op for FrozenLinear {
     fn name(&self) -> &'static str {
         "frozen-linear"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = f32_slice(x, layout)?;
-        let (n_out, n_in) = self.weight.dims();
-        let t = x.len() / n_in;
-        let y = filled(t * n_out, |y| forward_into(x, &self.weight, self.bias.as_ref(), y))?;
-        Ok((y, Shape::from((t, n_out))))
+    fn keeps_input(&self, _index: usize) -> bool {
+        false
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
+    fn forward(&self, inputs: &[&Tensor]) -> Result<Tensor> {
         let (n_out, n_in) = self.weight.dims();
-        let t = x.elem_count() / n_in;
-        let g = g.contiguous()?;
-        let g_lent = Lent::new(&g);
-        let g_s = g_lent.f32()?;
-        let dx = filled_like(x, |dx| {
-            self.weight.with_view(|w| gemm::linear_backward_input(g_s, w, dx, t, n_in, n_out, false))
-        })?;
-        Ok(Some(dx))
+        let t = inputs[0].dims()[0];
+        let x = Lent::new(inputs[0]);
+        let x = x.floats()?;
+        filled(self.output, (t, n_out), |y| {
+            with_bias(self.bias.as_ref(), |bias| {
+                self.weight.with_view(|w| kernel::forward(x, w, bias, y, t, n_in, n_out))
+            })?
+        })
+    }
+
+    fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
+        let ((n_out, n_in), t) = (self.weight.dims(), saved.shape(0).dims()[0]);
+        let g = Lent::new(g);
+        let g = g.f32()?;
+        to.add(0, |dx, accumulate| {
+            self.weight.with_view(|w| {
+                kernel::backward_input(self.precision, g, w, dx, t, n_in, n_out, accumulate);
+            })
+        })
     }
 }
 
 struct TrainedLinear {
     bias: Option<Tensor>,
+    output: DType,
 }
 
-impl CustomOp2 for TrainedLinear {
+impl Op for TrainedLinear {
     fn name(&self) -> &'static str {
         "trained-linear"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        w: &CpuStorage,
-        w_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let (x, w) = (f32_slice(x, x_layout)?, f32_slice(w, w_layout)?);
-        let (n_out, n_in) = w_layout.shape().dims2()?;
-        let t = x.len() / n_in;
-        let bias = self.bias.as_ref().map(crate::to_vec_f32).transpose()?;
-        let y = filled(t * n_out, |y| {
-            gemm::linear_forward(x, WeightView::F32(w), bias.as_deref(), y, t, n_in, n_out);
-            Ok(())
-        })?;
-        Ok((y, Shape::from((t, n_out))))
+    fn forward(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        let [x, w] = inputs else { bail!("takes an input and a weight") };
+        let ((t, n_in), n_out) = (x.dims2()?, w.dims()[0]);
+        let (x, w) = (Lent::new(x), Lent::new(w));
+        let (x, w) = (x.floats()?, WeightView::F32(w.f32()?));
+        filled(self.output, (t, n_out), |y| {
+            with_bias(self.bias.as_ref(), |bias| kernel::forward(x, w, bias, y, t, n_in, n_out))
+        })
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        w: &Tensor,
-        _y: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>)> {
-        let (n_out, n_in) = w.dims2()?;
-        let t = x.elem_count() / n_in;
-        let g = g.contiguous()?;
-        let (x_lent, w_lent, g_lent) = (Lent::new(x), Lent::new(w), Lent::new(&g));
-        let (x_s, w_s, g_s) = (x_lent.f32()?, w_lent.f32()?, g_lent.f32()?);
-        let dw = filled_like(w, |dw| {
-            gemm::linear_backward_weight(g_s, x_s, dw, t, n_in, n_out, false);
+    fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
+        let (x, w) = (saved.input(0)?, saved.input(1)?);
+        let ((t, n_in), n_out) = (x.dims2()?, w.dims()[0]);
+        let (x, w, g) = (Lent::new(x), Lent::new(w), Lent::new(g));
+        let (x, w, g) = (x.floats()?, w.f32()?, g.f32()?);
+        let precision = Precision::of(x);
+        to.add(1, |dw, accumulate| {
+            kernel::backward_weight(precision, g, x, dw, t, n_in, n_out, accumulate);
             Ok(())
         })?;
-        if !x.track_op() {
-            return Ok((None, Some(dw)));
-        }
-        let dx = filled_like(x, |dx| {
-            gemm::linear_backward_input(g_s, WeightView::F32(w_s), dx, t, n_in, n_out, false);
+        to.add(0, |dx, accumulate| {
+            let w = WeightView::F32(w);
+            kernel::backward_input(precision, g, w, dx, t, n_in, n_out, accumulate);
             Ok(())
-        })?;
-        Ok((Some(dx), Some(dw)))
+        })
     }
 }

@@ -1,12 +1,14 @@
 //! A frozen linear layer with a low-rank delta, forward and backward in one op.
 
-use super::linear::{check_width, forward_into};
-use crate::storage::{Lent, f32_slice, filled, filled_like};
+use super::linear::{check_width, precision_of, with_bias};
+use crate::storage::{Lent, filled, filled_f32};
+use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use crate::{FrozenWeight, Result};
-use candle_core::{CpuStorage, CustomOp3, Layout, Shape, Tensor, bail};
+use candle_core::{DType, Tensor, bail};
 use std::sync::OnceLock;
+use taper_kernels::linear::{self as kernel, Base, Delta};
 use taper_kernels::rng::CounterRng;
-use taper_kernels::{dropout, gemm};
+use taper_kernels::{dropout, floats};
 
 /// Input dropout of an adapter; the mask is made again in the backward from the same counters.
 #[derive(Debug, Clone)]
@@ -26,17 +28,8 @@ pub struct LoraTerms {
     pub dropout: Option<LoraDropout>,
 }
 
-impl LoraTerms {
-    fn apply_dropout(&self, x: &[f32]) -> Option<Vec<f32>> {
-        self.dropout.as_ref().map(|d| {
-            let mut dropped = vec![0f32; x.len()];
-            dropout::dropout(x, &mut dropped, d.p, &d.rng, 0);
-            dropped
-        })
-    }
-}
-
-/// `y = x W^T + b + s (drop(x) A^T) B^T` (Hu et al. 2021, eq. 3): x `[T, in]`, A `[r, in]`, B `[out, r]` -> `[T, out]`.
+/// `y = x W^T + b + s (drop(x) A^T) B^T` (Hu et al. 2021, eq. 3): x `[T, in]`, A `[r, in]`, B `[out, r]` -> `[T, out]` in
+/// `output`, f32 or the type of x.
 ///
 /// Gradients: `dB = s g^T h`, `dA = s (g B)^T drop(x)`, `dx = g W + drop'(s (g B) A)`, with `h = drop(x) A^T` kept from the
 /// forward (`[T, r]`).
@@ -50,23 +43,24 @@ pub fn lora_linear(
     weight: &FrozenWeight,
     bias: Option<&Tensor>,
     terms: LoraTerms,
+    output: DType,
 ) -> Result<Tensor> {
     let (n_out, n_in) = weight.dims();
     check_width(x, n_in)?;
     check_factors(a, b, n_in, n_out)?;
-    let op = LoraLinear { base: Some((weight.clone(), bias.cloned())), terms, hidden: OnceLock::new() };
-    x.contiguous()?.apply_op3(a, b, op)
+    let base = Some((weight.clone(), bias.cloned()));
+    apply(LoraLinear { base, terms, output, hidden: OnceLock::new() }, &[x, a, b])
 }
 
 /// The delta alone: `s (drop(x) A^T) B^T`, over a base that is not a frozen weight.
 ///
 /// # Errors
 /// When the shapes do not fit.
-pub fn lora_delta(x: &Tensor, a: &Tensor, b: &Tensor, terms: LoraTerms) -> Result<Tensor> {
+pub fn lora_delta(x: &Tensor, a: &Tensor, b: &Tensor, terms: LoraTerms, output: DType) -> Result<Tensor> {
     let (n_in, n_out) = (a.dims2()?.1, b.dims2()?.0);
     check_width(x, n_in)?;
     check_factors(a, b, n_in, n_out)?;
-    x.contiguous()?.apply_op3(a, b, LoraLinear { base: None, terms, hidden: OnceLock::new() })
+    apply(LoraLinear { base: None, terms, output, hidden: OnceLock::new() }, &[x, a, b])
 }
 
 fn check_factors(a: &Tensor, b: &Tensor, n_in: usize, n_out: usize) -> Result<()> {
@@ -80,84 +74,99 @@ fn check_factors(a: &Tensor, b: &Tensor, n_in: usize, n_out: usize) -> Result<()
 struct LoraLinear {
     base: Option<(FrozenWeight, Option<Tensor>)>,
     terms: LoraTerms,
+    output: DType,
     /// `drop(x) A^T`, `[T, r]`, of the forward.
     hidden: OnceLock<Vec<f32>>,
 }
 
-impl CustomOp3 for LoraLinear {
+impl LoraTerms {
+    /// x with some elements dropped, in its type; x itself where there is no dropout.
+    fn dropped(&self, x: &Tensor) -> Result<Tensor> {
+        let Some(dropout) = &self.dropout else { return Ok(x.clone()) };
+        let wide = x.to_dtype(DType::F32)?;
+        let wide = Lent::new(&wide);
+        let wide = wide.f32()?;
+        let dropped = filled_f32(x.shape(), |y| {
+            dropout::dropout(wide, y, dropout.p, &dropout.rng, 0);
+            Ok(())
+        })?;
+        dropped.to_dtype(x.dtype())
+    }
+}
+
+impl Op for LoraLinear {
     fn name(&self) -> &'static str {
         "lora-linear"
     }
 
-    fn cpu_fwd(
-        &self,
-        x: &CpuStorage,
-        x_layout: &Layout,
-        a: &CpuStorage,
-        a_layout: &Layout,
-        b: &CpuStorage,
-        b_layout: &Layout,
-    ) -> Result<(CpuStorage, Shape)> {
-        let x = f32_slice(x, x_layout)?;
-        let (a, b) = (f32_slice(a, a_layout)?, f32_slice(b, b_layout)?);
-        let ((r, n_in), (n_out, _)) = (a_layout.shape().dims2()?, b_layout.shape().dims2()?);
-        let t = x.len() / n_in;
-        let y = filled(t * n_out, |y| {
-            if let Some((weight, bias)) = &self.base {
-                forward_into(x, weight, bias.as_ref(), y)?;
-            }
-            let dropped = self.terms.apply_dropout(x);
-            let mut h = vec![0f32; t * r];
-            gemm::matmul(&mut h, dropped.as_deref().unwrap_or(x), a, t, n_in, r, false, true, 1.0, false);
-            gemm::matmul(y, &h, b, t, r, n_out, false, true, self.terms.scale, true);
-            self.hidden.get_or_init(|| h);
-            Ok(())
+    fn forward(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        let [x, a, b] = inputs else { bail!("takes an input and two factors") };
+        let ((t, n_in), (n_out, r)) = (x.dims2()?, b.dims2()?);
+        let dropped = self.terms.dropped(x)?;
+        let (x, dropped, a, b) = (Lent::new(x), Lent::new(&dropped), Lent::new(a), Lent::new(b));
+        let (x, dropped) = (x.floats()?, dropped.floats()?);
+        let delta = Delta { a: a.f32()?, b: b.f32()?, rank: r, scale: self.terms.scale };
+        let mut hidden = floats::buffer(t * r);
+        let y = filled(self.output, (t, n_out), |y| {
+            self.with_base(|base| {
+                kernel::lora_forward(x, dropped, base, &delta, y, &mut hidden, t, n_in, n_out);
+            })
         })?;
-        Ok((y, Shape::from((t, n_out))))
+        self.hidden.get_or_init(|| hidden);
+        Ok(y)
     }
 
-    fn bwd(
-        &self,
-        x: &Tensor,
-        a: &Tensor,
-        b: &Tensor,
-        _y: &Tensor,
-        g: &Tensor,
-    ) -> Result<(Option<Tensor>, Option<Tensor>, Option<Tensor>)> {
+    fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
         let Some(hidden) = self.hidden.get() else { bail!("backward before forward") };
-        let ((r, n_in), n_out) = (a.dims2()?, b.dims2()?.0);
-        let t = x.elem_count() / n_in;
-        let s = self.terms.scale;
-        let g = g.contiguous()?;
-        let (x_lent, a_lent, b_lent, g_lent) = (Lent::new(x), Lent::new(a), Lent::new(b), Lent::new(&g));
-        let (x_s, a_s, b_s, g_s) = (x_lent.f32()?, a_lent.f32()?, b_lent.f32()?, g_lent.f32()?);
-
-        let db = filled_like(b, |db| {
-            gemm::matmul(db, g_s, hidden, n_out, t, r, true, false, s, false);
+        let (x, a, b) = (saved.input(0)?, saved.input(1)?, saved.input(2)?);
+        let ((t, n_in), (n_out, r)) = (x.dims2()?, b.dims2()?);
+        let precision = precision_of(x)?;
+        let (a, b, g) = (Lent::new(a), Lent::new(b), Lent::new(g));
+        let (scale, g) = (self.terms.scale, g.f32()?);
+        let delta = Delta { a: a.f32()?, b: b.f32()?, rank: r, scale };
+        to.add(2, |db, accumulate| {
+            kernel::lora_backward_b(precision, g, hidden, db, t, n_out, r, scale, accumulate);
             Ok(())
         })?;
-        let mut gb = vec![0f32; t * r];
-        gemm::matmul(&mut gb, g_s, b_s, t, n_out, r, false, false, s, false);
-        let dropped = self.terms.apply_dropout(x_s);
-        let x_in = dropped.as_deref().unwrap_or(x_s);
-        let da = filled_like(a, |da| {
-            gemm::matmul(da, &gb, x_in, r, t, n_in, true, false, 1.0, false);
-            Ok(())
-        })?;
-        drop(dropped);
-        if !x.track_op() {
-            return Ok((None, Some(da), Some(db)));
+        let mut gh = floats::buffer(t * r);
+        kernel::lora_backward_hidden(precision, g, &delta, &mut gh, t, n_out);
+        if to.wants(1) {
+            let dropped = self.terms.dropped(x)?;
+            let dropped = Lent::new(&dropped);
+            let dropped = dropped.floats()?;
+            to.add(1, |da, accumulate| {
+                kernel::lora_backward_a(&gh, dropped, da, t, n_in, r, accumulate);
+                Ok(())
+            })?;
         }
-        let dx = filled_like(x, |dx| {
-            gemm::matmul(dx, &gb, a_s, t, r, n_in, false, false, 1.0, false);
-            if let Some(masked) = self.terms.apply_dropout(dx) {
-                dx.copy_from_slice(&masked);
+        let Some(dropout) = &self.terms.dropout else {
+            return to.add(0, |dx, accumulate| {
+                self.with_base(|base| {
+                    let w = base.map(|base| base.weight);
+                    kernel::lora_backward_input(precision, g, &gh, w, &delta, dx, t, n_in, n_out, accumulate);
+                })
+            });
+        };
+        to.write(0, |dx| {
+            let mut low = floats::buffer(dx.len());
+            kernel::lora_backward_input(precision, g, &gh, None, &delta, &mut low, t, n_in, n_out, false);
+            dropout::dropout(&low, dx, dropout.p, &dropout.rng, 0);
+            self.with_base(|base| {
+                if let Some(base) = base {
+                    kernel::backward_input(precision, g, base.weight, dx, t, n_in, n_out, true);
+                }
+            })
+        })
+    }
+}
+
+impl LoraLinear {
+    fn with_base<R>(&self, body: impl FnOnce(Option<Base<'_>>) -> R) -> Result<R> {
+        match &self.base {
+            None => Ok(body(None)),
+            Some((weight, bias)) => {
+                with_bias(bias.as_ref(), |bias| weight.with_view(|weight| body(Some(Base { weight, bias }))))?
             }
-            if let Some((weight, _)) = &self.base {
-                weight.with_view(|w| gemm::linear_backward_input(g_s, w, dx, t, n_in, n_out, true))?;
-            }
-            Ok(())
-        })?;
-        Ok((Some(dx), Some(da), Some(db)))
+        }
     }
 }

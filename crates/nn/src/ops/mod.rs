@@ -1,7 +1,7 @@
 //! Differentiable operations, one file each: the forward calls a kernel, the backward calls its twin.
 //!
-//! Every op takes and gives f32 tensors on the CPU. An op keeps its inputs (candle does that for the graph) and, where it
-//! says so, a small statistic; nothing else outlives its forward.
+//! Activations are f32 or bf16 tensors on the CPU, gradients f32. While a [`crate::tape`] records, an op keeps what its backward reads, and a
+//! small statistic where it says so; nothing else outlives its forward.
 
 mod activation;
 mod attention;
@@ -13,8 +13,8 @@ mod linear;
 mod lora;
 mod norm;
 mod rope;
-mod seed;
 mod soft_cap;
+mod sum;
 
 pub use activation::{Gate, gated};
 pub use attention::{AttentionShape, attention};
@@ -26,5 +26,5 @@ pub use linear::linear;
 pub use lora::{LoraDropout, LoraTerms, lora_delta, lora_linear};
 pub use norm::{rms_norm, rms_norm_trainable};
 pub use rope::rope;
-pub use seed::backward_from;
 pub use soft_cap::soft_cap;
+pub use sum::{add, add_bias, cast, scale};

@@ -1,11 +1,13 @@
 //! Rotary position embedding.
 
-use crate::storage::{Lent, f32_slice, filled, filled_like};
+use crate::storage::{Lent, filled};
+use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use crate::{Result, RotaryTables};
-use candle_core::{CpuStorage, CustomOp1, Layout, Shape, Tensor, bail};
+use candle_core::{Tensor, bail};
+use taper_kernels::floats::{Floats, FloatsMut};
 
 /// Rotate the first `rotary_dim` elements of every head (Su et al. 2021, in the half-split order of the Hub's files):
-/// x `[T, heads * head_dim]`, tables `[T, rotary_dim / 2]`.
+/// x `[T, heads * head_dim]`, tables `[T, rotary_dim / 2]`; the type of x stays.
 ///
 /// The backward is the rotation by the opposite angle.
 ///
@@ -16,7 +18,7 @@ pub fn rope(x: &Tensor, tables: &RotaryTables, head_dim: usize) -> Result<Tensor
     if width % head_dim != 0 || rows != t || 2 * half > head_dim {
         bail!("rotary tables of [{rows}, {half}] do not fit rows of {width} with heads of {head_dim}")
     }
-    x.contiguous()?.apply_op1(Rope { tables: tables.clone(), head_dim })
+    apply(Rope { tables: tables.clone(), head_dim }, &[x])
 }
 
 struct Rope {
@@ -25,37 +27,33 @@ struct Rope {
 }
 
 impl Rope {
-    fn rotate(&self, x: &mut [f32], inverse: bool) -> Result<()> {
+    fn rotate(&self, x: Floats<'_>, y: FloatsMut<'_>, inverse: bool) -> Result<()> {
         let (t, half) = self.tables.cos.dims2()?;
         let (cos, sin) = (Lent::new(&self.tables.cos), Lent::new(&self.tables.sin));
-        let heads = x.len() / t / self.head_dim;
-        taper_kernels::rope::rope(x, cos.f32()?, sin.f32()?, t, heads, self.head_dim, 2 * half, inverse);
+        let heads = x.len() / t.max(1) / self.head_dim;
+        taper_kernels::rope::rope(x, y, cos.f32()?, sin.f32()?, t, heads, self.head_dim, 2 * half, inverse);
         Ok(())
     }
 }
 
-impl CustomOp1 for Rope {
+impl Op for Rope {
     fn name(&self) -> &'static str {
         "rope"
     }
 
-    fn cpu_fwd(&self, x: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        let x = f32_slice(x, layout)?;
-        let y = filled(x.len(), |y| {
-            y.copy_from_slice(x);
-            self.rotate(y, false)
-        })?;
-        Ok((y, layout.shape().clone()))
+    fn keeps_input(&self, _index: usize) -> bool {
+        false
     }
 
-    fn bwd(&self, x: &Tensor, _y: &Tensor, g: &Tensor) -> Result<Option<Tensor>> {
-        let g = g.contiguous()?;
-        let lent = Lent::new(&g);
-        let g_s = lent.f32()?;
-        let dx = filled_like(x, |dx| {
-            dx.copy_from_slice(g_s);
-            self.rotate(dx, true)
-        })?;
-        Ok(Some(dx))
+    fn forward(&self, inputs: &[&Tensor]) -> Result<Tensor> {
+        let x = Lent::new(inputs[0]);
+        let x = x.floats()?;
+        filled(inputs[0].dtype(), inputs[0].shape(), |y| self.rotate(x, y, false))
+    }
+
+    fn backward(&self, _saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
+        let g = Lent::new(g);
+        let g = g.f32()?;
+        to.write(0, |dx| self.rotate(Floats::F32(g), FloatsMut::F32(dx), true))
     }
 }

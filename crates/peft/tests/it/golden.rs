@@ -62,7 +62,7 @@ fn logits_loss_and_gradients_are_pefts() {
         let mut worst = 0f32;
         for parameter in &adapter.parameters {
             let expected = &expected[&format!("grad.{}", parameter.name)];
-            let gradient = gradients.get(parameter.var.as_tensor()).unwrap();
+            let gradient = &gradients.get(parameter.var.as_tensor()).unwrap().unwrap();
             let off = furthest(gradient, expected) / largest(expected);
             assert!(off <= GRADIENT, "{case}: gradient of {} off by {off}", parameter.name);
             worst = worst.max(off);

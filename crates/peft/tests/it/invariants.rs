@@ -56,9 +56,8 @@ fn invariant_1_every_adapter_parameter_gets_a_gradient_and_no_frozen_weight_does
         let (loss, gradients) = batch.loss_and_gradients(&*model, Some(KEY));
         assert!(loss.is_finite(), "{json}");
         for parameter in &adapter.parameters {
-            let gradient = gradients
-                .get(parameter.var.as_tensor())
-                .unwrap_or_else(|| panic!("{json}: {} has no gradient", parameter.name));
+            let gradient = gradients.get(parameter.var.as_tensor()).unwrap();
+            let gradient = &gradient.unwrap_or_else(|| panic!("{json}: {} has no gradient", parameter.name));
             assert!(
                 to_vec_f32(gradient).unwrap().iter().all(|g| g.is_finite()),
                 "{json}: {}",
@@ -66,45 +65,8 @@ fn invariant_1_every_adapter_parameter_gets_a_gradient_and_no_frozen_weight_does
             );
             assert!(largest(gradient) > 0.0, "{json}: {} has a gradient of zeros", parameter.name);
         }
-        let trained: HashSet<_> = adapter.parameters.iter().map(|p| p.var.as_tensor().id()).collect();
-        let frozen = frozen_ids(&mut *model);
-        assert!(gradients.get_ids().all(|id| !frozen.contains(id)), "{json}: a frozen weight has a gradient");
-        // Addition and attention give all their operands a gradient, so activations that nothing trained came before may have
-        // one (the embeddings; k and v when q alone is adapted). They have T rows, which no weight has.
-        for id in gradients.get_ids().filter(|id| !trained.contains(id)) {
-            let dims = gradients.get_id(*id).unwrap().dims();
-            assert_eq!(dims[0], batch.ids.len(), "{json}: a gradient of {dims:?} of nothing trained");
-        }
+        assert_eq!(gradients.count(), adapter.parameters.len(), "{json}: something else has a gradient");
     }
-}
-
-/// The ids of every weight, gain and bias that is not trained.
-fn frozen_ids(model: &mut dyn CausalLm) -> HashSet<TensorId> {
-    let mut ids = HashSet::new();
-    let mut add = |weight: &Weight| {
-        if let Weight::Frozen(frozen) = weight {
-            ids.insert(frozen.to_dense().unwrap().id());
-        }
-    };
-    let mut rest = HashSet::new();
-    model
-        .visit_modules(&mut |module| {
-            match module {
-                ModuleMut::Linear(m) => {
-                    add(m.weight());
-                    rest.extend(m.frozen_bias().map(Tensor::id));
-                }
-                ModuleMut::Embedding(m) => add(m.weight()),
-                // A trained gain is shown detached: another id than its variable's.
-                ModuleMut::RmsNorm(m) => {
-                    rest.insert(m.weight().id());
-                }
-            }
-            Ok(())
-        })
-        .unwrap();
-    ids.extend(rest);
-    ids
 }
 
 #[test]

@@ -1,9 +1,9 @@
 //! Adapters over quantised bases: QLoRA's numbers from PEFT and bitsandbytes, and every format against its dequantised values.
 
 use crate::support::{Batch, batch, disturb, furthest, golden, json, largest, model, tensors};
-use candle_core::backprop::GradStore;
 use serde_json::json;
 use taper_models::{CausalLm, LoadOptions, ModelConfig, Quantize, init_with};
+use taper_nn::tape::CollectedGradients;
 use taper_nn::{FrozenWeight, ModuleMut, VisitModules, Weight};
 use taper_peft::{Adapter, AdapterSection, LoadMode, TargetModules, attach, load};
 use taper_quant::{BlockFormat, GgmlType};
@@ -24,7 +24,7 @@ fn qlora_over_a_checkpoint_of_bitsandbytes_gives_pefts_logits_and_gradients() {
     let mut worst = 0f32;
     for parameter in &adapter.parameters {
         let expected = &expected[&format!("grad.{}", parameter.name)];
-        let gradient = gradients.get(parameter.var.as_tensor()).unwrap();
+        let gradient = &gradients.get(parameter.var.as_tensor()).unwrap().unwrap();
         worst = worst.max(furthest(gradient, expected) / largest(expected));
     }
     assert!(worst <= GRADIENT, "gradients off by {worst}");
@@ -63,7 +63,7 @@ fn with_adapter(model: &mut dyn CausalLm) -> Adapter {
     adapter
 }
 
-fn run(batch: &Batch, model: &mut dyn CausalLm) -> (f64, GradStore, Adapter) {
+fn run(batch: &Batch, model: &mut dyn CausalLm) -> (f64, CollectedGradients, Adapter) {
     let adapter = with_adapter(model);
     let (loss, gradients) = batch.loss_and_gradients(model, None);
     (loss, gradients, adapter)
@@ -89,18 +89,18 @@ fn gradients_over_quantised_weights_are_those_over_their_values() {
         let (dense_loss, dense_gradients, dense_adapter) = run(&batch, &mut *dense);
         assert!((loss - dense_loss).abs() < 1e-6, "{format:?}: loss {loss} and not {dense_loss}");
         for (p, q) in adapter.parameters.iter().zip(&dense_adapter.parameters) {
-            let gradient = gradients.get(p.var.as_tensor()).unwrap();
-            let expected = dense_gradients.get(q.var.as_tensor()).unwrap();
+            let gradient = &gradients.get(p.var.as_tensor()).unwrap().unwrap();
+            let expected = &dense_gradients.get(q.var.as_tensor()).unwrap().unwrap();
             let size = largest(expected);
             assert!(size > 0.0, "{format:?}: {} gets zeros", p.name);
             let off = furthest(gradient, expected) / size;
             assert!(off <= 1e-5, "{format:?}: gradient of {} off by {off}", p.name);
         }
-        let matrices = gradients.get_ids().filter_map(|id| gradients.get_id(*id));
-        let frozen = matrices
-            .filter(|g| [[256, 256], [512, 256], [256, 512], [128, 256]].iter().any(|s| g.dims() == s));
-        // A batch has 50 tokens: no activation has such a shape.
-        assert_eq!(frozen.count(), 0, "{format:?}: a frozen weight is differentiated");
+        assert_eq!(
+            gradients.count(),
+            adapter.parameters.len(),
+            "{format:?}: a frozen weight is differentiated"
+        );
     }
 }
 

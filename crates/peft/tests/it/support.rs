@@ -1,11 +1,12 @@
 //! Golden models, batches and the loss.
 
-use candle_core::backprop::GradStore;
 use candle_core::{DType, Device, Tensor};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use taper_hub::ModelFiles;
 use taper_models::{CausalLm, LoadOptions};
+use taper_nn::tape::{CollectedGradients, record};
 use taper_nn::{ForwardContext, ModuleMut, RandomKey, SequenceLayout, ops, to_vec_f32};
 use taper_peft::Adapter;
 
@@ -82,21 +83,24 @@ impl Batch {
         &self,
         model: &dyn CausalLm,
         key: Option<RandomKey>,
-    ) -> (f64, GradStore) {
+    ) -> (f64, CollectedGradients) {
         let mut ctx = match key {
             None => ForwardContext::new(&self.layout),
             Some(key) => ForwardContext::training(&self.layout, key),
         };
-        let logits = taper_models::forward_logits(model, &self.ids, &mut ctx).unwrap();
+        let forward = || taper_models::forward_logits(model, &self.ids, &mut ctx);
+        let (logits, tape) = record(&[], forward).unwrap();
         let rows: Vec<u32> = self.targets.iter().map(|t| t.0 as u32).collect();
         let ids: Vec<u32> = self.targets.iter().map(|t| t.1).collect();
         let index = Tensor::new(rows.as_slice(), &Device::Cpu).unwrap();
         let picked = logits.detach().index_select(&index, 0).unwrap();
-        let (losses, gradient) = ops::cross_entropy_with_gradient(&picked, &ids).unwrap();
+        let (losses, gradient) = ops::cross_entropy_with_gradient(picked, &ids).unwrap();
         let n = rows.len() as f64;
         let zeros = Tensor::zeros(logits.dims(), DType::F32, &Device::Cpu).unwrap();
         let gradient = zeros.index_add(&index, &(gradient / n).unwrap(), 0).unwrap();
-        (losses.sum() / n, ops::backward_from(&logits, &gradient).unwrap())
+        let mut gradients = CollectedGradients::default();
+        tape.backward(&logits, Rc::new(gradient), [], &mut gradients).unwrap();
+        (losses.sum() / n, gradients)
     }
 }
 

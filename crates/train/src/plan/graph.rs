@@ -5,7 +5,7 @@
 
 use super::heap::Cause;
 use super::heap::Heap;
-use super::tape::{Id, Made, Op, Tape};
+use super::tape::{Gives, Id, Made, Op, Tape};
 use std::collections::BTreeMap;
 use taper_models::{EmbeddingScale, ExpertsConfig, ModelConfig, QkNorm};
 use taper_nn::ParameterKind;
@@ -17,7 +17,7 @@ pub use taper_peft::{ModuleKind, ModuleShape};
 pub fn modules(config: &ModelConfig) -> Vec<ModuleShape> {
     let (mut heap, trained) = (Heap::default(), Trained::default());
     let mut tape = Tape::new(&mut heap);
-    let mut graph = Graph::new(config, &trained, 1, false);
+    let mut graph = Graph::new(config, &trained, 4, 1, false);
     let mut x = graph.embed(&mut tape);
     for index in 0..config.num_hidden_layers {
         x = graph.block(&mut tape, index, x);
@@ -80,6 +80,8 @@ impl Trained {
 pub(super) struct Graph<'a> {
     config: &'a ModelConfig,
     trained: &'a Trained,
+    /// Bytes of an activation between the norms.
+    width: u64,
     tokens: u64,
     /// Whether keys and values go to a cache; nothing is then differentiated.
     is_cached: bool,
@@ -87,8 +89,14 @@ pub(super) struct Graph<'a> {
 }
 
 impl<'a> Graph<'a> {
-    pub(super) fn new(config: &'a ModelConfig, trained: &'a Trained, tokens: u64, is_cached: bool) -> Self {
-        Self { config, trained, tokens, is_cached, met: Vec::new() }
+    pub(super) fn new(
+        config: &'a ModelConfig,
+        trained: &'a Trained,
+        width: u64,
+        tokens: u64,
+        is_cached: bool,
+    ) -> Self {
+        Self { config, trained, width, tokens, is_cached, met: Vec::new() }
     }
 
     pub(super) fn hidden(&self) -> u64 {
@@ -112,14 +120,16 @@ impl<'a> Graph<'a> {
             tape.plain(elements, Cause::Activations)
         } else {
             let table = tape.parameter(rows as u64 * width as u64);
-            let looked_up = tape.apply(own(&[true]), &made(&[table], elements, Cause::Activations));
+            let looked_up =
+                tape.apply(reads_nothing(&[Gives::Add]), &made(&[table], elements, 4, Cause::Activations));
             tape.release(table);
             looked_up
         };
         if self.config.embedding_scale == EmbeddingScale::One {
             return looked_up;
         }
-        let scaled = tape.apply(own(&[true]), &made(&[looked_up], elements, Cause::Activations));
+        let scaled =
+            tape.apply(reads_nothing(&[Gives::Write]), &made(&[looked_up], elements, 4, Cause::Activations));
         tape.release(looked_up);
         scaled
     }
@@ -180,7 +190,10 @@ impl<'a> Graph<'a> {
 
     /// `[n, H]` times a number; the input is let go.
     fn scaled(&self, tape: &mut Tape<'_>, x: Id, rows: u64) -> Id {
-        let scaled = tape.apply(own(&[true]), &made(&[x], rows * self.hidden(), Cause::Activations));
+        let scaled = tape.apply(
+            reads_nothing(&[Gives::Write]),
+            &made(&[x], rows * self.hidden(), tape.width(x), Cause::Activations),
+        );
         tape.release(x);
         scaled
     }
@@ -201,14 +214,22 @@ impl<'a> Graph<'a> {
             ],
         };
         let rotated = [(q, queries), (k, keys)].map(|(id, width)| {
-            tape.apply(own(&[true]), &made(&[id], self.tokens * width as u64, Cause::Activations))
+            tape.apply(
+                reads_nothing(&[Gives::Write]),
+                &made(&[id], self.tokens * width as u64, tape.width(id), Cause::Activations),
+            )
         });
         let lse = 4 * self.tokens * c.num_attention_heads as u64;
+        let op = Op { keeps_output: true, ..reads_all(&[Gives::Take; 3]) };
+        // A cache takes keys and values in f32.
+        let widened = 2 * 4 * self.tokens * keys as u64;
+        let args = [rotated[0], rotated[1], v];
+        let made = made(&args, self.tokens * queries as u64, tape.width(q), Cause::Activations);
         let mixed = tape.apply(
-            own(&[true, true, true]),
-            &Made {
-                statistics: if self.is_cached { 0 } else { lse },
-                ..made(&[rotated[0], rotated[1], v], self.tokens * queries as u64, Cause::Activations)
+            op,
+            &match self.is_cached {
+                true => Made { scratch: if tape.width(q) == 2 { widened } else { 0 }, ..made },
+                false => Made { statistics: lse, ..made },
             },
         );
         let out =
@@ -245,8 +266,12 @@ impl<'a> Graph<'a> {
     ) -> [Id; N] {
         let shape = (self.config.hidden_size, widths.iter().sum());
         let all = self.linear(tape, path, x, rows, shape, bias);
-        let parts = widths
-            .map(|width| tape.apply(own(&[true]), &made(&[all], rows * width as u64, Cause::Activations)));
+        let parts = widths.map(|width| {
+            tape.apply(
+                reads_nothing(&[Gives::Add]),
+                &made(&[all], rows * width as u64, tape.width(all), Cause::Activations),
+            )
+        });
         tape.release(all);
         parts
     }
@@ -260,8 +285,9 @@ impl<'a> Graph<'a> {
             false => ["gate_proj", "up_proj"]
                 .map(|name| self.linear(tape, &format!("{path}.{name}"), x, rows, (hidden, inner), bias)),
         };
-        let gated =
-            tape.apply(own(&[true, true]), &made(&[gate, up], rows * inner as u64, Cause::Activations));
+        let elements = rows * inner as u64;
+        let op = Op { is_cheap: true, extra: 4 * elements, ..reads_all(&[Gives::Write, Gives::Pass]) };
+        let gated = tape.apply(op, &made(&[gate, up], elements, tape.width(gate), Cause::Activations));
         let down = self.linear(tape, &format!("{path}.down_proj"), gated, rows, (inner, hidden), bias);
         [gate, up, gated].into_iter().for_each(|id| tape.release(id));
         down
@@ -273,23 +299,34 @@ impl<'a> Graph<'a> {
         let (hidden, count) = (self.config.hidden_size, experts.num_experts as u64);
         let places = self.tokens * experts.num_experts_per_tok as u64;
         let router = (hidden, experts.num_experts);
+        let elements = self.tokens * hidden as u64;
+        let x = match tape.width(x) {
+            4 => tape.share(x),
+            _ => tape.apply(reads_nothing(&[Gives::Pass]), &made(&[x], elements, 4, Cause::Activations)),
+        };
         let logits = self.linear(tape, &format!("{path}.gate"), x, self.tokens, router, false);
-        let weights = tape.apply(own(&[true]), &made(&[logits], places, Cause::Activations));
-        let mut parts = Vec::new();
+        let weights = tape.apply(reads_all(&[Gives::Write]), &made(&[logits], places, 4, Cause::Activations));
+        let mut inputs = vec![weights];
         for expert in 0..count {
             let rows = (places + count - 1 - expert) / count;
-            let own_rows = tape.apply(own(&[true]), &made(&[x], rows * hidden as u64, Cause::Activations));
+            let own_rows = tape.apply(
+                reads_nothing(&[Gives::Add]),
+                &made(&[x], rows * hidden as u64, tape.width(x), Cause::Activations),
+            );
             let path = format!("{path}.experts.{expert}");
             let part = self.mlp(tape, &path, own_rows, rows, experts.intermediate_size);
             tape.release(own_rows);
-            parts.push(part);
+            inputs.push(part);
         }
-        let all = places * hidden as u64;
-        let joined = tape.apply(own(&vec![true; parts.len()]), &made(&parts, all, Cause::Activations));
-        let gives = [true, tape.is_tracked(weights)];
-        let elements = self.tokens * hidden as u64;
-        let mixed = tape.apply(own(&gives), &made(&[joined, weights], elements, Cause::Activations));
-        parts.into_iter().chain([logits, weights, joined]).for_each(|id| tape.release(id));
+        // The parts are joined for the sum, and again for the gradient of the weights.
+        let joined = 4 * places * hidden as u64;
+        let op = Op {
+            extra: if tape.is_tracked(weights) { joined } else { 0 },
+            ..reads_all(&vec![Gives::Write; inputs.len()])
+        };
+        let made = Made { scratch: joined, ..made(&inputs, elements, 4, Cause::Activations) };
+        let mixed = tape.apply(op, &made);
+        inputs.into_iter().chain([logits, x]).for_each(|id| tape.release(id));
         mixed
     }
 
@@ -305,14 +342,18 @@ impl<'a> Graph<'a> {
         let tied = self.config.tie_word_embeddings;
         let divided = match self.config.logits_divisor == 1.0 {
             true => tape.share(x),
-            false => tape.apply(own(&[true]), &made(&[x], rows * self.hidden(), Cause::Activations)),
+            false => tape.apply(
+                reads_nothing(&[Gives::Write]),
+                &made(&[x], rows * self.hidden(), tape.width(x), Cause::Activations),
+            ),
         };
         let logits = self.any_linear(tape, "lm_head", divided, rows, shape, (false, tied), Cause::Logits);
         tape.release(divided);
         if self.config.logits_soft_cap.is_none() {
             return logits;
         }
-        let capped = tape.apply(own(&[true]), &made(&[logits], rows * shape.1 as u64, Cause::Logits));
+        let op = Op { keeps_output: true, ..reads_nothing(&[Gives::Write]) };
+        let capped = tape.apply(op, &made(&[logits], rows * shape.1 as u64, 4, Cause::Logits));
         tape.release(logits);
         capped
     }
@@ -347,24 +388,28 @@ impl<'a> Graph<'a> {
         parts.weight |= tied && self.trained.of("model.embed_tokens").weight;
         let (n_in, n_out) = (n_in as u64, n_out as u64);
         let elements = rows * n_out;
+        // Logits are f32 whatever the input is.
+        let width = if path == "lm_head" { 4 } else { tape.width(x) };
+        let args = [x];
+        let made = made(&args, elements, width, cause);
         let y = match parts.rank {
-            Some(rank) => self.adapted(tape, x, rows, (n_in, n_out), rank, cause),
+            Some(rank) => self.adapted(tape, &made, rows, (n_in, n_out), rank),
             None if parts.weight && self.trained.is_training => {
                 let weight = tape.parameter(n_in * n_out);
-                let gives = [tape.is_tracked(x), true];
-                let y = tape.apply(own(&gives), &made(&[x, weight], elements, cause));
+                let y = tape.apply(reads_all(&[Gives::Add; 2]), &Made { args: &[x, weight], ..made });
                 tape.release(weight);
                 y
             }
-            None => tape.apply(own(&[true]), &made(&[x], elements, cause)),
+            None => tape.apply(reads_nothing(&[Gives::Add]), &made),
         };
         if !(parts.bias && self.trained.is_training) {
             return y;
         }
         let bias = tape.parameter(n_out);
-        let rows_of_bias = tape.apply(Op::Broadcast, &made(&[bias], elements, cause));
-        let sum = tape.apply(Op::Add, &made(&[y, rows_of_bias], elements, cause));
-        [bias, rows_of_bias, y].into_iter().for_each(|id| tape.release(id));
+        let op = reads_nothing(&[Gives::Pass, Gives::Add]);
+        let sum =
+            tape.apply(op, &Made { args: &[y, bias], elements, width, cause, statistics: 0, scratch: 0 });
+        [bias, y].into_iter().for_each(|id| tape.release(id));
         sum
     }
 
@@ -372,21 +417,21 @@ impl<'a> Graph<'a> {
     fn adapted(
         &mut self,
         tape: &mut Tape<'_>,
-        x: Id,
+        made: &Made<'_>,
         rows: u64,
         (n_in, n_out): (u64, u64),
         rank: u64,
-        cause: Cause,
     ) -> Id {
-        let (elements, dropped) = (rows * n_out, if self.trained.dropout { 4 * rows * n_in } else { 0 });
-        let low = 4 * rows * rank;
+        let (x, low) = (made.args[0], 4 * rows * rank);
         if !self.trained.is_training {
-            return tape.apply(own(&[true]), &Made { scratch: low, ..made(&[x], elements, cause) });
+            return tape.apply(reads_nothing(&[Gives::Add]), &Made { scratch: low, ..*made });
         }
+        // Dropped values are drawn in f32 and held in the type of x; its gradient is made in a buffer of its own.
+        let dropped = if self.trained.dropout { (4 + tape.width(x)) * rows * n_in } else { 0 };
+        let gives = if self.trained.dropout { Gives::Write } else { Gives::Add };
         let (a, b) = (tape.parameter(rank * n_in), tape.parameter(n_out * rank));
-        let op = Op::Own { gives: vec![tape.is_tracked(x), true, true], extra: low + dropped };
-        let y =
-            tape.apply(op, &Made { statistics: low, scratch: dropped, ..made(&[x, a, b], elements, cause) });
+        let op = Op { extra: low + dropped, ..reads_all(&[gives, Gives::Add, Gives::Add]) };
+        let y = tape.apply(op, &Made { args: &[x, a, b], statistics: low, scratch: dropped, ..*made });
         [a, b].into_iter().for_each(|id| tape.release(id));
         y
     }
@@ -396,20 +441,24 @@ impl<'a> Graph<'a> {
         self.meet(path, ModuleKind::RmsNorm { width: over });
         let statistics = 4 * rows * (width / over.max(1)) as u64;
         let elements = rows * width as u64;
-        if !(self.trained.of(path).weight && self.trained.is_training) {
-            return tape
-                .apply(own(&[true]), &Made { statistics, ..made(&[x], elements, Cause::Activations) });
-        }
-        let gain = tape.parameter(over as u64);
+        let output = if tape.width(x) == 2 { 2 } else { self.width };
+        let gain = match self.trained.of(path).weight && self.trained.is_training {
+            true => tape.parameter(over as u64),
+            false => tape.constant(over as u64),
+        };
+        let op = Op { is_cheap: true, ..reads_all(&[Gives::Add, Gives::Write]) };
         let args = [x, gain];
-        let y =
-            tape.apply(own(&[true, true]), &Made { statistics, ..made(&args, elements, Cause::Activations) });
+        let made = Made { statistics, ..made(&args, elements, output, Cause::Activations) };
+        let y = tape.apply(op, &made);
         tape.release(gain);
         y
     }
 
     fn add(&self, tape: &mut Tape<'_>, a: Id, b: Id) -> Id {
-        tape.apply(Op::Add, &made(&[a, b], self.tokens * self.hidden(), Cause::Activations))
+        let width = tape.width(a).max(tape.width(b));
+        let args = [a, b];
+        let made = made(&args, self.tokens * self.hidden(), width, Cause::Activations);
+        tape.apply(reads_nothing(&[Gives::Pass; 2]), &made)
     }
 
     fn meet(&mut self, path: &str, kind: ModuleKind) {
@@ -417,10 +466,14 @@ impl<'a> Graph<'a> {
     }
 }
 
-fn own(gives: &[bool]) -> Op {
-    Op::Own { gives: gives.to_vec(), extra: 0 }
+fn reads_nothing(gives: &[Gives]) -> Op {
+    Op::reading_nothing(gives)
 }
 
-fn made(args: &[Id], elements: u64, cause: Cause) -> Made<'_> {
-    Made { args, elements, cause, statistics: 0, scratch: 0 }
+fn reads_all(gives: &[Gives]) -> Op {
+    Op::reading_all(gives)
+}
+
+fn made(args: &[Id], elements: u64, width: u64, cause: Cause) -> Made<'_> {
+    Made { args, elements, width, cause, statistics: 0, scratch: 0 }
 }

@@ -1,6 +1,7 @@
 //! The phases of a run, and what each holds.
 
 use super::BatchShape;
+use super::WeightFormat;
 use super::graph::{ModuleKind, ModuleShape, Trained};
 use super::heap::{Bytes, Cause, Heap};
 use super::pass::{Run, evaluate_loss, forward_backward, infer};
@@ -23,6 +24,8 @@ pub struct Workload<'a> {
     pub config: &'a ModelConfig,
     /// Bytes of its frozen weights ([`super::weight_bytes`]); with full training those that are loaded.
     pub weight_bytes: u64,
+    /// Bytes of an activation between the norms ([`activation_bytes`]).
+    pub activation_bytes: u64,
     /// Bytes that reading the largest tensor takes beside those that are held: its pages of the file, and its values while they are
     /// quantised; 0 when weights are made.
     pub reading_bytes: u64,
@@ -156,7 +159,7 @@ impl Workload<'_> {
     }
 
     fn run<'r>(&'r self, trained: &'r Trained, batch: BatchShape) -> Run<'r> {
-        Run { config: self.config, trained, batch }
+        Run { config: self.config, trained, batch, activation_bytes: self.activation_bytes }
     }
 
     fn options(&self) -> PassOptions {
@@ -170,7 +173,8 @@ impl Workload<'_> {
     /// `self_test` holds the values from before, those with B stirred, a set of gradients of its own, and those that it tries.
     fn self_test(&self, example: BatchShape) -> Bytes {
         let trained = Trained::new(self.trained, false);
-        let run = self.run(&trained, example);
+        // It computes in f32 whatever the training computes in.
+        let run = Run { activation_bytes: 4, ..self.run(&trained, example) };
         let copy = 4 * self.trained_parameters();
         let mut heap = Heap::holding(self.state().with(Cause::Copies, 3 * copy));
         forward_backward(&mut heap, run, &PassOptions::default());
@@ -250,6 +254,12 @@ impl Workload<'_> {
         }
         heap.peak()
     }
+}
+
+/// Bytes of an activation between the norms, where weights were asked to be held in `asked` and the embedding is held in `embedding`: as
+/// [`taper_models::LoadOptions`] says.
+pub fn activation_bytes(asked: Option<WeightFormat>, embedding: WeightFormat) -> u64 {
+    if asked.unwrap_or(embedding) == WeightFormat::BF16 { 2 } else { 4 }
 }
 
 fn elements(parameter: &TrainedParameter) -> u64 {

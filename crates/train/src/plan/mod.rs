@@ -15,7 +15,9 @@ mod tape;
 pub use format::{WeightFormat, weight_bytes};
 pub use graph::{ModuleKind, ModuleShape, modules};
 pub use heap::{Bytes, Cause};
-pub use memory::{EvaluationShape, MemoryPlan, Phase, PhaseName, Workload, fully_trained, overhead_bytes};
+pub use memory::{
+    EvaluationShape, MemoryPlan, Phase, PhaseName, Workload, activation_bytes, fully_trained, overhead_bytes,
+};
 
 use taper_data::Batch;
 

@@ -3,7 +3,7 @@
 use super::BatchShape;
 use super::graph::{Graph, Trained};
 use super::heap::{Cause, Heap};
-use super::tape::{Id, Tape};
+use super::tape::{Id, Recorded, Tape};
 use crate::driver::PassOptions;
 use taper_models::ModelConfig;
 
@@ -13,9 +13,15 @@ pub(super) struct Run<'a> {
     pub(super) config: &'a ModelConfig,
     pub(super) trained: &'a Trained,
     pub(super) batch: BatchShape,
+    /// Bytes of an activation between the norms.
+    pub(super) activation_bytes: u64,
 }
 
-impl Run<'_> {
+impl<'a> Run<'a> {
+    fn graph(&self, is_cached: bool) -> Graph<'a> {
+        Graph::new(self.config, self.trained, self.activation_bytes, self.batch.tokens, is_cached)
+    }
+
     fn hidden_bytes(&self, rows: u64) -> u64 {
         4 * rows * self.config.hidden_size as u64
     }
@@ -30,7 +36,7 @@ impl Run<'_> {
 struct KeptBlock {
     index: usize,
     input: Id,
-    output: Option<Id>,
+    computed: Option<(Id, Recorded)>,
     wants_input_gradient: bool,
 }
 
@@ -41,10 +47,13 @@ pub(super) fn forward_backward(heap: &mut Heap, run: Run<'_>, options: &PassOpti
     }
     let mut tape = Tape::new(heap);
     let tape = &mut tape;
-    let mut graph = Graph::new(run.config, run.trained, run.batch.tokens, false);
+    let mut graph = run.graph(false);
     let rotary = 4 * graph.rotary_elements();
+    tape.record(&[]);
     let embedded = graph.embed(tape);
-    let mut hidden = tape.detach(embedded);
+    let recorded = tape.recorded();
+    let trains_table = recorded.tracks(tape, embedded);
+    let mut hidden = tape.share(embedded);
     if options.neftune_noise_alpha.is_some() {
         let elements = run.batch.tokens * graph.hidden();
         let noise = tape.plain(elements, Cause::Temporaries);
@@ -53,18 +62,20 @@ pub(super) fn forward_backward(heap: &mut Heap, run: Run<'_>, options: &PassOpti
         tape.release(std::mem::replace(&mut hidden, noisy));
     }
     tape.heap.alloc(Cause::Activations, rotary);
-    let trains_table = tape.is_tracked(embedded);
     let (hidden, kept) = blocks_forward(tape, &mut graph, run, hidden, trains_table, options);
     let wanted = trains_table || !kept.is_empty();
-    let mut gradient = head(tape, &mut graph, run, options, wanted);
-    gradient = blocks_backward(tape, &mut graph, kept, gradient);
+    let gradient = head(tape, &mut graph, run, options, wanted);
+    tape.release(hidden);
+    let gradient = blocks_backward(tape, &mut graph, kept, gradient);
+    let (cause, bytes) = (Cause::Temporaries, gradient);
     if trains_table {
-        let store = tape.backward(embedded);
-        tape.drop_gradients(store, None);
+        tape.backward(recorded, embedded, (cause, bytes), None);
+    } else {
+        tape.heap.free(cause, bytes);
+        tape.forget(recorded);
     }
-    tape.heap.free(Cause::Temporaries, gradient);
     tape.heap.free(Cause::Activations, rotary);
-    [hidden, embedded].into_iter().for_each(|id| tape.release(id));
+    tape.release(embedded);
     debug_assert!(tape.is_empty(), "a pass leaves nothing behind");
 }
 
@@ -78,25 +89,36 @@ fn blocks_forward(
 ) -> (Id, Vec<KeptBlock>) {
     let mut kept = Vec::new();
     for index in 0..run.config.num_hidden_layers {
-        let as_leaf = trained_below && !options.gradient_checkpointing;
-        let input = if as_leaf { tape.leaf(hidden) } else { tape.share(hidden) };
-        let output = graph.block(tape, index, input);
-        let below = std::mem::replace(&mut hidden, tape.detach(output));
-        tape.release(below);
-        if !(trained_below || tape.is_tracked(output)) {
+        let (output, recorded) = record_block(tape, graph, index, hidden, trained_below);
+        let input = std::mem::replace(&mut hidden, tape.share(output));
+        if !recorded.tracks(tape, output) {
+            tape.forget(recorded);
             [output, input].into_iter().for_each(|id| tape.release(id));
             continue;
         }
-        let output = if options.gradient_checkpointing {
+        let computed = if options.gradient_checkpointing {
+            tape.forget(recorded);
             tape.release(output);
             None
         } else {
-            Some(output)
+            Some((output, recorded))
         };
-        kept.push(KeptBlock { index, input, output, wants_input_gradient: trained_below });
+        kept.push(KeptBlock { index, input, computed, wants_input_gradient: trained_below });
         trained_below = true;
     }
     (hidden, kept)
+}
+
+fn record_block(
+    tape: &mut Tape<'_>,
+    graph: &mut Graph<'_>,
+    index: usize,
+    input: Id,
+    wants_input_gradient: bool,
+) -> (Id, Recorded) {
+    tape.record(if wants_input_gradient { std::slice::from_ref(&input) } else { &[] });
+    let output = graph.block(tape, index, input);
+    (output, tape.recorded())
 }
 
 /// Bytes of the gradient that comes down to the last block.
@@ -111,18 +133,24 @@ fn head(
     let gradient = if wanted { run.hidden_bytes(run.batch.tokens) } else { 0 };
     tape.heap.alloc(Cause::Temporaries, gradient);
     // All chunks but the last are alike, and one is gone before the next one comes.
-    let gathered = tape.plain(rows * graph.hidden(), Cause::Temporaries);
-    let input = if wanted { tape.leaf(gathered) } else { tape.share(gathered) };
+    let input = tape.plain(rows * graph.hidden(), Cause::Temporaries);
+    tape.record(if wanted { std::slice::from_ref(&input) } else { &[] });
     let normed = graph.final_norm(tape, input, rows);
     let logits = graph.lm_head(tape, normed, rows);
     tape.release(normed);
-    let seed = tape.plain(rows * run.config.vocab_size as u64, Cause::Logits);
-    if tape.is_tracked(logits) {
-        let store = tape.backward(logits);
-        let below = tape.drop_gradients(store, wanted.then_some(input));
+    let recorded = tape.recorded();
+    // The gradient is written over the logits, but for those that a soft cap keeps.
+    let is_capped = run.config.logits_soft_cap.is_some();
+    let copy = if is_capped { 4 * rows * run.config.vocab_size as u64 } else { 0 };
+    tape.heap.alloc(Cause::Logits, copy);
+    if recorded.tracks(tape, logits) {
+        let below = tape.backward(recorded, logits, (Cause::Logits, copy), wanted.then_some(input));
         tape.heap.free(Cause::Temporaries, below);
+    } else {
+        tape.forget(recorded);
+        tape.heap.free(Cause::Logits, copy);
     }
-    [seed, logits, input, gathered].into_iter().for_each(|id| tape.release(id));
+    [logits, input].into_iter().for_each(|id| tape.release(id));
     gradient
 }
 
@@ -134,26 +162,13 @@ fn blocks_backward(
     mut gradient: u64,
 ) -> u64 {
     for block in kept.into_iter().rev() {
-        let (input, output) = match block.output {
-            Some(output) => (block.input, output),
-            None => {
-                let input = if block.wants_input_gradient {
-                    let leaf = tape.leaf(block.input);
-                    tape.release(block.input);
-                    leaf
-                } else {
-                    block.input
-                };
-                (input, graph.block(tape, block.index, input))
-            }
+        let (output, recorded) = match block.computed {
+            Some(computed) => computed,
+            None => record_block(tape, graph, block.index, block.input, block.wants_input_gradient),
         };
-        let store = tape.backward(output);
-        let below = tape.drop_gradients(store, block.wants_input_gradient.then_some(input));
-        if block.wants_input_gradient {
-            tape.heap.free(Cause::Temporaries, gradient);
-            gradient = below;
-        }
-        [input, output].into_iter().for_each(|id| tape.release(id));
+        let wanted = block.wants_input_gradient.then_some(block.input);
+        gradient = tape.backward(recorded, output, (Cause::Temporaries, gradient), wanted);
+        [block.input, output].into_iter().for_each(|id| tape.release(id));
     }
     gradient
 }
@@ -162,13 +177,11 @@ fn blocks_backward(
 pub(super) fn evaluate_loss(heap: &mut Heap, run: Run<'_>, logits_bytes: usize) {
     let mut tape = Tape::new(heap);
     let tape = &mut tape;
-    let mut graph = Graph::new(run.config, run.trained, run.batch.tokens, false);
+    let mut graph = run.graph(false);
     let rotary = 4 * graph.rotary_elements();
     let embedded = graph.embed(tape);
-    let mut hidden = tape.detach(embedded);
-    tape.release(embedded);
     tape.heap.alloc(Cause::Activations, rotary);
-    hidden = blocks(tape, &mut graph, run.config, hidden);
+    let hidden = blocks(tape, &mut graph, run.config, embedded);
     let rows = run.rows(logits_bytes);
     let input = tape.plain(rows * graph.hidden(), Cause::Temporaries);
     let normed = graph.final_norm(tape, input, rows);
@@ -183,7 +196,7 @@ pub(super) fn evaluate_loss(heap: &mut Heap, run: Run<'_>, logits_bytes: usize) 
 pub(super) fn infer(heap: &mut Heap, run: Run<'_>, rows: u64, copies: u64, is_cached: bool) {
     let mut tape = Tape::new(heap);
     let tape = &mut tape;
-    let mut graph = Graph::new(run.config, run.trained, run.batch.tokens, is_cached);
+    let mut graph = run.graph(is_cached);
     let rotary = 4 * graph.rotary_elements();
     let embedded = graph.embed(tape);
     tape.heap.alloc(Cause::Activations, rotary);
@@ -196,12 +209,11 @@ pub(super) fn infer(heap: &mut Heap, run: Run<'_>, rows: u64, copies: u64, is_ca
     debug_assert!(tape.is_empty(), "a pass leaves nothing behind");
 }
 
-/// All blocks, the graph of each gone before the next one.
+/// All blocks, each block's input gone behind it.
 fn blocks(tape: &mut Tape<'_>, graph: &mut Graph<'_>, config: &ModelConfig, mut hidden: Id) -> Id {
     for index in 0..config.num_hidden_layers {
         let output = graph.block(tape, index, hidden);
-        let below = std::mem::replace(&mut hidden, tape.detach(output));
-        [output, below].into_iter().for_each(|id| tape.release(id));
+        tape.release(std::mem::replace(&mut hidden, output));
     }
     hidden
 }

@@ -1,8 +1,7 @@
-//! candle's graph without its numbers: which tensors are alive when, in a forward pass and in its backward.
+//! `nn::tape` without its numbers: which tensors are alive when, in a forward pass and in its backward.
 //!
-//! A tensor lives as long as a variable names it or an operation that is differentiated took it. candle's backward walks the operations
-//! in one order ([`Tape::backward`] walks in the same), makes the gradient of each argument, a tensor of zeros for an argument that has
-//! none yet, and the sum of the two in a third.
+//! A tensor lives as long as a variable names it or a recorded operation keeps it. When a recording ends, what is cheap to make again is let
+//! go. The backward makes it again where it is read, and holds gradients from where they are first given to where they are used up.
 
 use super::heap::{Cause, Heap};
 use std::collections::BTreeMap;
@@ -11,54 +10,88 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Id(usize);
 
-/// What an operation's backward makes.
-#[derive(Debug, Clone)]
-pub(super) enum Op {
-    /// An operation of our own: the gradients of the arguments that are marked, and `extra` bytes beside them until it returns.
-    Own { gives: Vec<bool>, extra: u64 },
-    /// candle's sum: the gradient itself goes to both arguments.
+/// How an operation gives an input its gradient.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Gives {
+    /// Its own gradient, without a copy.
+    Pass,
+    /// Added in place.
     Add,
-    /// candle's view of a vector as many rows: its gradient is summed over them.
-    Broadcast,
+    /// Written; in a buffer of its own where there is a gradient already.
+    Write,
+    /// Made with all others before any is handed over.
+    Take,
+}
+
+/// What an operation keeps and what its backward makes.
+#[derive(Debug, Clone)]
+pub(super) struct Op {
+    /// For each input whether the backward reads it, and how it is given its gradient.
+    pub(super) inputs: Vec<(bool, Gives)>,
+    pub(super) keeps_output: bool,
+    /// Made again rather than kept.
+    pub(super) is_cheap: bool,
+    /// Bytes beside all this while the backward runs.
+    pub(super) extra: u64,
+}
+
+impl Op {
+    /// An operation whose backward reads nothing.
+    pub(super) fn reading_nothing(gives: &[Gives]) -> Self {
+        let inputs = gives.iter().map(|gives| (false, *gives)).collect();
+        Self { inputs, keeps_output: false, is_cheap: false, extra: 0 }
+    }
+
+    /// An operation whose backward reads all inputs.
+    pub(super) fn reading_all(gives: &[Gives]) -> Self {
+        let inputs = gives.iter().map(|gives| (true, *gives)).collect();
+        Self { inputs, ..Self::reading_nothing(&[]) }
+    }
 }
 
 #[derive(Debug)]
-struct Node {
+struct Tensor {
     elements: u64,
-    storage: usize,
-    /// Arguments and operation, when there is something to differentiate.
-    made_by: Option<(Op, Vec<Id>)>,
-    /// Bytes that the operation keeps from its forward.
-    statistics: u64,
+    bytes: u64,
+    cause: Cause,
     is_variable: bool,
     /// Names and operations that hold the tensor.
     handles: u32,
 }
 
 #[derive(Debug)]
-struct Storage {
-    bytes: u64,
-    cause: Cause,
-    tensors: u32,
+struct Node {
+    op: Op,
+    args: Vec<Id>,
+    /// Of the arguments those that are held.
+    held: Vec<bool>,
+    output: Id,
+    output_bytes: u64,
+    statistics: u64,
 }
 
-/// Gradients by tensor, as candle's store holds them.
+/// What was recorded between [`Tape::record`] and [`Tape::recorded`].
 #[derive(Debug, Default)]
-pub(super) struct Gradients(BTreeMap<Id, (Cause, u64)>);
+pub(super) struct Recorded {
+    nodes: Vec<Node>,
+    tracked: Vec<Id>,
+}
 
 /// The tensors of a pass.
 #[derive(Debug)]
 pub(super) struct Tape<'h> {
     pub(super) heap: &'h mut Heap,
-    nodes: Vec<Node>,
-    storages: Vec<Storage>,
+    tensors: Vec<Tensor>,
+    recording: Option<Recorded>,
 }
 
 /// What an operation takes and gives.
 pub(super) struct Made<'a> {
     pub(super) args: &'a [Id],
-    /// Elements of the result, f32.
+    /// Elements of the result.
     pub(super) elements: u64,
+    /// Bytes of each.
+    pub(super) width: u64,
     pub(super) cause: Cause,
     /// Bytes that the forward leaves for the backward.
     pub(super) statistics: u64,
@@ -66,194 +99,241 @@ pub(super) struct Made<'a> {
     pub(super) scratch: u64,
 }
 
+/// Gradients on their way down, each with the number of those that share its bytes.
+#[derive(Debug, Default)]
+struct Gradients {
+    of: BTreeMap<Id, usize>,
+    shared: Vec<(Cause, u64, u32)>,
+}
+
 impl<'h> Tape<'h> {
     pub(super) fn new(heap: &'h mut Heap) -> Self {
-        Self { heap, nodes: Vec::new(), storages: Vec::new() }
+        Self { heap, tensors: Vec::new(), recording: None }
     }
 
-    /// A tensor outside any graph.
+    /// A tensor in f32 that no operation made.
     pub(super) fn plain(&mut self, elements: u64, cause: Cause) -> Id {
-        let storage = self.storage(4 * elements, cause);
-        self.node(elements, storage, false)
+        self.tensor(elements, 4, cause, false)
     }
 
-    /// A variable that is held elsewhere: its gradient counts, it does not.
+    /// A variable that is held elsewhere: its gradient goes to a buffer that is held elsewhere too.
     pub(super) fn parameter(&mut self, elements: u64) -> Id {
-        let storage = self.storage(0, Cause::Parameters);
-        self.node(elements, storage, true)
+        self.tensor(elements, 0, Cause::Parameters, true)
     }
 
-    /// A copy of a tensor that the backward gives a gradient to.
-    pub(super) fn leaf(&mut self, of: Id) -> Id {
-        let elements = self.nodes[of.0].elements;
-        let storage = self.storage(4 * elements, Cause::Activations);
-        self.node(elements, storage, true)
-    }
-
-    /// The same memory outside the graph.
-    pub(super) fn detach(&mut self, of: Id) -> Id {
-        let (elements, storage) = (self.nodes[of.0].elements, self.nodes[of.0].storage);
-        self.storages[storage].tensors += 1;
-        self.node(elements, storage, false)
+    /// A small tensor of the model, held elsewhere and never differentiated.
+    pub(super) fn constant(&mut self, elements: u64) -> Id {
+        self.tensor(elements, 0, Cause::Weights, false)
     }
 
     /// Another name for a tensor.
     pub(super) fn share(&mut self, id: Id) -> Id {
-        self.nodes[id.0].handles += 1;
+        self.tensors[id.0].handles += 1;
         id
     }
 
     /// A name is gone.
     pub(super) fn release(&mut self, id: Id) {
-        let mut gone = vec![id];
-        while let Some(id) = gone.pop() {
-            let node = &mut self.nodes[id.0];
-            node.handles -= 1;
-            if node.handles > 0 {
-                continue;
-            }
-            let (storage, statistics) = (node.storage, std::mem::take(&mut node.statistics));
-            gone.extend(node.made_by.take().into_iter().flat_map(|(_, args)| args));
-            self.heap.free(Cause::Activations, statistics);
-            let storage = &mut self.storages[storage];
-            storage.tensors -= 1;
-            if storage.tensors == 0 {
-                self.heap.free(storage.cause, storage.bytes);
-            }
+        let tensor = &mut self.tensors[id.0];
+        tensor.handles -= 1;
+        if tensor.handles == 0 {
+            self.heap.free(tensor.cause, tensor.bytes);
         }
     }
 
     /// Whether every tensor is gone.
     pub(super) fn is_empty(&self) -> bool {
-        self.nodes.iter().all(|node| node.handles == 0)
+        self.tensors.iter().all(|tensor| tensor.handles == 0)
+    }
+
+    /// Bytes of an element.
+    pub(super) fn width(&self, id: Id) -> u64 {
+        let tensor = &self.tensors[id.0];
+        tensor.bytes / tensor.elements.max(1)
+    }
+
+    /// From here on operations on what is tracked are recorded.
+    pub(super) fn record(&mut self, leaves: &[Id]) {
+        self.recording = Some(Recorded { nodes: Vec::new(), tracked: leaves.to_vec() });
+    }
+
+    /// The recording ends.
+    pub(super) fn recorded(&mut self) -> Recorded {
+        let mut recorded = self.recording.take().unwrap_or_default();
+        let cheap: Vec<Id> =
+            recorded.nodes.iter().filter(|node| node.op.is_cheap).map(|node| node.output).collect();
+        for node in &mut recorded.nodes {
+            for (arg, held) in node.args.iter().zip(&mut node.held) {
+                if *held && cheap.contains(arg) {
+                    *held = false;
+                    self.release(*arg);
+                }
+            }
+        }
+        recorded
+    }
+
+    /// Everything that was recorded is forgotten.
+    pub(super) fn forget(&mut self, recorded: Recorded) {
+        recorded.nodes.into_iter().for_each(|node| self.let_go(&node));
     }
 
     pub(super) fn is_tracked(&self, id: Id) -> bool {
-        let node = &self.nodes[id.0];
-        node.is_variable || node.made_by.is_some()
+        self.recording.as_ref().is_some_and(|recorded| recorded.tracks(self, id))
     }
 
-    /// The result of an operation; it keeps its arguments when one of them is differentiated.
+    /// The result of an operation.
     pub(super) fn apply(&mut self, op: Op, made: &Made<'_>) -> Id {
-        let storage = match op {
-            Op::Broadcast => self.storage(0, made.cause),
-            _ => self.storage(4 * made.elements, made.cause),
-        };
-        let id = self.node(made.elements, storage, false);
+        let id = self.tensor(made.elements, made.width, made.cause, false);
         self.heap.alloc(Cause::Activations, made.statistics);
         self.heap.pass_by(Cause::Temporaries, made.scratch);
-        if made.args.iter().any(|arg| self.is_tracked(*arg)) {
-            made.args.iter().for_each(|arg| self.nodes[arg.0].handles += 1);
-            self.nodes[id.0].made_by = Some((op, made.args.to_vec()));
-            self.nodes[id.0].statistics = made.statistics;
-        } else {
+        if !made.args.iter().any(|arg| self.is_tracked(*arg)) {
             self.heap.free(Cause::Activations, made.statistics);
+            return id;
+        }
+        let held: Vec<bool> = op.inputs.iter().map(|(reads, _)| *reads).collect();
+        for (arg, _) in made.args.iter().zip(&held).filter(|(_, held)| **held) {
+            self.share(*arg);
+        }
+        if op.keeps_output {
+            self.share(id);
+        }
+        if let Some(recorded) = &mut self.recording {
+            recorded.tracked.push(id);
+            recorded.nodes.push(Node {
+                args: made.args.to_vec(),
+                held,
+                output: id,
+                output_bytes: made.elements * made.width,
+                statistics: made.statistics,
+                op,
+            });
         }
         id
     }
 
-    /// The gradients that are left when `output` has been differentiated from a gradient that is held elsewhere.
-    pub(super) fn backward(&mut self, output: Id) -> Gradients {
+    /// The backward from `output`, whose gradient of `bytes` is used up; bytes of the gradient of `wanted`, which stays.
+    pub(super) fn backward(
+        &mut self,
+        mut recorded: Recorded,
+        output: Id,
+        (cause, bytes): (Cause, u64),
+        wanted: Option<Id>,
+    ) -> u64 {
         let mut gradients = Gradients::default();
-        self.accumulate(&mut gradients, output);
-        for id in self.sorted(output) {
-            if self.nodes[id.0].is_variable {
-                continue;
+        gradients.shared.push((cause, bytes, 1));
+        gradients.of.insert(output, 0);
+        let mut remade: BTreeMap<Id, u64> = BTreeMap::new();
+        while let Some(node) = recorded.nodes.pop() {
+            let gradient = gradients.of.remove(&node.output);
+            if let Some(bytes) = remade.remove(&node.output) {
+                self.heap.free(Cause::Temporaries, bytes);
             }
-            let Some((cause, bytes)) = gradients.0.remove(&id) else { continue };
-            let Some((op, args)) = self.nodes[id.0].made_by.clone() else { continue };
-            match op {
-                Op::Own { gives, extra } => {
-                    let asked: Vec<Id> =
-                        args.iter().zip(gives).filter(|(_, gives)| *gives).map(|(arg, _)| *arg).collect();
-                    asked.iter().for_each(|arg| self.alloc_gradient(*arg));
-                    self.heap.pass_by(Cause::Temporaries, extra);
-                    for arg in asked {
-                        self.accumulate(&mut gradients, arg);
-                        self.free_gradient(arg);
-                    }
+            if let Some(gradient) = gradient {
+                for (arg, _) in node.args.iter().zip(&node.op.inputs).filter(|(_, (reads, _))| *reads) {
+                    self.make_again(&recorded, *arg, &mut remade);
                 }
-                Op::Add => args.iter().for_each(|arg| self.accumulate(&mut gradients, *arg)),
-                Op::Broadcast => {
-                    self.alloc_gradient(args[0]);
-                    self.accumulate(&mut gradients, args[0]);
-                    self.free_gradient(args[0]);
-                }
+                self.heap.alloc(Cause::Temporaries, node.op.extra);
+                self.give(&recorded, &node, gradient, &mut gradients);
+                self.heap.free(Cause::Temporaries, node.op.extra);
+                gradients.drop_one(gradient, self.heap);
             }
+            self.let_go(&node);
+        }
+        let wanted = wanted.and_then(|wanted| gradients.of.remove(&wanted));
+        for left in gradients.of.values() {
+            let (cause, bytes, _) = gradients.shared[*left];
             self.heap.free(cause, bytes);
         }
-        gradients
+        wanted.map_or(0, |at| gradients.shared[at].1)
     }
 
-    /// The store is dropped but for the gradient of `kept`, whose bytes are given.
-    pub(super) fn drop_gradients(&mut self, gradients: Gradients, kept: Option<Id>) -> u64 {
-        let mut left = 0;
-        for (id, (cause, bytes)) in gradients.0 {
-            if kept == Some(id) {
-                left = bytes;
-            } else {
-                self.heap.free(cause, bytes);
+    /// The gradients of a node's inputs, in their order.
+    fn give(&mut self, recorded: &Recorded, node: &Node, gradient: usize, to: &mut Gradients) {
+        let wanted = |tape: &Self, arg: Id| !tape.tensors[arg.0].is_variable && recorded.tracks(tape, arg);
+        let given: Vec<(Id, Gives)> =
+            node.args.iter().zip(&node.op.inputs).map(|(arg, (_, gives))| (*arg, *gives)).collect();
+        let taken: u64 =
+            given.iter().filter(|(_, g)| *g == Gives::Take).map(|(arg, _)| self.gradient(*arg)).sum();
+        self.heap.alloc(Cause::Temporaries, taken);
+        for (arg, gives) in given {
+            let bytes = self.gradient(arg);
+            if gives == Gives::Take {
+                self.heap.free(Cause::Temporaries, bytes);
             }
-        }
-        left
-    }
-
-    /// Zeros where there is no gradient yet, then the sum in a tensor of its own.
-    fn accumulate(&mut self, gradients: &mut Gradients, of: Id) {
-        if gradients.0.insert(of, self.gradient(of)).is_none() {
-            self.alloc_gradient(of);
-        }
-        self.alloc_gradient(of);
-        self.free_gradient(of);
-    }
-
-    fn gradient(&self, of: Id) -> (Cause, u64) {
-        let node = &self.nodes[of.0];
-        let of_logits = self.storages[node.storage].cause == Cause::Logits;
-        (if of_logits { Cause::Logits } else { Cause::Temporaries }, 4 * node.elements)
-    }
-
-    fn alloc_gradient(&mut self, of: Id) {
-        let (cause, bytes) = self.gradient(of);
-        self.heap.alloc(cause, bytes);
-    }
-
-    fn free_gradient(&mut self, of: Id) {
-        let (cause, bytes) = self.gradient(of);
-        self.heap.free(cause, bytes);
-    }
-
-    /// What leads to `output` and is differentiated, each tensor before its arguments: candle's `sorted_nodes`.
-    fn sorted(&self, output: Id) -> Vec<Id> {
-        let (mut seen, mut order) = (vec![false; self.nodes.len()], Vec::new());
-        // A tensor is put behind its arguments, which are walked from the first to the last.
-        let mut open = vec![(output, 0)];
-        seen[output.0] = true;
-        while let Some((id, next)) = open.pop() {
-            let args = self.nodes[id.0].made_by.as_ref().map_or(&[][..], |(_, args)| args);
-            match args.get(next) {
-                Some(arg) => {
-                    open.push((id, next + 1));
-                    if !std::mem::replace(&mut seen[arg.0], true) {
-                        open.push((*arg, 0));
+            if !wanted(self, arg) {
+                continue;
+            }
+            match (to.of.get(&arg), gives) {
+                (None, Gives::Pass) => {
+                    to.shared[gradient].2 += 1;
+                    to.of.insert(arg, gradient);
+                }
+                (None, _) => {
+                    self.heap.alloc(Cause::Temporaries, bytes);
+                    to.shared.push((Cause::Temporaries, bytes, 1));
+                    to.of.insert(arg, to.shared.len() - 1);
+                }
+                (Some(sum), _) => {
+                    let sum = *sum;
+                    if to.shared[sum].2 > 1 {
+                        self.heap.alloc(Cause::Temporaries, bytes);
+                        to.shared[sum].2 -= 1;
+                        to.shared.push((Cause::Temporaries, bytes, 1));
+                        to.of.insert(arg, to.shared.len() - 1);
+                    }
+                    if matches!(gives, Gives::Write | Gives::Take) {
+                        self.heap.pass_by(Cause::Temporaries, bytes);
                     }
                 }
-                None if self.is_tracked(id) => order.push(id),
-                None => {}
             }
         }
-        order.reverse();
-        order
     }
 
-    fn storage(&mut self, bytes: u64, cause: Cause) -> usize {
+    fn gradient(&self, of: Id) -> u64 {
+        4 * self.tensors[of.0].elements
+    }
+
+    fn make_again(&mut self, recorded: &Recorded, id: Id, remade: &mut BTreeMap<Id, u64>) {
+        let Some(node) = recorded.nodes.iter().rfind(|node| node.output == id && node.op.is_cheap) else {
+            return;
+        };
+        if !remade.contains_key(&id) {
+            self.heap.alloc(Cause::Temporaries, node.output_bytes);
+            remade.insert(id, node.output_bytes);
+        }
+    }
+
+    fn let_go(&mut self, node: &Node) {
+        for (arg, _) in node.args.iter().zip(&node.held).filter(|(_, held)| **held) {
+            self.release(*arg);
+        }
+        if node.op.keeps_output {
+            self.release(node.output);
+        }
+        self.heap.free(Cause::Activations, node.statistics);
+    }
+
+    fn tensor(&mut self, elements: u64, width: u64, cause: Cause, is_variable: bool) -> Id {
+        let bytes = elements * width;
         self.heap.alloc(cause, bytes);
-        self.storages.push(Storage { bytes, cause, tensors: 1 });
-        self.storages.len() - 1
+        self.tensors.push(Tensor { elements, bytes, cause, is_variable, handles: 1 });
+        Id(self.tensors.len() - 1)
     }
+}
 
-    fn node(&mut self, elements: u64, storage: usize, is_variable: bool) -> Id {
-        self.nodes.push(Node { elements, storage, made_by: None, statistics: 0, is_variable, handles: 1 });
-        Id(self.nodes.len() - 1)
+impl Gradients {
+    fn drop_one(&mut self, at: usize, heap: &mut Heap) {
+        let (cause, bytes, holders) = &mut self.shared[at];
+        *holders -= 1;
+        if *holders == 0 {
+            heap.free(*cause, *bytes);
+        }
+    }
+}
+
+impl Recorded {
+    pub(super) fn tracks(&self, tape: &Tape<'_>, id: Id) -> bool {
+        tape.tensors[id.0].is_variable || self.tracked.contains(&id)
     }
 }

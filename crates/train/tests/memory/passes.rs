@@ -102,6 +102,7 @@ impl Case {
         let workload = Workload {
             config: &self.config,
             weight_bytes: 0,
+            activation_bytes: 2,
             reading_bytes: 0,
             trained: &planned,
             trains_all_weights: self.adapter.is_none(),

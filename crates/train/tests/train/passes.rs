@@ -1,11 +1,12 @@
 //! The layer-wise pass: invariants 5 and 6, and what it leaves out.
 
 use crate::support::{adapter_with, examples, model, new_adapter};
-use candle_core::{Device, Tensor};
+use std::rc::Rc;
 use taper_data::{Batch, IGNORE};
 use taper_kernels::rng::{CounterRng, stream_of};
 use taper_models::CausalLm;
-use taper_nn::ops::{backward_from, cross_entropy_with_gradient};
+use taper_nn::ops;
+use taper_nn::tape::record;
 use taper_nn::{ForwardContext, ParameterKind, RandomKey, SequenceLayout, update_f32};
 use taper_train::{Gradients, Pass, PassOptions, Trained, evaluate_loss, forward_backward};
 
@@ -30,23 +31,24 @@ fn pass(model: &dyn CausalLm, trained: &Trained, batch: &Batch, options: &PassOp
     (pass, gradients)
 }
 
-/// The same as candle would do it: one graph from the ids to the logits, differentiated at once.
+/// The same on one tape from the ids to the logits, differentiated at once.
 fn one_graph(model: &dyn CausalLm, trained: &Trained, batch: &Batch) -> (f64, Gradients) {
     let lengths: Vec<usize> = batch.segments.iter().map(std::ops::Range::len).collect();
     let layout = SequenceLayout::from_lengths(&lengths);
     let mut ctx = ForwardContext::training(&layout, KEY);
-    let mut x = model.embed(&batch.input_ids).unwrap();
-    for index in 0..model.num_blocks() {
-        x = model.block(index, &x, &mut ctx).unwrap();
-    }
     let learned = batch.targets.iter().enumerate().filter(|(_, target)| **target != IGNORE);
     let (rows, targets): (Vec<u32>, Vec<u32>) = learned.map(|(row, target)| (row as u32, *target)).unzip();
-    let rows = Tensor::new(rows, &Device::Cpu).unwrap();
-    let hidden = model.final_norm(&x.index_select(&rows, 0).unwrap()).unwrap();
-    let logits = model.lm_head(&hidden, &ctx).unwrap();
-    let (losses, seed) = cross_entropy_with_gradient(&logits, &targets).unwrap();
+    let forward = || {
+        let mut x = model.embed(&batch.input_ids)?;
+        for index in 0..model.num_blocks() {
+            x = model.block(index, &x, &mut ctx)?;
+        }
+        model.lm_head(&model.final_norm(&ops::rows(&x, rows.clone())?)?, &ctx)
+    };
+    let (logits, tape) = record(&[], forward).unwrap();
+    let (losses, seed) = ops::cross_entropy_with_gradient(logits.copy().unwrap(), &targets).unwrap();
     let mut gradients = Gradients::new(trained.parameters()).unwrap();
-    gradients.take_from(&mut backward_from(&logits, &seed).unwrap()).unwrap();
+    tape.backward(&logits, Rc::new(seed), [], &mut gradients).unwrap();
     (losses.sum(), gradients)
 }
 

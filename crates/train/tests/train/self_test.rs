@@ -1,21 +1,21 @@
 //! The self-test finds what candle would not say.
 
 use crate::support::{bits, examples, model, new_adapter};
-use candle_core::Tensor;
+use candle_core::{Tensor, Var};
 use std::sync::Arc;
 use taper_data::{Batch, IGNORE};
 use taper_models::CausalLm;
-use taper_nn::{ForwardContext, Linear, LinearAdapter, ModuleMut, VisitModules};
+use taper_nn::{ForwardContext, Linear, LinearAdapter, ModuleMut, VisitModules, Weight, ops};
 use taper_train::{Gradients, PassOptions, Trained, forward_backward, self_test, shortest_example};
 
 /// What is wrong with the adapter of one layer.
 #[derive(Debug, Clone, Copy)]
 enum Fault {
-    /// Its output is detached, as candle's `apply_op_no_bwd` would.
+    /// Its output is another tensor with the same values, as an operation of candle's own gives.
     Cut,
     /// Its gradient is one and a half times the right one.
     TooLong,
-    /// It multiplies by the frozen weight with candle's own product, which differentiates both sides.
+    /// It multiplies by the frozen weight as if it were trained.
     FrozenDifferentiated,
 }
 
@@ -29,9 +29,12 @@ impl LinearAdapter for Faulty {
     fn forward(&self, x: &Tensor, base: &Linear, ctx: &ForwardContext<'_>) -> taper_nn::Result<Tensor> {
         let y = self.inner.forward(x, base, ctx)?;
         match self.fault {
-            Fault::Cut => Ok(y.detach()),
-            Fault::TooLong => &y + ((&y - y.detach())? * 0.5)?,
-            Fault::FrozenDifferentiated => y + (x.matmul(&base.weight().to_f32()?.t()?)? * 1e-3)?,
+            Fault::Cut => y.copy(),
+            Fault::TooLong => ops::add(&ops::scale(&y, 1.5)?, &ops::scale(&y.copy()?, -0.5)?),
+            Fault::FrozenDifferentiated => {
+                let weight = Weight::Trainable(Var::from_tensor(&base.weight().to_f32()?)?);
+                ops::add(&y, &ops::scale(&ops::linear(x, &weight, None, x.dtype())?, 1e-3)?)
+            }
         }
     }
 
