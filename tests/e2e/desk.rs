@@ -158,6 +158,7 @@ impl Desk {
             command.env_remove(name).env_remove(name.to_lowercase());
         }
         command.env("CI", "true").env("COLUMNS", "100").env("HF_HUB_CACHE", self.path("hub-cache"));
+        command.env("TAPER_CACHE_DIR", self.path("taper-cache"));
         // Nothing listens there: whoever asks the hub fails at once.
         command.env("HF_ENDPOINT", "http://127.0.0.1:9");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
