@@ -17,15 +17,15 @@ fn a_second_run_reads_what_the_first_one_kept_and_trains_the_same() {
     let desk = Desk::new();
     let off = ["--set", "data.cache=false"];
     desk.taper(&run("runs/without", &off)).exits(0).never_tells("an earlier run kept");
-    assert!(!desk.has("taper-cache"));
+    assert!(!desk.kept_tokens().exists());
     desk.taper(&run("runs/first", &[])).exits(0).never_tells("an earlier run kept");
-    assert_eq!(desk.files("taper-cache/tokens").len(), 3);
+    assert_eq!(desk.files(desk.kept_tokens()).len(), 3);
     desk.taper(&run("runs/second", &[])).exits(0).tells(&[REUSED]);
     // A file is broken.
-    let (name, mut bytes) = desk.files("taper-cache/tokens").pop_first().unwrap();
+    let (name, mut bytes) = desk.files(desk.kept_tokens()).pop_first().unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 0x10;
-    desk.write(&format!("taper-cache/tokens/{name}"), bytes);
+    fs_err::write(desk.kept_tokens().join(name), bytes).unwrap();
     desk.taper(&run("runs/broken", &[])).exits(0).tells(&[
         "warning[token-cache]",
         "wrong checksum",
@@ -54,7 +54,7 @@ fn a_check_tells_the_same_when_the_tokens_were_kept() {
     assert_eq!(desk.taper(&args).exits(0).out, first.out);
     // Another length needs no other tokens.
     let longer = [args.as_slice(), &["--set", "data.max_length=1000"]].concat();
-    let files = desk.files("taper-cache/tokens");
+    let files = desk.files(desk.kept_tokens());
     assert_ne!(desk.taper(&longer).exits(0).out, first.out);
-    assert!(desk.files("taper-cache/tokens") == files);
+    assert!(desk.files(desk.kept_tokens()) == files);
 }

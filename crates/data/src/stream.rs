@@ -129,3 +129,44 @@ impl Chunk {
         self.examples.len() >= CHUNK_EXAMPLES || self.bytes >= CHUNK_BYTES
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::example::RowPlace;
+    use serde_json::json;
+    use std::path::Path;
+    use taper_text::Message;
+
+    fn example(kind: ExampleKind) -> Example {
+        let place = RowPlace { file: Path::new("a.jsonl").into(), line: 1, element: None };
+        Example { place, kind }
+    }
+
+    /// How many of these examples fill a chunk.
+    fn fill(kind: &ExampleKind) -> usize {
+        let mut chunk = Chunk { examples: Vec::new(), hash: None, bytes: 0 };
+        while !chunk.is_full() {
+            chunk.push(example(kind.clone()));
+        }
+        chunk.examples.len()
+    }
+
+    #[test]
+    fn a_chunk_is_bounded_in_examples_and_in_bytes_wherever_they_stand() {
+        assert_eq!(fill(&ExampleKind::Text("short".into())), CHUNK_EXAMPLES);
+        let long = "x".repeat(1 << 20);
+        assert_eq!(fill(&ExampleKind::Text(long.clone())), 16);
+        assert_eq!(fill(&ExampleKind::Completion { prompt: long.clone(), completion: "x".into() }), 16);
+        let chat = |message: Message, tools| ExampleKind::Chat {
+            messages: vec![message],
+            tools,
+            last_turn_only: false,
+        };
+        assert_eq!(fill(&chat(Message::new("user", long.as_str()), Vec::new())), 16);
+        assert_eq!(fill(&chat(Message::new("user", "x"), vec![json!({"a": [long.as_str()]})])), 16);
+        let mut with_key = Message::new("user", "x");
+        with_key.extra.insert("thoughts".into(), json!({ "deep": long }));
+        assert_eq!(fill(&chat(with_key, Vec::new())), 16);
+    }
+}
