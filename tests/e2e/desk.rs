@@ -156,7 +156,12 @@ impl Desk {
 
     /// A command as it is typed here: no terminal, no network, and none of the caller's settings.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_taper"));
+        self.program(env!("CARGO_BIN_EXE_taper"), args)
+    }
+
+    /// Any program, with the settings of [`Desk::command`].
+    pub(crate) fn program(&self, name: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(name);
         command.args(args).current_dir(self.folder.path());
         for name in ["HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE", "RAYON_NUM_THREADS", "RUST_BACKTRACE"] {
             command.env_remove(name);
