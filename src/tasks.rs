@@ -1,7 +1,7 @@
 //! The evaluations of a recipe, made ready before anything is trained: one that cannot be made must not cost a training first.
 
 use crate::workspace::Base;
-use taper_data::{Example, PreparedData};
+use taper_data::{Example, ExampleKeys, PreparedData};
 use taper_diagnostics::{Problem, Problems, Severity};
 use taper_eval::{EvalSection, EvalTask, Renderer};
 use taper_infer::longest_sequence;
@@ -54,7 +54,7 @@ fn task(
         let skipped = dataset.report.skipped.iter().cloned();
         skipped.for_each(|row| notes.push(Problem { severity: Severity::Warning, ..row }));
         own = dataset.examples;
-        refuse_overlap(section, &own, &data.train.examples)?;
+        refuse_overlap(section, &own, &data.train.keys)?;
         &own
     };
     let task = EvalTask::prepare(section, examples, &renderer).map_err(of_eval)?;
@@ -65,8 +65,13 @@ fn task(
 }
 
 /// A text that was trained on says nothing about texts that were not.
-fn refuse_overlap(section: &EvalSection, held_out: &[Example], train: &[Example]) -> Result<(), Problems> {
-    match taper_data::overlap(train, held_out).problem((&section.name, held_out), ("train", train)) {
+fn refuse_overlap(
+    section: &EvalSection,
+    held_out: &[Example],
+    train: &[ExampleKeys],
+) -> Result<(), Problems> {
+    let held_out: Vec<ExampleKeys> = held_out.iter().map(ExampleKeys::of).collect();
+    match taper_data::overlap(train, &held_out).problem((&section.name, &held_out), ("train", train)) {
         None => Ok(()),
         Some(problem) => Err(one(problem
             .hint("an evaluation on rows that were trained on proves nothing; take them out of one file"))),

@@ -5,7 +5,7 @@ use crate::fault::{OrFault, user_error};
 use crate::output::say;
 use crate::tasks::prepare_tasks;
 use std::path::{Path, PathBuf};
-use taper_data::{DataSection, PreparedData, TextEncoder};
+use taper_data::{DataSection, PreparedData, TextEncoder, TokenCache};
 use taper_eval::EvalTask;
 use taper_hub::{HubOptions, ModelFiles, ModelSection, ModelSource};
 use taper_models::{CausalLm, LoadOptions};
@@ -119,7 +119,8 @@ pub(crate) fn prepare(run: &ResolvedRun, base: &Base) -> anyhow::Result<(Prepare
 /// Read, tokenise and check the data of a recipe.
 pub(crate) fn read_data(run: &ResolvedRun, base: &Base) -> PreparedData {
     let section = &run.recipe.data;
-    taper_data::prepare(section, Path::new(""), run.recipe.train.seed, &base.encoder(section))
+    let (seed, cache) = (run.recipe.train.seed, TokenCache::from_env());
+    taper_data::prepare_with(section, Path::new(""), seed, &base.encoder(section), cache.as_ref())
 }
 
 fn tell_data(data: &PreparedData) {
@@ -128,6 +129,14 @@ fn tell_data(data: &PreparedData) {
         if !split.report.skipped.is_empty() {
             say(split.report.to_string().trim_end());
         }
+    }
+    tell_reused(data);
+}
+
+/// Say where an earlier run saved work.
+pub(crate) fn tell_reused(data: &PreparedData) {
+    if data.reused > 0 {
+        say(&format!("tokens of {} examples are those that an earlier run kept", data.reused));
     }
 }
 

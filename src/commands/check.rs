@@ -4,7 +4,7 @@ use crate::cli::RecipeArgs;
 use crate::fault::OrFault;
 use crate::output::{print, say};
 use crate::tasks::prepare_tasks;
-use crate::workspace::{Base, check_device, read_data};
+use crate::workspace::{Base, check_device, read_data, tell_reused};
 use serde_json::json;
 use taper_data::PreparedData;
 use taper_diagnostics::{ExitCode, Problem, Problems, Severity};
@@ -43,6 +43,7 @@ fn tell(data: &PreparedData, problems: &Problems) {
         say(&format!("{:<5}  {}", split.name, split.stats()));
         say(split.report.to_string().trim_end());
     }
+    tell_reused(data);
     if !problems.is_empty() {
         say(&problems.to_string());
     }

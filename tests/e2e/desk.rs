@@ -55,6 +55,8 @@ pub(crate) const ADAPTER: &str = "runs/colours/adapter/adapter_model.safetensors
 
 pub(crate) struct Desk {
     folder: TempDir,
+    /// What stands for the user's cache folder.
+    cache: TempDir,
 }
 
 /// What a command printed and how it ended.
@@ -68,7 +70,7 @@ pub(crate) struct Said {
 impl Desk {
     /// An empty folder.
     pub(crate) fn empty() -> Self {
-        Self { folder: tempfile::tempdir().unwrap() }
+        Self { folder: tempfile::tempdir().unwrap(), cache: tempfile::tempdir().unwrap() }
     }
 
     /// A folder with `base/`, three data files and `recipe.toml`.
@@ -120,13 +122,18 @@ impl Desk {
     }
 
     /// Every file below a folder, by its path in it.
-    pub(crate) fn files(&self, folder: &str) -> BTreeMap<String, Vec<u8>> {
+    pub(crate) fn files(&self, folder: impl AsRef<Path>) -> BTreeMap<String, Vec<u8>> {
         let mut files = BTreeMap::new();
-        let root = self.path(folder);
+        let root = self.folder.path().join(folder);
         if root.is_dir() {
             collect(&root, &root, &mut files);
         }
         files
+    }
+
+    /// The folder in which tokens are kept, outside of this one.
+    pub(crate) fn kept_tokens(&self) -> PathBuf {
+        self.cache.path().join("tokens")
     }
 
     /// Run a command here.
@@ -149,7 +156,12 @@ impl Desk {
 
     /// A command as it is typed here: no terminal, no network, and none of the caller's settings.
     pub(crate) fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_taper"));
+        self.program(env!("CARGO_BIN_EXE_taper"), args)
+    }
+
+    /// Any program, with the settings of [`Desk::command`].
+    pub(crate) fn program(&self, name: &str, args: &[&str]) -> Command {
+        let mut command = Command::new(name);
         command.args(args).current_dir(self.folder.path());
         for name in ["HF_TOKEN", "HF_HOME", "HF_HUB_OFFLINE", "RAYON_NUM_THREADS", "RUST_BACKTRACE"] {
             command.env_remove(name);
@@ -158,6 +170,7 @@ impl Desk {
             command.env_remove(name).env_remove(name.to_lowercase());
         }
         command.env("CI", "true").env("COLUMNS", "100").env("HF_HUB_CACHE", self.path("hub-cache"));
+        command.env("TAPER_CACHE_DIR", self.cache.path());
         // Nothing listens there: whoever asks the hub fails at once.
         command.env("HF_ENDPOINT", "http://127.0.0.1:9");
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());

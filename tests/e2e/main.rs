@@ -24,6 +24,8 @@ mod help;
 #[cfg(test)]
 mod hostile_data;
 #[cfg(test)]
+mod kept_tokens;
+#[cfg(test)]
 mod offline;
 #[cfg(test)]
 mod plan;

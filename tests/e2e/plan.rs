@@ -3,7 +3,6 @@
 use crate::desk::{Desk, RECIPE, row, said, spec};
 use serde_json::Value;
 use std::path::Path;
-use std::process::Command;
 
 fn plan(desk: &Desk, more: &[&str]) -> Value {
     let args: Vec<&str> = ["plan", "recipe.toml", "--json"].iter().chain(more).copied().collect();
@@ -145,7 +144,7 @@ fn what_does_not_fit_is_told_with_settings_that_do() {
 fn the_quickstart_is_planned_as_it_ships() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let args = ["plan", "recipes/quickstart.toml", "--json"];
-    let output = Command::new(env!("CARGO_BIN_EXE_taper")).args(args).current_dir(root).output().unwrap();
+    let output = Desk::empty().command(&args).current_dir(root).output().unwrap();
     let plan = said(output, &args).exits(0).json();
     // Three epochs over the shipped data in batches of 16.
     let rows =

@@ -140,13 +140,7 @@ fn ctrl_c_leaves_a_checkpoint_and_prints_the_command_that_goes_on() {
         [binary.to_owned()].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())),
     )
     .unwrap();
-    let output = Command::new("sh")
-        .args(["-c", command])
-        .current_dir(two.path(""))
-        .env("PATH", path)
-        .env("CI", "true")
-        .output()
-        .unwrap();
+    let output = two.program("sh", &["-c", command]).env("PATH", path).output().unwrap();
     said(output, &[command]).exits(0).tells(&["event=end step=240/240"]);
     let adapter = "runs/it's here/adapter/adapter_model.safetensors";
     assert!(two.bytes(adapter) == one.bytes(adapter), "the adapters differ");

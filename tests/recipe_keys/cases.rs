@@ -135,6 +135,7 @@ fn data() -> Vec<Case> {
             .of("bare")
             .beside(&["data.train=../columns.jsonl"]),
         case("data.shuffle", "false", "train", see::weights),
+        case("data.cache", "false", "check", see::kept),
         case("data.validation_split", "0.25", "check", see::checked).of("bare"),
     ]
 }

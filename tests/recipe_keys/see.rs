@@ -92,6 +92,11 @@ pub(crate) fn checkpoints(ran: &Ran) -> Value {
     json!(names_in(&run_folder(ran).join("checkpoints")))
 }
 
+/// How many files of tokens were kept for the next run.
+pub(crate) fn kept(ran: &Ran) -> Value {
+    json!(names_in(&ran.folder.join("cache/tokens")).len())
+}
+
 /// Whether the self-test was told of.
 pub(crate) fn self_test(ran: &Ran) -> Value {
     json!(ran.err.contains("event=self_test"))

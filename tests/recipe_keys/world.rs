@@ -228,6 +228,7 @@ impl World {
         command
             .env("CI", "true")
             .env("HF_HUB_CACHE", self.path("hub"))
+            .env("TAPER_CACHE_DIR", folder.join("cache"))
             .env("HF_ENDPOINT", "http://127.0.0.1:9");
         let output = command.output().unwrap();
         Ran {

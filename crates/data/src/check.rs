@@ -33,9 +33,9 @@ pub fn check_dataset(data: &PreparedData, encoder: &dyn Encode) -> Problems {
     let train = &data.train;
     let found = data.splits().flat_map(|split| [double_bos(split, encoder), stop_token(split, encoder)]);
     let found = found.chain([unstable(train), straddling(train), specials(train)]).flatten();
-    found.chain(duplicates(train.name, &train.examples)).chain(overlaps(data)).for_each(|p| problems.push(p));
+    found.chain(duplicates(train.name, &train.keys)).chain(overlaps(data)).for_each(|p| problems.push(p));
     for split in [&data.train, &data.valid, &data.test] {
-        if split.examples.is_empty() && (split.dropped > 0 || !split.report.skipped.is_empty()) {
+        if split.tokenized.is_empty() && (split.dropped > 0 || !split.report.skipped.is_empty()) {
             problems.push(emptied(split));
         }
     }
@@ -116,8 +116,8 @@ fn first_with(split: &Split, count: impl Fn(&EncodedFacts) -> usize) -> Option<L
 
 fn overlaps(data: &PreparedData) -> Vec<Problem> {
     let between = |held_out: &Split, other: &Split, severity: Severity, hint: &str| {
-        let found = overlap(&other.examples, &held_out.examples);
-        let problem = found.problem((held_out.name, &held_out.examples), (other.name, &other.examples))?;
+        let found = overlap(&other.keys, &held_out.keys);
+        let problem = found.problem((held_out.name, &held_out.keys), (other.name, &other.keys))?;
         Some(Problem { severity, ..problem }.hint(hint))
     };
     let take_out = "an evaluation on rows that were trained on proves nothing; take them out of one file, or set \

@@ -6,7 +6,7 @@ use crate::explain::ExplainedToken;
 use crate::section::Supervision;
 use serde_json::Value;
 use taper_diagnostics::Diagnose;
-use taper_text::{ChatTemplate, RenderOptions, Rendered, Supervise, Tokenizer, Turn};
+use taper_text::{ChatTemplate, ContentHash, RenderOptions, Rendered, Supervise, Tokenizer, Turn};
 
 /// An example as the model will see it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -59,6 +59,12 @@ pub trait Encode: Sync {
 
     /// Whether conversations can be rendered.
     fn has_chat_template(&self) -> bool;
+
+    /// A hash of everything but the example that its tokens depend on: with equal ones equal examples have equal tokens.
+    /// `None` where they depend on more, such as today's date, and must not be kept.
+    fn fingerprint(&self) -> Option<[u8; 32]> {
+        None
+    }
 }
 
 /// [`Encode`] by a checkpoint's own tokenizer and chat template.
@@ -166,6 +172,20 @@ impl Encode for TextEncoder<'_> {
 
     fn has_chat_template(&self) -> bool {
         self.template.is_some()
+    }
+
+    fn fingerprint(&self) -> Option<[u8; 32]> {
+        let mut hash = ContentHash::new("text encoder");
+        hash.add(&self.tokenizer.fingerprint());
+        if let Some(template) = self.template {
+            hash.add(&template.fingerprint()?);
+        }
+        hash.add_number(match self.supervise {
+            Supervision::Assistant => 0,
+            Supervision::LastAssistant => 1,
+            Supervision::All => 2,
+        });
+        Some(hash.finish())
     }
 }
 

@@ -5,7 +5,7 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 use taper_diagnostics::Location;
-use taper_text::Message;
+use taper_text::{Content, Message};
 
 /// Where a row stands.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,6 +106,19 @@ impl Example {
         }
     }
 
+    /// About how many bytes it takes in memory.
+    pub(crate) fn size_bytes(&self) -> u64 {
+        let bytes = match &self.kind {
+            ExampleKind::Chat { messages, tools, .. } => {
+                messages.iter().map(message_bytes).sum::<usize>()
+                    + tools.iter().map(value_bytes).sum::<usize>()
+            }
+            ExampleKind::Completion { prompt, completion } => prompt.len() + completion.len(),
+            ExampleKind::Text(text) => text.len(),
+        };
+        (size_of::<Self>() + bytes) as u64
+    }
+
     /// The input as one string, by which examples are compared: every turn but the answer, or the whole of a plain text.
     pub(crate) fn input_key(&self) -> String {
         match &self.kind {
@@ -135,6 +148,26 @@ impl Example {
             ExampleKind::Text(_) => String::new(),
         }
     }
+}
+
+fn message_bytes(message: &Message) -> usize {
+    let content = match &message.content {
+        Content::Absent | Content::Null => 0,
+        Content::Text(text) => text.len(),
+        Content::Parts(parts) => parts.iter().map(value_bytes).sum(),
+    };
+    let extra = message.extra.iter().map(|(key, value)| key.len() + value_bytes(value));
+    size_of::<Message>() + message.role.len() + content + extra.sum::<usize>()
+}
+
+fn value_bytes(value: &Value) -> usize {
+    let inner = match value {
+        Value::String(text) => text.len(),
+        Value::Array(items) => items.iter().map(value_bytes).sum(),
+        Value::Object(map) => map.iter().map(|(key, value)| key.len() + value_bytes(value)).sum(),
+        _ => 0,
+    };
+    size_of::<Value>() + inner
 }
 
 fn turns_key(messages: &[Message], tools: &[Value]) -> String {

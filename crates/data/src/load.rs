@@ -90,17 +90,36 @@ impl fmt::Display for LoadReport {
 /// [`Error::Problems`]: with `on_error = "stop"` up to [`MOST_PROBLEMS`] faulty rows; in either case files that cannot be
 /// read or hold no example.
 pub fn load(paths: &[PathBuf], section: &DataSection) -> Result<Dataset> {
-    let mut dataset = Dataset::default();
+    let mut examples = Vec::new();
+    let report = read(paths, section, &mut |example| examples.push(example))?;
+    Ok(Dataset { examples, report })
+}
+
+/// Read the files, giving each example to `take` as it comes; none after the first fault that stops a run.
+///
+/// # Errors
+/// As for [`load`].
+pub(crate) fn read(
+    paths: &[PathBuf],
+    section: &DataSection,
+    take: &mut dyn FnMut(Example),
+) -> Result<LoadReport> {
+    let mut report = LoadReport::default();
     let mut problems = Problems::new();
     for path in paths {
         let mut file = FileLoad::new(path, section, MOST_PROBLEMS.saturating_sub(problems.len()));
-        file.read(&mut dataset);
+        let nothing_wrong = problems.is_empty();
+        file.read(&mut report, &mut |example| {
+            if nothing_wrong {
+                take(example);
+            }
+        });
         problems.extend(file.problems);
         if problems.len() >= MOST_PROBLEMS {
             break;
         }
     }
-    if problems.is_empty() { Ok(dataset) } else { Err(Error::Problems(problems)) }
+    if problems.is_empty() { Ok(report) } else { Err(Error::Problems(problems)) }
 }
 
 struct FileLoad<'a> {
@@ -130,12 +149,12 @@ impl<'a> FileLoad<'a> {
         }
     }
 
-    fn read(&mut self, dataset: &mut Dataset) {
+    fn read(&mut self, report: &mut LoadReport, take: &mut dyn FnMut(Example)) {
         let mut reader = match JsonlReader::open(self.path) {
             Ok(reader) => reader,
             Err(error) => return self.problems.push(error.to_problem()),
         };
-        let before = dataset.examples.len();
+        let mut kept = 0;
         for row in reader.by_ref() {
             self.rows += 1;
             let row = match row {
@@ -143,9 +162,14 @@ impl<'a> FileLoad<'a> {
                 row => row,
             };
             match row.and_then(|row| self.example(&row)) {
-                Ok(example) => dataset.examples.push(example),
+                Ok(example) => {
+                    kept += 1;
+                    if self.problems.is_empty() {
+                        take(example);
+                    }
+                }
                 Err(error) if self.section.on_error == OnError::Skip && error.is_about_one_row() => {
-                    dataset.report.skipped.push(error.to_problem());
+                    report.skipped.push(error.to_problem());
                 }
                 Err(error) => {
                     self.unusable |= self.is_about_every_row(&error);
@@ -156,9 +180,8 @@ impl<'a> FileLoad<'a> {
                 }
             }
         }
-        let kept = dataset.examples.len() - before;
-        dataset.report.notes.extend(reader.notes());
-        self.finish(kept, &mut dataset.report);
+        report.notes.extend(reader.notes());
+        self.finish(kept, report);
     }
 
     fn example(&mut self, row: &Row) -> Result<Example> {

@@ -11,21 +11,61 @@ const PAIRS_NAMED: usize = 3;
 /// A 128-bit hash of a text; two texts with the same one are taken for the same.
 type Key = u128;
 
-/// An input, to the byte and but for case and white space.
-struct Input {
+/// A text, to the byte and but for case and white space.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Keys {
     exact: Key,
     normalised: Key,
 }
 
-/// What counts as an example's inputs.
-type InputsOf = fn(&Example) -> Vec<Input>;
+/// An example by what is compared of it, without its words: a set of any size is compared at some 150 bytes a row.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExampleKeys {
+    /// The row.
+    pub place: RowPlace,
+    input: Keys,
+    answer: Keys,
+    /// The inputs of the answers before the last one.
+    earlier: Box<[Keys]>,
+}
 
-/// An example by what is compared.
-struct Keys {
-    input: Key,
-    input_normalised: Key,
-    answer: Key,
-    answer_normalised: Key,
+/// Rows of which the keys are known.
+pub(crate) trait Keyed {
+    fn keys(&self) -> &ExampleKeys;
+}
+
+impl Keyed for ExampleKeys {
+    fn keys(&self) -> &ExampleKeys {
+        self
+    }
+}
+
+impl ExampleKeys {
+    /// The keys of an example.
+    pub fn of(example: &Example) -> Self {
+        let kind = kind(example);
+        Self {
+            place: example.place.clone(),
+            input: Keys::of(kind, &example.input_key()),
+            answer: Keys::of(kind, &example.answer_key()),
+            earlier: example.earlier_input_keys().iter().map(|text| Keys::of(kind, text)).collect(),
+        }
+    }
+
+    /// The inputs of all answers, the last one's at the end.
+    fn all_inputs(&self) -> impl Iterator<Item = &Keys> {
+        self.earlier.iter().chain(self.last_input())
+    }
+
+    fn last_input(&self) -> impl Iterator<Item = &Keys> {
+        std::iter::once(&self.input)
+    }
+}
+
+impl Keys {
+    fn of(kind: &str, text: &str) -> Self {
+        Self { exact: hash(kind, text), normalised: hash(kind, &normalise(text)) }
+    }
 }
 
 /// Inputs that occur in two sets.
@@ -39,34 +79,37 @@ pub struct Overlap {
 
 /// Which examples of `held_out` have an input that occurs in `train`, as the input of any answer there: in a
 /// conversation each turn of the assistant is one.
-pub fn overlap(train: &[Example], held_out: &[Example]) -> Overlap {
-    matching((train, all_inputs), (held_out, last_input))
+pub fn overlap(train: &[ExampleKeys], held_out: &[ExampleKeys]) -> Overlap {
+    matching((train, ExampleKeys::all_inputs), (held_out, ExampleKeys::last_input))
 }
 
 /// Indices of the examples of `train` of which an input occurs in `held_out`, each with the index of the first one there.
-pub(crate) fn leaking(train: &[Example], held_out: &[Example]) -> Vec<(usize, usize)> {
-    matching((held_out, last_input), (train, all_inputs)).pairs
+pub(crate) fn leaking<K: Keyed>(train: &[K], held_out: &[K]) -> Vec<(usize, usize)> {
+    matching((held_out, ExampleKeys::last_input), (train, ExampleKeys::all_inputs)).pairs
 }
 
 /// Which examples of `asked` have an input among those of `known`; each set comes with what counts as an input there.
-fn matching(
-    (known, known_inputs): (&[Example], InputsOf),
-    (asked, asked_inputs): (&[Example], InputsOf),
-) -> Overlap {
+fn matching<'a, K: Keyed, A, B>(
+    (known, known_inputs): (&'a [K], impl Fn(&'a ExampleKeys) -> A),
+    (asked, asked_inputs): (&'a [K], impl Fn(&'a ExampleKeys) -> B),
+) -> Overlap
+where
+    A: Iterator<Item = &'a Keys>,
+    B: Iterator<Item = &'a Keys>,
+{
     let mut exact: HashMap<Key, usize> = HashMap::with_capacity(known.len());
     let mut normalised: HashMap<Key, usize> = HashMap::with_capacity(known.len());
-    for (index, example) in known.iter().enumerate() {
+    for (index, example) in known.iter().map(Keyed::keys).enumerate() {
         for input in known_inputs(example) {
             exact.entry(input.exact).or_insert(index);
             normalised.entry(input.normalised).or_insert(index);
         }
     }
     let mut found = Overlap::default();
-    for (index, example) in asked.iter().enumerate() {
-        let inputs = asked_inputs(example);
-        let twin = inputs.iter().find_map(|input| exact.get(&input.exact));
+    for (index, example) in asked.iter().map(Keyed::keys).enumerate() {
+        let twin = asked_inputs(example).find_map(|input| exact.get(&input.exact));
         found.exact += usize::from(twin.is_some());
-        let twin = twin.or_else(|| inputs.iter().find_map(|input| normalised.get(&input.normalised)));
+        let twin = twin.or_else(|| asked_inputs(example).find_map(|input| normalised.get(&input.normalised)));
         found.pairs.extend(twin.map(|&twin| (index, twin)));
     }
     found
@@ -74,7 +117,7 @@ fn matching(
 
 impl Overlap {
     /// The overlap as a problem, or `None` when there is none. Severity and remedy are the caller's.
-    pub fn problem(&self, of: (&str, &[Example]), with: (&str, &[Example])) -> Option<Problem> {
+    pub fn problem(&self, of: (&str, &[ExampleKeys]), with: (&str, &[ExampleKeys])) -> Option<Problem> {
         let ((name, held_out), (other, train)) = (of, with);
         let (first, _) = self.pairs.first()?;
         let pair = |&(index, twin): &(usize, usize)| {
@@ -94,21 +137,19 @@ impl Overlap {
 }
 
 /// Duplicates within one set, as warnings: rows that are the same, and rows whose input is the same but not the answer.
-pub(crate) fn duplicates(name: &str, examples: &[Example]) -> Vec<Problem> {
-    let mut first_with: HashMap<Key, (usize, Keys)> = HashMap::with_capacity(examples.len());
+pub(crate) fn duplicates(name: &str, examples: &[ExampleKeys]) -> Vec<Problem> {
+    let mut first_with: HashMap<Key, usize> = HashMap::with_capacity(examples.len());
     let (mut same, mut contrary) = (Vec::new(), Vec::new());
-    for (index, keys) in examples.iter().map(keys).enumerate() {
-        match first_with.get(&keys.input_normalised) {
-            Some((first, other)) if other.input == keys.input && other.answer == keys.answer => {
-                same.push((index, *first));
-            }
-            Some((first, other)) if other.answer_normalised != keys.answer_normalised => {
-                contrary.push((index, *first));
-            }
-            Some(_) => {}
-            None => {
-                first_with.insert(keys.input_normalised, (index, keys));
-            }
+    for (index, keys) in examples.iter().enumerate() {
+        let first = *first_with.entry(keys.input.normalised).or_insert(index);
+        let other = &examples[first];
+        if first == index {
+            continue;
+        }
+        if other.input.exact == keys.input.exact && other.answer.exact == keys.answer.exact {
+            same.push((index, first));
+        } else if other.answer.normalised != keys.answer.normalised {
+            contrary.push((index, first));
         }
     }
     let warn = |code, pairs: &[(usize, usize)], what: &str, hint: &str| {
@@ -137,18 +178,18 @@ pub(crate) fn duplicates(name: &str, examples: &[Example]) -> Vec<Problem> {
 
 /// A number for each example, equal for examples of which one's input is an input in the other (case and white space
 /// aside): what a split must not tear apart. Numbers count from 0 by first appearance.
-pub(crate) fn groups(examples: &[Example]) -> Vec<usize> {
+pub(crate) fn groups<K: Keyed>(examples: &[K]) -> Vec<usize> {
     // Each example points to an earlier one of its group, or to itself.
     let mut parents: Vec<usize> = (0..examples.len()).collect();
     let mut first_with: HashMap<Key, usize> = HashMap::with_capacity(examples.len());
-    for (index, example) in examples.iter().enumerate() {
-        for input in last_input(example) {
+    for (index, example) in examples.iter().map(Keyed::keys).enumerate() {
+        for input in example.last_input() {
             let first = *first_with.entry(input.normalised).or_insert(index);
             join(&mut parents, first, index);
         }
     }
-    for (index, example) in examples.iter().enumerate() {
-        for input in all_inputs(example) {
+    for (index, example) in examples.iter().map(Keyed::keys).enumerate() {
+        for input in example.all_inputs() {
             if let Some(&asking) = first_with.get(&input.normalised) {
                 join(&mut parents, asking, index);
             }
@@ -176,29 +217,6 @@ fn root(parents: &mut [usize], mut index: usize) -> usize {
     index
 }
 
-fn last_input(example: &Example) -> Vec<Input> {
-    vec![input(example, &example.input_key())]
-}
-
-fn all_inputs(example: &Example) -> Vec<Input> {
-    let earlier = example.earlier_input_keys();
-    earlier.iter().map(|text| input(example, text)).chain(last_input(example)).collect()
-}
-
-fn input(example: &Example, text: &str) -> Input {
-    Input { exact: hash(kind(example), text), normalised: hash(kind(example), &normalise(text)) }
-}
-
-fn keys(example: &Example) -> Keys {
-    let (input, answer) = (input(example, &example.input_key()), example.answer_key());
-    Keys {
-        input: input.exact,
-        input_normalised: input.normalised,
-        answer: hash(kind(example), &answer),
-        answer_normalised: hash(kind(example), &normalise(&answer)),
-    }
-}
-
 /// Rows of plain text have no answer: the text is all there is.
 fn kind(example: &Example) -> &'static str {
     match example.kind {
@@ -214,7 +232,13 @@ fn normalise(text: &str) -> String {
         if !normalised.is_empty() {
             normalised.push(' ');
         }
-        normalised.extend(word.chars().flat_map(char::to_lowercase));
+        if word.is_ascii() {
+            let start = normalised.len();
+            normalised.push_str(word);
+            normalised[start..].make_ascii_lowercase();
+        } else {
+            normalised.extend(word.chars().flat_map(char::to_lowercase));
+        }
     }
     normalised
 }
@@ -241,12 +265,12 @@ mod tests {
     use super::*;
     use std::path::Path;
 
-    fn examples(file: &str, pairs: &[(&str, &str)]) -> Vec<Example> {
+    fn examples(file: &str, pairs: &[(&str, &str)]) -> Vec<ExampleKeys> {
         let example = |(at, (prompt, completion)): (usize, &(&str, &str))| Example {
             place: RowPlace { file: Path::new(file).into(), line: at + 1, element: None },
             kind: ExampleKind::Completion { prompt: (*prompt).into(), completion: (*completion).into() },
         };
-        pairs.iter().enumerate().map(example).collect()
+        pairs.iter().enumerate().map(example).map(|example| ExampleKeys::of(&example)).collect()
     }
 
     #[test]
@@ -264,13 +288,13 @@ mod tests {
         assert_eq!(leaking(&train, &test), [(0, 1), (2, 2)]);
     }
 
-    fn conversation(line: usize, texts: &[&str]) -> Example {
+    fn conversation(line: usize, texts: &[&str]) -> ExampleKeys {
         let roles = ["user", "assistant"].into_iter().cycle();
         let messages = roles.zip(texts).map(|(role, text)| taper_text::Message::new(role, *text)).collect();
-        Example {
+        ExampleKeys::of(&Example {
             place: RowPlace { file: Path::new("c.jsonl").into(), line, element: None },
             kind: ExampleKind::Chat { messages, tools: Vec::new(), last_turn_only: false },
-        }
+        })
     }
 
     #[test]

@@ -3,12 +3,14 @@
 use crate::check::check_dataset;
 use crate::encode::{Encode, EncodedFacts};
 use crate::error::{Error, Result};
-use crate::example::{Example, ExampleKind};
-use crate::load::{Dataset, LoadReport, load};
-use crate::overlap::{groups, leaking};
+use crate::example::{Example, RowPlace};
+use crate::load::{LoadReport, read};
+use crate::overlap::{ExampleKeys, groups, leaking};
 use crate::section::{DataSection, OnError};
 use crate::stats::DatasetStats;
-use crate::tokenize::{Tokenized, TokenizedExample, tokenize};
+use crate::stream::{Stream, Streamed, StreamedRow};
+use crate::token_cache::{Reuse, TokenCache};
+use crate::tokenize::{Outcome, Tokenized, TokenizedExample};
 use std::path::{Path, PathBuf};
 use taper_diagnostics::{Problem, Problems};
 use taper_kernels::rng;
@@ -18,10 +20,13 @@ use taper_kernels::rng;
 pub struct Split {
     /// `train`, `valid` or `test`.
     pub name: &'static str,
-    /// The examples that are left, in the order of the files.
+    /// The examples of `test` that are left, in the order of the files: an evaluation asks for their words. Those of the other
+    /// sets are not kept.
     pub examples: Vec<Example>,
-    /// The same examples as tokens.
+    /// The examples that are left as tokens, in the order of the files.
     pub tokenized: Vec<TokenizedExample>,
+    /// For each of them by what it is compared with others.
+    pub keys: Vec<ExampleKeys>,
     /// For each of them what was seen while it was rendered.
     pub facts: Vec<EncodedFacts>,
     /// How the files were read, and what was skipped there or later.
@@ -50,12 +55,14 @@ pub struct PreparedData {
     pub test: Split,
     /// Everything that is wrong or odd, with codes and places.
     pub problems: Problems,
+    /// Examples whose tokens an earlier run had kept.
+    pub reused: usize,
 }
 
 impl PreparedData {
     /// The three sets that have examples.
     pub fn splits(&self) -> impl Iterator<Item = &Split> {
-        [&self.train, &self.valid, &self.test].into_iter().filter(|split| !split.examples.is_empty())
+        [&self.train, &self.valid, &self.test].into_iter().filter(|split| !split.tokenized.is_empty())
     }
 
     /// `Err` when a problem stops the run.
@@ -72,42 +79,62 @@ impl PreparedData {
 /// What is wrong stands in [`PreparedData::problems`]: all of it, for all files. Nothing is tokenised with settings that
 /// are out of range.
 pub fn prepare(section: &DataSection, folder: &Path, seed: u64, encoder: &dyn Encode) -> PreparedData {
+    prepare_with(section, folder, seed, encoder, None)
+}
+
+/// [`prepare`], with the tokens taken from `cache` where an earlier run has kept them there; unless `data.cache` is off. What
+/// comes out is the same, but for a problem with the code `token-cache` where a kept file is broken or none can be written.
+pub fn prepare_with(
+    section: &DataSection,
+    folder: &Path,
+    seed: u64,
+    encoder: &dyn Encode,
+    cache: Option<&TokenCache>,
+) -> PreparedData {
     let mut problems = section.check();
-    let settings_are_wrong = problems.has_errors();
-    let mut read = |paths: Vec<PathBuf>| {
-        load(&paths, section).unwrap_or_else(|error| {
-            collect(error, &mut problems);
-            Dataset::default()
-        })
-    };
-    let mut train = read(section.train.resolve(folder));
-    let mut valid = read(section.valid.resolve(folder));
-    let test = read(section.test.resolve(folder));
-    if settings_are_wrong {
+    if problems.has_errors() {
+        for paths in [&section.train, &section.valid, &section.test] {
+            if let Err(error) = read(&paths.resolve(folder), section, &mut |_| {}) {
+                collect(error, &mut problems);
+            }
+        }
         return PreparedData { problems, ..PreparedData::default() };
     }
-    if section.validation_split > 0.0 && section.valid.is_empty() && !train.examples.is_empty() {
-        let held_out = hold_out(&mut train.examples, section.validation_split, seed);
-        if held_out.is_empty() || train.examples.is_empty() {
-            problems.push(empty_split(section.validation_split, train.examples.len() + held_out.len()));
+    let reuse = Reuse::new(cache.filter(|_| section.cache), encoder);
+    let mut stream = Stream { section, encoder, reuse };
+    let mut streamed = |paths: Vec<PathBuf>, keep_words| {
+        stream.read(&paths, keep_words).unwrap_or_else(|error| {
+            collect(error, &mut problems);
+            Streamed::default()
+        })
+    };
+    let mut train = streamed(section.train.resolve(folder), false);
+    let mut valid = streamed(section.valid.resolve(folder), false);
+    let test = streamed(section.test.resolve(folder), true);
+    if section.validation_split > 0.0 && section.valid.is_empty() && !train.rows.is_empty() {
+        let held_out = hold_out(&mut train.rows, section.validation_split, seed);
+        if held_out.is_empty() || train.rows.is_empty() {
+            problems.push(empty_split(section.validation_split, train.rows.len() + held_out.len()));
         }
-        valid.examples = held_out;
+        valid.rows = held_out;
     }
     if section.on_error == OnError::Skip {
-        skip_leaks(&mut train, &[("valid", &valid.examples), ("test", &test.examples)]);
+        skip_leaks(&mut train, &[("valid", &valid.rows), ("test", &test.rows)]);
     }
     let [train, valid, test] = [("train", train), ("valid", valid), ("test", test)]
-        .map(|(name, dataset)| tokenized_split(name, dataset, section, encoder, &mut problems));
-    let mut prepared = PreparedData { train, valid, test, problems: Problems::new() };
+        .map(|(name, streamed)| split(name, streamed, section, &mut problems));
+    let (reused, of_cache) = stream.reuse.finish();
+    problems.extend(of_cache);
+    let mut prepared = PreparedData { train, valid, test, problems: Problems::new(), reused };
     problems.extend(check_dataset(&prepared, encoder));
     prepared.problems = problems;
     prepared
 }
 
-/// Take `share` of the examples (at least one) out, by groups of equal inputs in an order drawn from `seed`. Both sides
-/// keep the order of the files.
-pub(crate) fn hold_out(examples: &mut Vec<Example>, share: f64, seed: u64) -> Vec<Example> {
-    let group_of = groups(examples);
+/// Take `share` of the rows (at least one) out, by groups of equal inputs in an order drawn from `seed`. Both sides keep the
+/// order of the files.
+fn hold_out(rows: &mut Vec<StreamedRow>, share: f64, seed: u64) -> Vec<StreamedRow> {
+    let group_of = groups(rows);
     let count = group_of.iter().max().map_or(0, |last| last + 1);
     let mut sizes = vec![0usize; count];
     for &group in &group_of {
@@ -115,21 +142,21 @@ pub(crate) fn hold_out(examples: &mut Vec<Example>, share: f64, seed: u64) -> Ve
     }
     let mut order: Vec<usize> = (0..count).collect();
     rng::shuffle(seed, rng::stream_of("data.validation_split"), &mut order);
-    let wanted = ((examples.len() as f64 * share).round() as usize).max(1);
+    let wanted = ((rows.len() as f64 * share).round() as usize).max(1);
     let mut is_held_out = vec![false; count];
     let mut taken = 0;
     for group in order {
-        if taken < wanted && taken + sizes[group] < examples.len() {
+        if taken < wanted && taken + sizes[group] < rows.len() {
             is_held_out[group] = true;
             taken += sizes[group];
         }
     }
     let mut held_out = Vec::with_capacity(taken);
-    let mut kept = Vec::with_capacity(examples.len() - taken);
-    for (example, group) in std::mem::take(examples).into_iter().zip(group_of) {
-        if is_held_out[group] { held_out.push(example) } else { kept.push(example) }
+    let mut kept = Vec::with_capacity(rows.len() - taken);
+    for (row, group) in std::mem::take(rows).into_iter().zip(group_of) {
+        if is_held_out[group] { held_out.push(row) } else { kept.push(row) }
     }
-    *examples = kept;
+    *rows = kept;
     held_out
 }
 
@@ -139,61 +166,55 @@ fn empty_split(share: f64, examples: usize) -> Problem {
     Problem::error("empty-validation", message).hint(hint)
 }
 
-fn skip_leaks(train: &mut Dataset, held_out: &[(&str, &[Example])]) {
-    for (name, examples) in held_out {
-        let leaks = leaking(&train.examples, examples);
+fn skip_leaks(train: &mut Streamed, held_out: &[(&str, &[StreamedRow])]) {
+    for (name, rows) in held_out {
+        let leaks = leaking(&train.rows, rows);
         let mut leaks = leaks.into_iter().peekable();
         let mut index = 0;
         let skipped = &mut train.report.skipped;
-        train.examples.retain(|example| {
+        train.rows.retain(|row| {
             let leak = leaks.next_if(|(at, _)| *at == index);
             index += 1;
             if let Some((_, twin)) = leak {
-                let message = format!("the input occurs in `{name}`: {}", examples[twin].place);
-                skipped.push(Problem::error("split-overlap", message).at(example.place.location()));
+                let message = format!("the input occurs in `{name}`: {}", rows[twin].keys.place);
+                skipped.push(Problem::error("split-overlap", message).at(row.keys.place.location()));
             }
             leak.is_none()
         });
     }
 }
 
-fn tokenized_split(
-    name: &'static str,
-    dataset: Dataset,
-    section: &DataSection,
-    encoder: &dyn Encode,
-    problems: &mut Problems,
-) -> Split {
-    let Dataset { examples, mut report } = dataset;
+fn split(name: &'static str, streamed: Streamed, section: &DataSection, problems: &mut Problems) -> Split {
+    let Streamed { rows, mut report } = streamed;
     problems.extend(report.notes.clone());
-    let is_chat = |example: &&Example| matches!(example.kind, ExampleKind::Chat { .. });
-    if let (false, Some(chat)) = (encoder.has_chat_template(), examples.iter().find(is_chat)) {
-        problems.push(no_template(name, chat));
+    let without_template = rows.iter().find_map(|row| match &row.outcome {
+        Outcome::NoTemplate(place) => Some(place),
+        _ => None,
+    });
+    if let Some(first) = without_template {
+        problems.push(no_template(name, first));
         return Split { name, ..Split::default() };
     }
-    let tokenized = tokenize(&examples, encoder, section);
-    report.skipped.extend(tokenized.skipped.clone());
-    problems.extend(tokenized.problems.clone());
-    let mut kept = tokenized.origins.iter().copied().peekable();
-    let mut index = 0;
-    let examples = examples
-        .into_iter()
-        .filter(|_| {
-            let is_kept = kept.next_if_eq(&index).is_some();
-            index += 1;
-            is_kept
-        })
-        .collect();
-    let (dropped, truncated) = (tokenized.dropped, tokenized.truncated);
-    let Tokenized { examples: tokenized, facts, .. } = tokenized;
-    Split { name, examples, tokenized, facts, report, dropped, truncated }
+    let mut tokenized = Tokenized::default();
+    let (mut keys, mut examples) = (Vec::with_capacity(rows.len()), Vec::new());
+    for row in rows {
+        if tokenized.add(row.outcome, section) {
+            keys.push(row.keys);
+            examples.extend(row.example.map(|example| *example));
+        }
+    }
+    tokenized.finish(section);
+    let Tokenized { examples: tokens, facts, skipped, problems: found, dropped, truncated, .. } = tokenized;
+    report.skipped.extend(skipped);
+    problems.extend(found);
+    Split { name, examples, tokenized: tokens, keys, facts, report, dropped, truncated }
 }
 
-fn no_template(name: &str, first: &Example) -> Problem {
+fn no_template(name: &str, first: &RowPlace) -> Problem {
     let message = format!("`{name}` holds conversations, and the model has no chat template");
     let hint = "give a template with `model.chat_template`; prompt and completion, or Alpaca rows, can also be plain text: \
                 `data.apply_chat_template = false`";
-    Problem::error("needs-chat-template", message).at(first.place.location()).hint(hint)
+    Problem::error("needs-chat-template", message).at(first.location()).hint(hint)
 }
 
 fn collect(error: Error, problems: &mut Problems) {

@@ -66,6 +66,11 @@ pub struct DataSection {
     pub apply_chat_template: bool,
     /// Whether each epoch has its own order, drawn from `train.seed`. Off: the order of the files, for a curriculum.
     pub shuffle: bool,
+    /// Whether the tokens of the examples are kept on the disk, so that the next run over the same data need not make them
+    /// again. They lie in `TAPER_CACHE_DIR`, else in the user's cache folder (`~/.cache/taper`), readable by the user alone, and
+    /// are found by a hash of the examples, the tokenizer and the chat template. They can be turned back into the text:
+    /// switch it off where that must not leave the run's folder. It never changes what is trained.
+    pub cache: bool,
     /// Share of `train` (0 to below 1) held out for validation when there is no `valid` file. Rows with the same input
     /// go to the same side; which ones is drawn from `train.seed`.
     pub validation_split: f64,
@@ -87,6 +92,7 @@ impl Default for DataSection {
             system_prompt: None,
             apply_chat_template: true,
             shuffle: true,
+            cache: true,
             validation_split: 0.0,
         }
     }

@@ -1,10 +1,10 @@
-//! Examples to tokens, in parallel and in order, within `max_length`.
+//! What becomes of an example once it is tokens: kept, cut or left out, within `max_length`.
 
-use crate::encode::{Encode, Encoded, EncodedFacts};
+use crate::encode::{Encoded, EncodedFacts};
+use crate::error::Result;
 use crate::example::{Example, ExampleKind, RowPlace};
 use crate::load::MOST_PROBLEMS;
 use crate::section::{DataSection, OnError, Truncation};
-use rayon::prelude::*;
 use taper_diagnostics::{Problem, Problems};
 
 /// An example as token ids.
@@ -25,87 +25,24 @@ impl TokenizedExample {
     }
 }
 
-/// Tokenised examples and what happened on the way.
-#[derive(Debug, Clone, Default)]
-pub struct Tokenized {
-    /// The examples that are left, in their order.
-    pub examples: Vec<TokenizedExample>,
-    /// For each of them its index in the input.
-    pub origins: Vec<usize>,
-    /// For each of them what was seen while it was rendered, before any cutting.
-    pub facts: Vec<EncodedFacts>,
-    /// Examples left out because of `on_error = "skip"`.
-    pub skipped: Problems,
-    /// Faults that stop a run (with `on_error = "stop"`), and warnings.
-    pub problems: Problems,
-    /// Examples over `max_length` that `truncation = "drop"` left out.
-    pub dropped: usize,
-    /// Examples that `truncation = "right"` cut.
-    pub truncated: usize,
-}
-
 /// What became of one example.
-enum Outcome {
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// It is within `max_length`.
     Kept(TokenizedExample, EncodedFacts),
+    /// It has so many tokens, and is left out.
     Dropped(RowPlace, usize),
+    /// Its end was cut off.
     Cut { example: TokenizedExample, facts: EncodedFacts, ate_answer: bool },
+    /// It cannot be used.
     Faulty(Problem),
+    /// A conversation, and the model has no chat template.
+    NoTemplate(RowPlace),
 }
 
-/// Tokenise all examples. The result does not depend on the number of threads.
-pub fn tokenize(examples: &[Example], encoder: &dyn Encode, section: &DataSection) -> Tokenized {
-    let outcomes: Vec<Outcome> =
-        examples.par_iter().map(|example| outcome(example, encoder, section)).collect();
-    let mut result = Tokenized::default();
-    let mut first_dropped = None;
-    let mut first_eaten = None;
-    let mut eaten = 0;
-    let mut unnamed = 0;
-    for (index, outcome) in outcomes.into_iter().enumerate() {
-        match outcome {
-            Outcome::Kept(example, facts) => result.keep(example, facts, index),
-            Outcome::Dropped(place, tokens) => {
-                result.dropped += 1;
-                first_dropped.get_or_insert((place, tokens));
-            }
-            Outcome::Cut { example, facts, ate_answer } => {
-                result.truncated += 1;
-                if ate_answer {
-                    eaten += 1;
-                    first_eaten.get_or_insert(example.source.clone());
-                }
-                result.keep(example, facts, index);
-            }
-            Outcome::Faulty(problem) if section.on_error == OnError::Skip => result.skipped.push(problem),
-            Outcome::Faulty(problem) if result.problems.len() < MOST_PROBLEMS => {
-                result.problems.push(problem);
-            }
-            Outcome::Faulty(_) => unnamed += 1,
-        }
-    }
-    if unnamed > 0 {
-        let message = format!("{unnamed} more examples cannot be used");
-        result.problems.push(Problem::error("more-problems", message));
-    }
-    if let Some((place, tokens)) = first_dropped {
-        result.problems.push(dropped_warning(&place, tokens, result.dropped, section));
-    }
-    if let Some(place) = first_eaten {
-        result.problems.push(eaten_warning(&place, eaten, section));
-    }
-    result
-}
-
-impl Tokenized {
-    fn keep(&mut self, example: TokenizedExample, facts: EncodedFacts, index: usize) {
-        self.examples.push(example);
-        self.facts.push(facts);
-        self.origins.push(index);
-    }
-}
-
-fn outcome(example: &Example, encoder: &dyn Encode, section: &DataSection) -> Outcome {
-    let Encoded { input_ids, loss_mask, facts } = match encoder.encode(example) {
+/// What became of an example that was encoded.
+pub(crate) fn outcome(example: &Example, encoded: Result<Encoded>, section: &DataSection) -> Outcome {
+    let Encoded { input_ids, loss_mask, facts } = match encoded {
         Ok(encoded) => encoded,
         Err(error) => return Outcome::Faulty(error.to_problem()),
     };
@@ -114,6 +51,73 @@ fn outcome(example: &Example, encoder: &dyn Encode, section: &DataSection) -> Ou
         return Outcome::Faulty(nothing_to_learn(example));
     }
     fit(tokenized, facts, &example.kind, section)
+}
+
+/// The examples of one set that are left, and what happened on the way.
+#[derive(Debug, Default)]
+pub(crate) struct Tokenized {
+    pub(crate) examples: Vec<TokenizedExample>,
+    /// For each of them what was seen while it was rendered, before any cutting.
+    pub(crate) facts: Vec<EncodedFacts>,
+    /// Examples left out because of `on_error = "skip"`.
+    pub(crate) skipped: Problems,
+    /// Faults that stop a run (with `on_error = "stop"`), and warnings.
+    pub(crate) problems: Problems,
+    /// Examples over `max_length` that `truncation = "drop"` left out.
+    pub(crate) dropped: usize,
+    /// Examples that `truncation = "right"` cut.
+    pub(crate) truncated: usize,
+    first_dropped: Option<(RowPlace, usize)>,
+    first_eaten: Option<RowPlace>,
+    eaten: usize,
+    unnamed: usize,
+}
+
+impl Tokenized {
+    /// Add what became of the next example; whether it is left.
+    pub(crate) fn add(&mut self, outcome: Outcome, section: &DataSection) -> bool {
+        match outcome {
+            Outcome::Kept(example, facts) => return self.keep(example, facts),
+            Outcome::Dropped(place, tokens) => {
+                self.dropped += 1;
+                self.first_dropped.get_or_insert((place, tokens));
+            }
+            Outcome::Cut { example, facts, ate_answer } => {
+                self.truncated += 1;
+                if ate_answer {
+                    self.eaten += 1;
+                    self.first_eaten.get_or_insert(example.source.clone());
+                }
+                return self.keep(example, facts);
+            }
+            Outcome::Faulty(problem) if section.on_error == OnError::Skip => self.skipped.push(problem),
+            Outcome::Faulty(problem) if self.problems.len() < MOST_PROBLEMS => self.problems.push(problem),
+            Outcome::Faulty(_) => self.unnamed += 1,
+            // Told once for the whole set.
+            Outcome::NoTemplate(_) => {}
+        }
+        false
+    }
+
+    /// Tell what was only counted.
+    pub(crate) fn finish(&mut self, section: &DataSection) {
+        if self.unnamed > 0 {
+            let message = format!("{} more examples cannot be used", self.unnamed);
+            self.problems.push(Problem::error("more-problems", message));
+        }
+        if let Some((place, tokens)) = self.first_dropped.take() {
+            self.problems.push(dropped_warning(&place, tokens, self.dropped, section));
+        }
+        if let Some(place) = self.first_eaten.take() {
+            self.problems.push(eaten_warning(&place, self.eaten, section));
+        }
+    }
+
+    fn keep(&mut self, example: TokenizedExample, facts: EncodedFacts) -> bool {
+        self.examples.push(example);
+        self.facts.push(facts);
+        true
+    }
 }
 
 fn nothing_to_learn(example: &Example) -> Problem {

@@ -17,6 +17,7 @@
 //! later ones come are right too, and where a span is not certain there is an error, not a guess.
 
 mod contained;
+mod content_hash;
 mod detokenizer;
 mod error;
 mod facts;
@@ -30,6 +31,7 @@ mod spans;
 mod template;
 mod tokenizer;
 
+pub use content_hash::ContentHash;
 pub use detokenizer::DetokenizerStream;
 pub use error::{Error, Result};
 pub use facts::{RenderFacts, TemplateFacts, first_unstable_prefix};

@@ -5,7 +5,7 @@ use crate::files::{TokenizerFiles, field, read_config, read_template};
 use crate::jinja::{self, Clock, is_space};
 use crate::message::Content;
 use crate::spans::{self, Stop};
-use crate::{Error, Message, Result, Tokenizer};
+use crate::{ContentHash, Error, Message, Result, Tokenizer};
 use minijinja::Environment;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -43,6 +43,7 @@ pub struct ChatTemplate {
     plain: Environment<'static>,
     tracked: Option<Environment<'static>>,
     deep: bool,
+    clock: Clock,
     specials: Map<String, Value>,
     stops: Vec<Stop>,
     turn_end: Option<Stop>,
@@ -133,8 +134,18 @@ impl ChatTemplate {
         let tracked = if tracks { Some(build(true)?) } else { None };
         let deep = sources.iter().any(|(_, source)| jinja::nests_deeply(source));
         let specials = tokenizer.special_tokens().clone();
-        let mut template =
-            Self { sources, origin, path, plain, tracked, deep, specials, stops: Vec::new(), turn_end: None };
+        let mut template = Self {
+            sources,
+            origin,
+            path,
+            plain,
+            tracked,
+            deep,
+            clock,
+            specials,
+            stops: Vec::new(),
+            turn_end: None,
+        };
         template.turn_end = spans::find_turn_end(&template, tokenizer);
         template.stops = spans::stops(tokenizer, template.turn_end.as_ref());
         Ok(template)
@@ -182,6 +193,24 @@ impl ChatTemplate {
         let mut ids = tokenizer.eos_ids().to_vec();
         ids.extend(self.turn_end_id().filter(|id| !tokenizer.eos_ids().contains(id)));
         ids
+    }
+
+    /// A hash of everything that it was made from: equal ones render equal conversations to equal texts and turns. `None` with
+    /// the machine's clock, which a template can print.
+    pub fn fingerprint(&self) -> Option<[u8; 32]> {
+        let Clock::Fixed(seconds) = self.clock else { return None };
+        let mut hash = ContentHash::new("chat template");
+        hash.add_number(seconds);
+        for (name, source) in &self.sources {
+            hash.add(name.as_bytes());
+            hash.add(source.as_bytes());
+        }
+        hash.add(Value::Object(self.specials.clone()).to_string().as_bytes());
+        for stop in self.turn_end.iter().chain(&self.stops) {
+            hash.add_number(u64::from(stop.id));
+            hash.add(stop.text.as_bytes());
+        }
+        Some(hash.finish())
     }
 
     /// The tokens that can end a turn.

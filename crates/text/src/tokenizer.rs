@@ -5,7 +5,7 @@
 
 use crate::contained::contained;
 use crate::files::{MAX_TOKENIZER_BYTES, TokenizerFiles, field, read_capped, read_config};
-use crate::{DetokenizerStream, Error, Result, growth};
+use crate::{ContentHash, DetokenizerStream, Error, Result, growth};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -40,6 +40,7 @@ pub struct Tokenizer {
     adds_bos: bool,
     adds_prefix_space: bool,
     notes: Vec<String>,
+    fingerprint: [u8; 32],
 }
 
 impl Tokenizer {
@@ -72,6 +73,7 @@ impl Tokenizer {
         let id = |name: &str| inner.token_to_id(specials.get(name)?.as_str()?);
         let (bos, pad, unk) = (id("bos_token"), id("pad_token"), id("unk_token"));
         let eos = eos_ids(id("eos_token"), files.generation_config.as_ref())?;
+        let fingerprint = fingerprint(&bytes, &config, &specials, &eos);
         let added = inner.get_added_tokens_decoder().into_iter().collect();
         let mut tokenizer = Self {
             inner,
@@ -84,6 +86,7 @@ impl Tokenizer {
             adds_bos: false,
             adds_prefix_space: false,
             notes,
+            fingerprint,
         };
         tokenizer.observe(&config)?;
         Ok(tokenizer)
@@ -196,6 +199,11 @@ impl Tokenizer {
         &self.notes
     }
 
+    /// A hash of everything that it was made from: equal ones give equal ids for equal texts.
+    pub fn fingerprint(&self) -> [u8; 32] {
+        self.fingerprint
+    }
+
     /// What the tokenizer does by itself is asked of it, since its file can say it in many ways.
     fn observe(&mut self, config: &Map<String, Value>) -> Result<()> {
         let probe = self.encode("a", true)?;
@@ -214,6 +222,22 @@ impl Tokenizer {
         }
         Ok(())
     }
+}
+
+/// Of the texts as they were read: nothing else goes into a tokenizer.
+fn fingerprint(
+    tokenizer: &[u8],
+    config: &Map<String, Value>,
+    specials: &Map<String, Value>,
+    eos: &[u32],
+) -> [u8; 32] {
+    let mut hash = ContentHash::new("tokenizer");
+    hash.add(tokenizer);
+    for map in [config, specials] {
+        hash.add(Value::Object(map.clone()).to_string().as_bytes());
+    }
+    eos.iter().for_each(|id| hash.add_number(u64::from(*id)));
+    hash.finish()
 }
 
 /// Saved truncation cuts examples, saved padding fills them, dropout makes each encoding another one.

@@ -53,8 +53,10 @@ fn clean_data_has_no_problems_and_its_tokens_are_counted() {
         folder(&[("train.jsonl", &pairs(0..4)), ("valid.jsonl", &pairs(4..6)), ("test.jsonl", &pairs(6..9))]);
     let data = prepare(&section, folder.path(), 1, &FakeEncoder::default()).into_result().unwrap();
     assert!(data.problems.is_empty());
-    let counts: Vec<(&str, usize)> = data.splits().map(|split| (split.name, split.examples.len())).collect();
+    let counts: Vec<(&str, usize)> = data.splits().map(|split| (split.name, split.tokenized.len())).collect();
     assert_eq!(counts, [("train", 4), ("valid", 2), ("test", 3)]);
+    let words: Vec<usize> = data.splits().map(|split| split.examples.len()).collect();
+    assert_eq!(words, [0, 0, 3], "an evaluation asks for those of `test` alone");
     // <s>, then <turn> u "question 0" </s>, then <turn> a "answer 0" </s>; learned are "answer 0" and </s>.
     let stats = data.train.stats();
     assert_eq!((stats.max_length, stats.tokens, stats.supervised_tokens), (25, 100, 36));
@@ -109,7 +111,7 @@ fn a_conversation_that_the_template_refuses_is_told_with_its_row() {
     assert_eq!(only(&data, "cannot-render").location.as_ref().unwrap().line, Some(2));
     let skipping = DataSection { on_error: OnError::Skip, ..section };
     let data = prepare(&skipping, folder.path(), 1, &encoder).into_result().unwrap();
-    assert_eq!((data.train.examples.len(), data.train.report.skipped.len()), (1, 1));
+    assert_eq!((data.train.tokenized.len(), data.train.report.skipped.len()), (1, 1));
 }
 
 fn long_rows(truncation: Truncation, max_length: usize) -> PreparedData {
@@ -132,7 +134,7 @@ fn an_example_over_max_length_is_an_error_dropped_or_cut_as_the_recipe_says() {
 
     let data = long_rows(Truncation::Drop, 20);
     assert_eq!(codes(&data), [(Severity::Warning, "dropped-too-long")]);
-    assert_eq!((data.train.dropped, data.train.examples.len(), data.train.tokenized.len()), (2, 1, 1));
+    assert_eq!((data.train.dropped, data.train.keys.len(), data.train.tokenized.len()), (2, 1, 1));
 
     let data = long_rows(Truncation::Right, 20);
     assert_eq!(
@@ -174,7 +176,10 @@ fn overlap_of_train_with_valid_and_test_is_an_error_with_the_lines() {
 
     let skipping = DataSection { on_error: OnError::Skip, ..section };
     let data = prepare(&skipping, folder.path(), 1, &FakeEncoder::default()).into_result().unwrap();
-    assert_eq!((data.train.examples.len(), data.valid.examples.len(), data.test.examples.len()), (1, 3, 5));
+    assert_eq!(
+        (data.train.tokenized.len(), data.valid.tokenized.len(), data.test.tokenized.len()),
+        (1, 3, 5)
+    );
     assert_eq!(data.train.report.skipped.len(), 3);
 }
 
@@ -199,8 +204,9 @@ fn faults_of_all_files_are_told_at_once() {
     assert_eq!(found, ["out-of-range", "row-not-object", "empty-file", "unreadable-file"]);
 }
 
-fn inputs(split: &Split) -> BTreeSet<String> {
-    split.examples.iter().map(|example| format!("{:?}", example.prompt())).collect()
+/// The ids stand for the inputs here: equal inputs have equal answers.
+fn inputs(split: &Split) -> BTreeSet<Vec<u32>> {
+    split.tokenized.iter().map(|example| example.input_ids.clone()).collect()
 }
 
 #[test]
@@ -210,11 +216,11 @@ fn a_validation_split_is_drawn_by_the_seed_and_never_tears_equal_inputs_apart() 
     section.validation_split = 0.25;
     let split = |seed| prepare(&section, folder.path(), seed, &FakeEncoder::default());
     let data = split(1);
-    assert_eq!((data.train.examples.len(), data.valid.examples.len()), (60, 20));
+    assert_eq!((data.train.tokenized.len(), data.valid.tokenized.len()), (60, 20));
     assert!(inputs(&data.train).is_disjoint(&inputs(&data.valid)));
     assert_eq!(inputs(&data.valid), inputs(&split(1).valid));
     assert_ne!(inputs(&data.valid), inputs(&split(2).valid));
-    let lines: Vec<usize> = data.valid.examples.iter().map(|example| example.place.line).collect();
+    let lines: Vec<usize> = data.valid.keys.iter().map(|example| example.place.line).collect();
     assert!(lines.is_sorted());
 }
 
@@ -228,10 +234,13 @@ fn a_validation_split_of_one_input_is_an_error() {
 
 #[test]
 fn the_number_of_threads_does_not_change_the_tokens() {
-    let (folder, section) = folder(&[("train.jsonl", &pairs(0..300))]);
+    // More than a chunk.
+    let (folder, section) = folder(&[("train.jsonl", &pairs(0..4200))]);
     let with = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| prepare(&section, folder.path(), 1, &FakeEncoder::default()).train.tokenized)
     };
-    assert_eq!(with(1), with(5));
+    let one = with(1);
+    assert_eq!(one, with(5));
+    assert!(one.iter().map(|example| example.source.line).eq(1..=4200));
 }

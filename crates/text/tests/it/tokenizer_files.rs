@@ -44,6 +44,39 @@ fn saved_truncation_padding_and_dropout_are_switched_off_and_said() {
 }
 
 #[test]
+fn the_fingerprint_is_that_of_the_texts_wherever_they_lie() {
+    let of = |change: fn(&Path)| {
+        let (_keep, files) = folder(change);
+        Tokenizer::load(&files).unwrap().fingerprint()
+    };
+    let plain = of(|_| {});
+    assert_eq!(plain, of(|_| {}));
+    let changes: [fn(&Path); 4] = [
+        |path| edit(&path.join("tokenizer.json"), |t| t["model"]["dropout"] = json!(0.5)),
+        |path| edit(&path.join("tokenizer_config.json"), |c| c["pad_token"] = json!("<|im_end|>")),
+        |path| fs::write(path.join("generation_config.json"), "{\"eos_token_id\": [1, 2]}").unwrap(),
+        |path| fs::write(path.join("special_tokens_map.json"), "{\"mask_token\": \"<|im_end|>\"}").unwrap(),
+    ];
+    for (index, change) in changes.into_iter().enumerate() {
+        assert_ne!(of(change), plain, "change {index}");
+    }
+}
+
+#[test]
+fn a_template_has_the_fingerprint_of_its_text_and_its_clock_and_none_with_todays_date() {
+    let tokenizer = crate::golden_tokenizer("tokenizer_chatml");
+    let template = |source: &str| ChatTemplate::from_source(source, &tokenizer).unwrap();
+    assert_eq!(template("a").fingerprint(), None);
+    let of =
+        |source: &str, clock| template(source).with_fixed_clock(clock, &tokenizer).unwrap().fingerprint();
+    assert!(of("a", 1).is_some() && of("a", 1) == of("a", 1));
+    assert!(of("a", 1) != of("a", 2) && of("a", 1) != of("b", 1));
+    let other = crate::golden_tokenizer("tokenizer_llama3");
+    let of_other = template("a").with_fixed_clock(1, &other).unwrap();
+    assert_ne!(of_other.fingerprint(), of("a", 1), "its special tokens are others");
+}
+
+#[test]
 fn eos_ids_are_the_tokenizers_and_then_the_generation_configs() {
     for (given, expected) in [
         (json!(0), vec![2, 0]),

@@ -1,0 +1,453 @@
+//! Tokens that an earlier run made, kept on the disk by what they were made from.
+//!
+//! The name of a file is a hash of all that its tokens depend on: each example of a chunk, word for word as the encoder gets it
+//! (so whatever key of `[data]`, or byte of a data file, changes an example changes the name), the tokenizer, the chat template,
+//! what is learned, and the version of the rules that make tokens. `max_length` and `truncation` are applied to what is read, so
+//! that another length needs no other file. Rows are read and checked in every run: what is told of them is the same.
+
+use crate::encode::{Encode, Encoded};
+use crate::error::Result;
+use crate::example::ExampleKind;
+use crate::token_file::{self, ChunkKey, MAX_FILE_BYTES};
+use serde_json::Value;
+use std::ffi::OsString;
+use std::io::{self, ErrorKind, Read};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+use taper_diagnostics::{Location, Problem, Problems, write_bytes_atomically};
+use taper_text::{Content, ContentHash};
+
+/// Raise it with every change of what tokens, mask or facts an example becomes, and of the file's layout. A test holds the
+/// tokens of some examples against it.
+const RULES: u64 = 1;
+/// Bytes of all files together; of more, those that were not used for the longest time are removed. A billion tokens.
+const MAX_BYTES: u64 = 4 << 30;
+/// Broken files that are told one by one.
+const MOST_TOLD: usize = 3;
+
+/// The folder in which tokens are kept.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenCache {
+    folder: PathBuf,
+}
+
+impl TokenCache {
+    /// A cache in `folder`, which is the cache's own: old files in it are removed.
+    pub fn new(folder: impl Into<PathBuf>) -> Self {
+        Self { folder: folder.into() }
+    }
+
+    /// `tokens` in the folder that `TAPER_CACHE_DIR` names, else in `taper` in the user's cache folder (`XDG_CACHE_HOME`, else
+    /// `.cache` at home). `None` for a user who has no home.
+    pub fn from_env() -> Option<Self> {
+        let home = std::env::home_dir();
+        Self::from_variables(|name| std::env::var_os(name).filter(|value| !value.is_empty()), home)
+    }
+
+    fn from_variables(variable: impl Fn(&str) -> Option<OsString>, home: Option<PathBuf>) -> Option<Self> {
+        let named = variable("TAPER_CACHE_DIR").map(PathBuf::from);
+        // A relative folder is to be ignored, says the standard of that variable.
+        let of_user = || variable("XDG_CACHE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
+        let at_home = || home.filter(|home| home.is_absolute()).map(|home| home.join(".cache"));
+        let folder = named.or_else(|| of_user().or_else(at_home).map(|folder| folder.join("taper")))?;
+        Some(Self::new(folder.join("tokens")))
+    }
+
+    /// The folder.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    fn path(&self, key: &ChunkKey) -> PathBuf {
+        let name: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+        self.folder.join(name).with_extension("tokens")
+    }
+
+    /// A file's bytes; `None` when it is not there. One that is used is new again.
+    fn read(&self, key: &ChunkKey) -> io::Result<Option<Vec<u8>>> {
+        let file = match fs_err::File::open(self.path(key)) {
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
+            file => file?,
+        };
+        let mut bytes = Vec::new();
+        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+        if bytes.len() as u64 > MAX_FILE_BYTES {
+            return Err(io::Error::new(ErrorKind::FileTooLarge, "it is longer than any such file"));
+        }
+        Ok(Some(bytes))
+    }
+
+    /// Note that a file was used. In a folder that may only be read, nothing is noted and nothing is removed.
+    fn touch(&self, key: &ChunkKey) {
+        let file = fs_err::OpenOptions::new().append(true).open(self.path(key));
+        let _ = file.and_then(|file| file.file().set_modified(SystemTime::now()));
+    }
+
+    fn write(&self, key: &ChunkKey, bytes: &[u8]) -> io::Result<()> {
+        make_private(&self.folder)?;
+        write_bytes_atomically(&self.path(key), bytes)
+    }
+
+    /// Remove what was not used for the longest time, until at most `most` bytes are left.
+    fn sweep(&self, most: u64) -> io::Result<()> {
+        let mut files = Vec::new();
+        for entry in fs_err::read_dir(&self.folder)? {
+            let entry = entry?;
+            // Another run may remove it meanwhile.
+            let Ok(of_file) = entry.metadata() else { continue };
+            if of_file.is_file() {
+                files.push((of_file.modified()?, of_file.len(), entry.path()));
+            }
+        }
+        files.sort_by_key(|(used, ..)| std::cmp::Reverse(*used));
+        let mut bytes = 0u64;
+        for (_, length, path) in files {
+            bytes = bytes.saturating_add(length);
+            if bytes > most {
+                match fs_err::remove_file(path) {
+                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Tokens are as confidential as the text they stand for: the folder is the user's alone.
+#[cfg(unix)]
+fn make_private(folder: &Path) -> io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    let mut builder = std::fs::DirBuilder::new();
+    let made = builder.recursive(true).mode(0o700).create(folder);
+    made.map_err(|error| {
+        io::Error::new(error.kind(), format!("failed to make `{}`: {error}", folder.display()))
+    })
+}
+
+#[cfg(not(unix))]
+fn make_private(folder: &Path) -> io::Result<()> {
+    fs_err::create_dir_all(folder)
+}
+
+/// What a run takes from the cache and adds to it.
+pub(crate) struct Reuse<'a> {
+    /// The cache, and what the encoder's tokens depend on.
+    cache: Option<(&'a TokenCache, [u8; 32])>,
+    reused: usize,
+    broken: usize,
+    /// Whether something was added.
+    grew: bool,
+    problems: Problems,
+}
+
+impl<'a> Reuse<'a> {
+    pub(crate) fn new(cache: Option<&'a TokenCache>, encoder: &dyn Encode) -> Self {
+        let cache = cache.zip(encoder.fingerprint());
+        Self { cache, reused: 0, broken: 0, grew: false, problems: Problems::new() }
+    }
+
+    /// The name of a chunk, before its first example. `None` when nothing is kept.
+    pub(crate) fn hash(&self) -> Option<ChunkHash> {
+        self.cache.map(|(_, encoder)| ChunkHash::new(&encoder))
+    }
+
+    /// What was kept of a chunk.
+    pub(crate) fn take(&mut self, key: &ChunkKey, examples: usize) -> Option<Vec<Option<Encoded>>> {
+        let (cache, _) = self.cache?;
+        let bytes = match cache.read(key) {
+            Ok(bytes) => bytes?,
+            Err(error) => {
+                self.tell_broken(&cache.path(key), &format!("cannot be read: {error}"));
+                return None;
+            }
+        };
+        match token_file::read(&bytes, key, examples) {
+            Ok(kept) => {
+                self.reused += kept.iter().flatten().count();
+                cache.touch(key);
+                Some(kept)
+            }
+            Err(what) => {
+                self.tell_broken(&cache.path(key), what);
+                None
+            }
+        }
+    }
+
+    /// Keep a chunk for later runs. After the first failure nothing more is tried.
+    pub(crate) fn keep(&mut self, key: &ChunkKey, encoded: &[Result<Encoded>]) {
+        let Some((cache, _)) = self.cache else { return };
+        let Some(bytes) = token_file::write(key, encoded) else { return };
+        match cache.write(key, &bytes) {
+            Ok(()) => self.grew = true,
+            Err(error) => {
+                let message = format!("the tokens cannot be kept for the next run: {error}");
+                let hint = "name another folder with `TAPER_CACHE_DIR`, or set `data.cache = false`";
+                self.problems.push(Problem::warning("token-cache", message).hint(hint));
+                self.cache = None;
+            }
+        }
+    }
+
+    /// Keep the folder within its bounds. Gives the number of examples that need not be encoded, and what was wrong.
+    pub(crate) fn finish(mut self) -> (usize, Problems) {
+        if let Some((cache, _)) = self.cache.filter(|_| self.grew)
+            && let Err(error) = cache.sweep(MAX_BYTES)
+        {
+            let message = format!("old tokens cannot be removed: {error}");
+            self.problems.push(Problem::warning("token-cache", message));
+        }
+        (self.reused, self.problems)
+    }
+
+    fn tell_broken(&mut self, path: &Path, what: &str) {
+        self.broken += 1;
+        if self.broken <= MOST_TOLD {
+            let message = format!("a file of kept tokens {what}; it is not used");
+            let hint = "the tokens were made again and kept anew";
+            let problem = Problem::warning("token-cache", message).at(Location::file(path)).hint(hint);
+            self.problems.push(problem);
+        }
+    }
+}
+
+/// The name of a chunk in the making.
+pub(crate) struct ChunkHash(ContentHash);
+
+impl ChunkHash {
+    fn new(encoder: &[u8; 32]) -> Self {
+        let mut hash = ContentHash::new("taper tokens");
+        hash.add(env!("CARGO_PKG_VERSION").as_bytes());
+        hash.add_number(RULES);
+        hash.add(encoder);
+        Self(hash)
+    }
+
+    /// Add an example: all that an encoder sees of it.
+    pub(crate) fn add(&mut self, kind: &ExampleKind) {
+        let Self(hash) = self;
+        match kind {
+            ExampleKind::Chat { messages, tools, last_turn_only } => {
+                hash.add(b"chat");
+                hash.add_number(u64::from(*last_turn_only));
+                hash.add_number(messages.len() as u64);
+                for message in messages {
+                    hash.add(message.role.as_bytes());
+                    add_content(hash, &message.content);
+                    add_json(hash, message.extra.iter());
+                }
+                add_json(hash, tools.iter().map(|tool| ("", tool)));
+            }
+            ExampleKind::Completion { prompt, completion } => {
+                hash.add(b"completion");
+                hash.add(prompt.as_bytes());
+                hash.add(completion.as_bytes());
+            }
+            ExampleKind::Text(text) => {
+                hash.add(b"text");
+                hash.add(text.as_bytes());
+            }
+        }
+    }
+
+    pub(crate) fn finish(self) -> ChunkKey {
+        self.0.finish()
+    }
+}
+
+fn add_content(hash: &mut ContentHash, content: &Content) {
+    match content {
+        Content::Absent => hash.add_number(0),
+        Content::Null => hash.add_number(1),
+        Content::Text(text) => {
+            hash.add_number(2);
+            hash.add(text.as_bytes());
+        }
+        Content::Parts(parts) => {
+            hash.add_number(3);
+            add_json(hash, parts.iter().map(|part| ("", part)));
+        }
+    }
+}
+
+/// Values with their keys, in their order, which a template may print.
+fn add_json<'v, K: AsRef<str>>(
+    hash: &mut ContentHash,
+    values: impl ExactSizeIterator<Item = (K, &'v Value)>,
+) {
+    hash.add_number(values.len() as u64);
+    for (key, value) in values {
+        hash.add(key.as_ref().as_bytes());
+        hash.add(value.to_string().as_bytes());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::encode::TextEncoder;
+    use crate::example::{Example, RowPlace};
+    use crate::section::Supervision;
+    use serde_json::json;
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+    use taper_text::{ChatTemplate, Message, Tokenizer, TokenizerFiles};
+
+    fn message(value: Value) -> Message {
+        serde_json::from_value(value).unwrap()
+    }
+
+    fn chat(messages: Vec<Value>, tools: Vec<Value>, last_turn_only: bool) -> ExampleKind {
+        ExampleKind::Chat { messages: messages.into_iter().map(message).collect(), tools, last_turn_only }
+    }
+
+    /// Examples of which no two have the same words in the same places.
+    fn examples() -> Vec<ExampleKind> {
+        let user = json!({"role": "user", "content": "one two"});
+        let answer = json!({"role": "assistant", "content": "three"});
+        let call = json!({"role": "assistant", "tool_calls": [{"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}]});
+        let pair = || vec![user.clone(), answer.clone()];
+        let completion = |prompt: &str, completion: &str| ExampleKind::Completion {
+            prompt: prompt.into(),
+            completion: completion.into(),
+        };
+        vec![
+            chat(pair(), vec![], false),
+            chat(pair(), vec![], true),
+            chat([pair(), pair()].concat(), vec![], false),
+            chat([pair(), pair()].concat(), vec![], true),
+            chat(pair(), vec![json!({"type": "function", "function": {"name": "f"}})], false),
+            chat(pair(), vec![json!({"type": "function", "function": {"name": "g"}})], false),
+            chat(
+                vec![json!({"role": "system", "content": "s"}), user.clone(), answer.clone()],
+                vec![],
+                false,
+            ),
+            chat(
+                vec![user.clone(), call, json!({"role": "tool", "content": "4"}), answer.clone()],
+                vec![],
+                false,
+            ),
+            chat(
+                vec![user.clone(), json!({"role": "assistant", "content": "three", "b": 1, "a": 2})],
+                vec![],
+                false,
+            ),
+            chat(
+                vec![user.clone(), json!({"role": "assistant", "content": "three", "a": 2, "b": 1})],
+                vec![],
+                false,
+            ),
+            chat(vec![user.clone(), json!({"role": "assistant", "content": null})], vec![], false),
+            chat(vec![user.clone(), json!({"role": "assistant"})], vec![], false),
+            chat(
+                vec![user, json!({"role": "assistant", "content": [{"type": "text", "text": "three"}]})],
+                vec![],
+                false,
+            ),
+            chat(vec![json!({"role": "useron", "content": "e two"}), answer], vec![], false),
+            completion("one ", "two"),
+            completion("one", " two"),
+            ExampleKind::Text("one two".into()),
+        ]
+    }
+
+    fn key<'e>(encoder: [u8; 32], examples: impl IntoIterator<Item = &'e ExampleKind>) -> ChunkKey {
+        let mut hash = ChunkHash::new(&encoder);
+        examples.into_iter().for_each(|example| hash.add(example));
+        hash.finish()
+    }
+
+    #[test]
+    fn every_part_of_an_example_their_order_and_the_encoder_count() {
+        let examples = examples();
+        let mut keys: BTreeSet<ChunkKey> = examples.iter().map(|one| key([0; 32], [one])).collect();
+        keys.insert(key([1; 32], [&examples[0]]));
+        keys.insert(key([0; 32], [&examples[0], &examples[1]]));
+        keys.insert(key([0; 32], [&examples[1], &examples[0]]));
+        assert_eq!(keys.len(), examples.len() + 3);
+        assert_eq!(key([0; 32], &examples), key([0; 32], &examples.clone()));
+    }
+
+    /// When this fails, examples become other tokens than before: raise [`RULES`], so that none that were kept are used,
+    /// and write the new hash here.
+    #[test]
+    fn the_rules_that_make_tokens_are_those_of_their_number() {
+        let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/golden/chat");
+        let mut hash = ContentHash::new("rules");
+        for (tokenizer, template) in [
+            ("chatml", "chatml"),
+            ("chatml", "chatml_generation"),
+            ("chatml", "chatml_tools"),
+            ("llama3", "llama3"),
+            ("mistral", "mistral"),
+            ("phi3", "phi3"),
+            ("gemma", "gemma"),
+            ("spm", "zephyr_whitespace"),
+        ] {
+            let files = TokenizerFiles::in_folder(&golden.join(format!("tokenizer_{tokenizer}")));
+            let tokenizer = Tokenizer::load(&files).unwrap();
+            let path = golden.join(format!("templates/{template}.jinja"));
+            let template = ChatTemplate::from_file(&path, &tokenizer).unwrap();
+            let template = template.with_fixed_clock(0, &tokenizer).unwrap();
+            for supervise in [Supervision::Assistant, Supervision::LastAssistant, Supervision::All] {
+                let encoder = TextEncoder::new(&tokenizer, Some(&template), supervise);
+                for kind in examples() {
+                    let place = RowPlace { file: Path::new("a.jsonl").into(), line: 1, element: None };
+                    let encoded = encoder.encode(&Example { place, kind });
+                    hash.add(&token_file::write(&[0; 32], &[encoded]).unwrap());
+                }
+            }
+        }
+        let found: String = hash.finish().iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(
+            (RULES, found.as_str()),
+            (1, "82638249bde5a85104f83b5594bb6bac22d5218a635692a075278668cb929a03")
+        );
+    }
+
+    #[test]
+    fn the_folder_is_the_one_that_is_named_or_the_users() {
+        let folder = |variables: &[(&str, &str)], home: Option<&str>| {
+            let variable = |name: &str| {
+                let found = variables.iter().find(|(known, _)| *known == name);
+                found.map(|(_, value)| OsString::from(value))
+            };
+            TokenCache::from_variables(variable, home.map(PathBuf::from)).map(|cache| cache.folder)
+        };
+        let is = |path: &str| Some(PathBuf::from(path));
+        assert_eq!(folder(&[("TAPER_CACHE_DIR", "c"), ("XDG_CACHE_HOME", "/x")], Some("/h")), is("c/tokens"));
+        assert_eq!(folder(&[("XDG_CACHE_HOME", "/x")], Some("/h")), is("/x/taper/tokens"));
+        assert_eq!(folder(&[("XDG_CACHE_HOME", "x")], Some("/h")), is("/h/.cache/taper/tokens"));
+        assert_eq!(folder(&[], None), None);
+    }
+
+    #[test]
+    fn what_was_not_used_for_the_longest_time_is_removed_first() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = TokenCache::new(folder.path().join("new/tokens"));
+        for key in 0..4u8 {
+            cache.write(&[key; 32], &[key; 100]).unwrap();
+            let file = fs_err::OpenOptions::new().append(true).open(cache.path(&[key; 32])).unwrap();
+            let hours = Duration::from_secs(3600 * (9 - u64::from(key)));
+            file.file().set_modified(SystemTime::now() - hours).unwrap();
+        }
+        cache.touch(&[0; 32]);
+        cache.sweep(250).unwrap();
+        let left: Vec<u8> = (0..4).filter(|key| cache.read(&[*key; 32]).unwrap().is_some()).collect();
+        assert_eq!(left, [0, 3]);
+        cache.sweep(0).unwrap();
+        assert_eq!(cache.read(&[0; 32]).unwrap(), None);
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_folder_is_its_owners_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let cache = TokenCache::new(folder.path().join("taper/tokens"));
+        cache.write(&[0; 32], b"x").unwrap();
+        assert_eq!(fs_err::metadata(cache.folder()).unwrap().permissions().mode() & 0o777, 0o700);
+    }
+}
