@@ -15,14 +15,15 @@ use clap::Parser;
 use std::process::ExitCode;
 
 /// glibc gives big buffers back to the kernel at once, and every operation then faults its pages in again; this allocator
-/// keeps them: 2 to 5 times on elementwise work.
+/// keeps them ([`taper_kernels::keep_freed_pages`]): 2 to 5 times on elementwise work.
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// candle walks the graph by recursion, one frame an operation; a deep model overflows the usual 8 MiB.
+/// Deeply nested templates and JSON are walked by recursion; the usual 8 MiB are not much for them.
 const STACK_BYTES: usize = 256 << 20;
 
 fn main() -> ExitCode {
+    taper_kernels::keep_freed_pages();
     let cli = cli::Cli::parse();
     let worker = std::thread::Builder::new().name("taper".into()).stack_size(STACK_BYTES);
     let outcome = worker.spawn(move || commands::dispatch(cli)).map(std::thread::JoinHandle::join);

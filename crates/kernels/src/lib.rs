@@ -21,6 +21,7 @@ mod testing;
 
 pub mod activation;
 pub mod adamw;
+mod allocator;
 pub mod attention;
 pub mod columns;
 pub mod cross_entropy;
@@ -42,4 +43,5 @@ mod shared;
 pub mod soft_cap;
 pub mod threads;
 
+pub use allocator::keep_freed_pages;
 pub use mapped_file::MappedFile;
