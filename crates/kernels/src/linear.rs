@@ -6,7 +6,7 @@
 
 use crate::floats::{Floats, FloatsMut, buffer, round, widen};
 use crate::gemm::{self, FEW_ROWS, WeightView};
-use crate::product::{Operand, Target, Term, multiply};
+use crate::product::{LowRank, Operand, Target, Term, multiply, multiply_low_rank};
 
 /// y `[T,out]` = x `[T,in]` W^T + b, W `[out,in]`, b `[out]`. A y in bf16 is rounded once, from the sum.
 ///
@@ -182,6 +182,18 @@ pub fn lora_forward(
     n_out: usize,
 ) {
     let (precision, r) = (Precision::of(x), delta.rank);
+    if let (Precision::BF16, Some(base), true) = (precision, base, t > FEW_ROWS && same(x, dropped)) {
+        let low = LowRank {
+            full: Some(Operand::rows(base.weight, n_out, n_in)),
+            down: Operand::rows(WeightView::F32(delta.a), r, n_in),
+            up: Operand::rows(WeightView::F32(delta.b), n_out, r),
+            hidden: h,
+            first: 1.0,
+            by: delta.scale,
+        };
+        let target = Target { out: y, bias: base.bias, accumulate: false };
+        return multiply_low_rank(target, t, n_out, Operand::rows(x.view(), t, n_in), low);
+    }
     matmul(precision, h, dropped, Floats::F32(delta.a), t, n_in, r, false, true, 1.0, false);
     match (y, base) {
         (FloatsMut::F32(y), Some(base)) if precision == Precision::F32 => {
@@ -210,6 +222,15 @@ pub fn lora_forward(
             let bias = base.and_then(|base| base.bias);
             multiply(Target { out, bias, accumulate: false }, t, n_out, &terms);
         }
+    }
+}
+
+/// Whether two views are of the same numbers in memory.
+fn same(x: Floats<'_>, y: Floats<'_>) -> bool {
+    match (x, y) {
+        (Floats::F32(x), Floats::F32(y)) => core::ptr::eq(x, y),
+        (Floats::BF16(x), Floats::BF16(y)) => core::ptr::eq(x, y),
+        _ => false,
     }
 }
 
@@ -264,7 +285,7 @@ pub fn lora_backward_b(
     matmul(precision, db, Floats::F32(g), Floats::F32(h), n_out, t, rank, true, false, scale, accumulate);
 }
 
-/// dx `[T,in]` (+)= g W + gh A without dropout: both products in one pass where the arithmetic is bf16.
+/// dx `[T,in]` (+)= g W + gh A without dropout, and gh `[T,r]` = s g B on the way.
 ///
 /// # Panics
 /// When a length does not fit.
@@ -272,9 +293,9 @@ pub fn lora_backward_b(
 pub fn lora_backward_input(
     precision: Precision,
     g: &[f32],
-    gh: &[f32],
     weight: Option<WeightView<'_>>,
     delta: &Delta<'_>,
+    gh: &mut [f32],
     dx: &mut [f32],
     t: usize,
     n_in: usize,
@@ -283,19 +304,23 @@ pub fn lora_backward_input(
 ) {
     let r = delta.rank;
     if precision == Precision::F32 {
+        lora_backward_hidden(precision, g, delta, gh, t, n_out);
         gemm::matmul(dx, gh, delta.a, t, r, n_in, false, false, 1.0, accumulate);
         if let Some(w) = weight {
             gemm::linear_backward_input(g, w, dx, t, n_in, n_out, true);
         }
         return;
     }
-    let low = Term {
-        left: Operand::rows(WeightView::F32(gh), t, r),
-        right: Operand::columns(WeightView::F32(delta.a), n_in, r),
+    let low = LowRank {
+        full: weight.map(|w| Operand::columns(w, n_in, n_out)),
+        down: Operand::columns(WeightView::F32(delta.b), r, n_out),
+        up: Operand::columns(WeightView::F32(delta.a), n_in, r),
+        hidden: gh,
+        first: delta.scale,
+        by: 1.0,
     };
-    let full = weight.map(|w| input_gradient(g, w, t, n_in, n_out));
-    let terms: Vec<Term<'_>> = full.into_iter().chain([low]).collect();
-    multiply(Target { out: FloatsMut::F32(dx), bias: None, accumulate }, t, n_in, &terms);
+    let target = Target { out: FloatsMut::F32(dx), bias: None, accumulate };
+    multiply_low_rank(target, t, n_in, Operand::rows(WeightView::F32(g), t, n_out), low);
 }
 
 #[cfg(test)]
@@ -361,7 +386,8 @@ mod tests {
             let mut gh = poisoned(t * r);
             lora_backward_hidden(bf, &g, &delta, &mut gh, t, n_out);
             let scaled_g: Vec<f32> = g.iter().map(|g| 0.5 * g).collect();
-            let want = plain::matmul(&rounded(&scaled_g), &rounded(&b), t, n_out, r, false, false);
+            let want = plain::matmul(&rounded(&g), &rounded(&b), t, n_out, r, false, false);
+            let want: Vec<f64> = want.iter().map(|gh| 0.5 * gh).collect();
             assert_close(&gh, &want, 2e-5, "gh");
             let mut da = vec![1.0; r * n_in];
             lora_backward_a(&gh, x_view, &mut da, t, n_in, r, true);
@@ -371,9 +397,10 @@ mod tests {
             lora_backward_b(bf, &g, &h, &mut db, t, n_out, r, 0.5, true);
             let want = plain::matmul(&rounded(&scaled_g), &rounded(&h), n_out, t, r, true, false);
             assert_close(&db, &sum(&[want, vec![1.0; n_out * r]]), 2e-5, "db");
-            let mut dx = vec![1.0; t * n_in];
+            let (mut dx, mut fused) = (vec![1.0; t * n_in], poisoned(t * r));
             let w = Some(WeightView::BF16(&w));
-            lora_backward_input(bf, &g, &gh, w, &delta, &mut dx, t, n_in, n_out, true);
+            lora_backward_input(bf, &g, w, &delta, &mut fused, &mut dx, t, n_in, n_out, true);
+            assert_close(&fused, &plain::widen(&gh), 2e-5, "gh on the way");
             let full = plain::matmul(&rounded(&g), &wide_w, t, n_out, n_in, false, false);
             let low = plain::matmul(&rounded(&gh), &rounded(&a), t, r, n_in, false, false);
             assert_close(&dx, &sum(&[full, low, vec![1.0; t * n_in]]), 2e-5, "dx");

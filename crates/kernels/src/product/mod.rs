@@ -22,6 +22,7 @@ pub(crate) use pack::Operand;
 pub(crate) use tile::bf16_bits;
 
 use crate::floats::{FloatsMut, SharedFloats, round};
+use crate::gemm::WeightView;
 use crate::shared::SharedMut;
 use crate::threads::for_each_block;
 use core::cell::RefCell;
@@ -32,6 +33,10 @@ use unit::{BLOCK, Strip, Unit};
 
 /// Depth of a round: 4096 elements.
 const DEPTH_TILES: usize = 128;
+/// Most depth of a product that is fused with its low-rank part: 8192 elements.
+const FUSED_TILES: usize = 256;
+/// Most tiles of the right side of a task: 512 KiB.
+const TASK_TILES: usize = 512;
 /// Most memory of the packed right side.
 const RIGHT_BYTES: usize = 4 << 20;
 /// Rows and columns, in 16s, that a task multiplies: the columns are four blocks of the 48 and six of the 32 wide units, and a run of 64
@@ -128,36 +133,13 @@ thread_local! {
     static PACKED: RefCell<[Vec<Tile>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
 }
 
-fn sum_rounds(target: Target<'_>, m: usize, n: usize, rounds: &[Vec<Piece<'_>>]) {
-    let unit = Unit::detect();
-    let shared = SharedFloats::new(target.out);
-    // Taken out of the cell: while this thread waits for others it may be handed a task that multiplies too.
+/// Lends the buffers of packed tiles. They are taken out of their cell: while this thread waits for others it may be handed a task that
+/// multiplies too.
+fn with_packed<R>(body: impl FnOnce(&mut Vec<Tile>, &mut Vec<Tile>) -> R) -> R {
     let [mut left, mut right] = PACKED.take();
-    for (index, round) in rounds.iter().enumerate() {
-        let depth = round.iter().map(|piece| piece.len.div_ceil(DEPTH)).sum::<usize>();
-        let rows = m.div_ceil(SIDE);
-        pack(round, Side::Left, 0..rows, depth, reserved(&mut left, rows * depth));
-        let columns = n.div_ceil(SIDE);
-        let group = (RIGHT_BYTES / (depth.max(1) * size_of::<Tile>()) / PACK_COLUMNS * PACK_COLUMNS)
-            .max(PACK_COLUMNS);
-        for first in (0..columns).step_by(group) {
-            let range = first..columns.min(first + group);
-            pack(round, Side::Right, range.clone(), depth, reserved(&mut right, range.len() * depth));
-            let product = Product {
-                unit,
-                depth,
-                left: &left[..rows * depth],
-                right: &right[..range.len() * depth],
-                columns: range,
-                m,
-                n,
-                bias: if index == 0 { target.bias } else { None },
-                accumulate: target.accumulate || index > 0,
-            };
-            product.run(&shared);
-        }
-    }
+    let result = body(&mut left, &mut right);
     PACKED.set([left, right]);
+    result
 }
 
 fn reserved(tiles: &mut Vec<Tile>, len: usize) -> &mut [Tile] {
@@ -167,68 +149,288 @@ fn reserved(tiles: &mut Vec<Tile>, len: usize) -> &mut [Tile] {
     &mut tiles[..len]
 }
 
-/// Packs the 16s `blocks` of a side over the depths of a round: `depth` tiles for each.
-fn pack(round: &[Piece<'_>], side: Side, blocks: Range<usize>, depth: usize, tiles: &mut [Tile]) {
-    let tiles = SharedMut::new(tiles);
-    for piece in round {
-        let operand = if side == Side::Left { piece.term.left } else { piece.term.right };
-        let wide = if operand.lies_along_rows() { PACK_ROWS } else { PACK_COLUMNS };
-        let piece_tiles = piece.len.div_ceil(DEPTH);
-        let deep = if operand.lies_along_rows() { piece_tiles.max(1) } else { PACK_DEPTH };
-        let (across, down) = (blocks.len().div_ceil(wide), piece_tiles.div_ceil(deep));
-        for_each_block(across * down, piece.len * blocks.len() * SIDE, |task| {
-            let first = task / down * wide;
-            let from_tile = task % down * deep;
-            let count = deep.min(piece_tiles - from_tile);
-            let from = piece.from + from_tile * DEPTH;
-            let len = (count * DEPTH).min(piece.from + piece.len - from);
-            let blocks_here = wide.min(blocks.len() - first);
-            // SAFETY: this task alone writes these tiles.
-            let mut own: Vec<&mut [Tile]> = (first..first + blocks_here)
-                .map(|block| unsafe { tiles.part(block * depth + piece.tile + from_tile, count) })
-                .collect();
-            operand.pack(side, (blocks.start + first) * SIDE, from, len, &mut own);
+fn sum_rounds(target: Target<'_>, m: usize, n: usize, rounds: &[Vec<Piece<'_>>]) {
+    let shared = SharedFloats::new(target.out);
+    for (index, round) in rounds.iter().enumerate() {
+        let depth = round.iter().map(|piece| piece.len.div_ceil(DEPTH)).sum::<usize>();
+        let rows = m.div_ceil(SIDE);
+        let product = Product {
+            unit: Unit::detect(),
+            depth,
+            m,
+            n,
+            bias: if index == 0 { target.bias } else { None },
+            accumulate: target.accumulate || index > 0,
+        };
+        with_packed(|left, right| {
+            let left = SharedMut::new(reserved(left, rows * depth));
+            let lefts = round.iter().map(|piece| piece.pack(Side::Left, depth).of(0..rows, left)).collect();
+            product.run_in_groups(lefts, round, left, right, &shared);
         });
     }
 }
 
-/// A round over some columns, both sides packed.
+impl<'a> Piece<'a> {
+    /// One side of the piece, to be packed into `depth` tiles for each 16 vectors.
+    fn pack(&self, side: Side, depth: usize) -> Pack<'a> {
+        let operand = if side == Side::Left { self.term.left } else { self.term.right };
+        Pack { operand, side, from: self.from, len: self.len, tile: self.tile, depth }
+    }
+}
+
+/// What is packed of an operand, and where among the tiles of its 16 vectors.
+#[derive(Clone, Copy)]
+struct Pack<'a> {
+    operand: Operand<'a>,
+    side: Side,
+    from: usize,
+    len: usize,
+    tile: usize,
+    /// Tiles from 16 vectors to the next.
+    depth: usize,
+}
+
+/// A [`Pack`] of some vectors, in 16s, to their tiles.
+struct PackJob<'a> {
+    pack: Pack<'a>,
+    blocks: Range<usize>,
+    tiles: SharedMut<'a, Tile>,
+}
+
+impl<'a> Pack<'a> {
+    fn of(self, blocks: Range<usize>, tiles: SharedMut<'a, Tile>) -> PackJob<'a> {
+        PackJob { pack: self, blocks, tiles }
+    }
+
+    /// Vectors, in 16s, and tiles of depth that a task packs.
+    fn task(&self) -> (usize, usize) {
+        if self.operand.lies_along_rows() {
+            (PACK_ROWS, self.len.div_ceil(DEPTH).max(1))
+        } else {
+            (PACK_COLUMNS, PACK_DEPTH)
+        }
+    }
+}
+
+impl PackJob<'_> {
+    fn tasks(&self) -> usize {
+        let (wide, deep) = self.pack.task();
+        self.blocks.len().div_ceil(wide) * self.pack.len.div_ceil(DEPTH).div_ceil(deep)
+    }
+
+    fn run(&self, task: usize) {
+        let (pack, tiles) = (&self.pack, self.pack.len.div_ceil(DEPTH));
+        let (wide, deep) = pack.task();
+        let down = tiles.div_ceil(deep);
+        let (first, from_tile) = (task / down * wide, task % down * deep);
+        let count = deep.min(tiles - from_tile);
+        let from = pack.from + from_tile * DEPTH;
+        let len = (count * DEPTH).min(pack.from + pack.len - from);
+        let blocks = first..self.blocks.len().min(first + wide);
+        // SAFETY: this task alone writes these tiles.
+        let mut own: Vec<&mut [Tile]> = blocks
+            .map(|block| unsafe { self.tiles.part(block * pack.depth + pack.tile + from_tile, count) })
+            .collect();
+        pack.operand.pack(pack.side, (self.blocks.start + first) * SIDE, from, len, &mut own);
+    }
+}
+
+/// Runs the tasks of all jobs in one go: threads meet once.
+fn pack_all(jobs: &[PackJob<'_>]) {
+    let work = jobs.iter().map(|job| job.pack.len * job.blocks.len() * SIDE).sum();
+    let tasks: Vec<(&PackJob<'_>, usize)> =
+        jobs.iter().flat_map(|job| (0..job.tasks()).map(move |task| (job, task))).collect();
+    for_each_block(tasks.len(), work, |task| tasks[task].0.run(tasks[task].1));
+}
+
+/// `target [m, n] (+)= x full + by hidden up` with `hidden [m, r] = first x down`, which is written too: a frozen layer and its low-rank delta in
+/// one pass over the result. x is packed once.
+///
+/// The sides: x on the left; `full`, `down` and `up` on the right.
+///
+/// # Panics
+/// When the operands do not fit.
+pub(crate) fn multiply_low_rank(target: Target<'_>, m: usize, n: usize, x: Operand<'_>, low: LowRank<'_>) {
+    let r = low.down.outer;
+    assert_eq!((target.out.len(), low.hidden.len()), (m * n, m * r), "elements of [{m}, {n}] and [{m}, {r}]");
+    assert_eq!((x.outer, x.depth), (m, low.down.depth), "sides of a product to [{m}, {r}]");
+    if m == 0 || n == 0 {
+        return;
+    }
+    let (x_tiles, depth) = (x.depth.div_ceil(DEPTH), x.depth.div_ceil(DEPTH) + r.div_ceil(DEPTH));
+    let Some(full) = low.full.filter(|_| depth <= FUSED_TILES) else {
+        let down = Term { left: x.scaled(low.first), right: low.down };
+        let hidden = Target { out: FloatsMut::F32(&mut *low.hidden), bias: None, accumulate: false };
+        multiply(hidden, m, r, &[down]);
+        let up =
+            Term { left: Operand::rows(WeightView::F32(low.hidden), m, r).scaled(low.by), right: low.up };
+        let full = low.full.map(|full| Term { left: x, right: full });
+        return multiply(target, m, n, &full.into_iter().chain([up]).collect::<Vec<_>>());
+    };
+    let unit = Unit::detect();
+    let rows = m.div_ceil(SIDE);
+    let shared = SharedFloats::new(target.out);
+    with_packed(|left, right| {
+        let (r_blocks, left) = (r.div_ceil(SIDE), SharedMut::new(reserved(left, rows * depth)));
+        let whole = |operand, side, depth| Pack { operand, side, from: 0, len: x.depth, tile: 0, depth };
+        {
+            let down = SharedMut::new(reserved(right, r_blocks * x_tiles));
+            pack_all(&[
+                whole(x, Side::Left, depth).of(0..rows, left),
+                whole(low.down, Side::Right, x_tiles).of(0..r_blocks, down),
+            ]);
+        }
+        let hidden = Hidden { unit, x_tiles, depth, m, r, first: low.first, by: low.by };
+        hidden.run(left, &right[..r_blocks * x_tiles], SharedMut::new(low.hidden));
+        let pieces = [
+            Piece { term: Term { left: x, right: full }, from: 0, len: x.depth, tile: 0 },
+            Piece { term: Term { left: x, right: low.up }, from: 0, len: r, tile: x_tiles },
+        ];
+        let product = Product { unit, depth, m, n, bias: target.bias, accumulate: target.accumulate };
+        product.run_in_groups(Vec::new(), &pieces, left, right, &shared);
+    });
+}
+
+/// The low-rank part of [`multiply_low_rank`].
+pub(crate) struct LowRank<'a> {
+    pub(crate) full: Option<Operand<'a>>,
+    pub(crate) down: Operand<'a>,
+    pub(crate) up: Operand<'a>,
+    pub(crate) hidden: &'a mut [f32],
+    /// Factor on `hidden`.
+    pub(crate) first: f32,
+    /// Factor on its way to the result.
+    pub(crate) by: f32,
+}
+
+/// The first half of [`multiply_low_rank`]: `hidden` from the packed x, and back behind x among the packed tiles.
+struct Hidden {
+    unit: Unit,
+    x_tiles: usize,
+    depth: usize,
+    m: usize,
+    r: usize,
+    first: f32,
+    by: f32,
+}
+
+impl Hidden {
+    fn run(&self, left: SharedMut<'_, Tile>, down: &[Tile], hidden: SharedMut<'_, f32>) {
+        let rows = self.m.div_ceil(SIDE);
+        for_each_block(rows.div_ceil(TASK_ROWS), self.m * self.r * self.x_tiles * DEPTH, |task| {
+            let rows = task * TASK_ROWS..rows.min((task + 1) * TASK_ROWS);
+            // SAFETY: this task alone touches the tiles of these rows.
+            let own = unsafe { left.part(rows.start * self.depth, rows.len() * self.depth) };
+            let elements = rows.start * SIDE * self.r..self.m.min(rows.end * SIDE) * self.r;
+            // SAFETY: and these rows of the hidden values.
+            let hidden = unsafe { hidden.part(elements.start, elements.len()) };
+            self.unit.ready(|| self.task(own, down, hidden));
+        });
+    }
+
+    fn task(&self, own: &mut [Tile], down: &[Tile], hidden: &mut [f32]) {
+        let (high, wide) = self.unit.block();
+        let (rows, columns) = (own.len() / self.depth, self.r.div_ceil(SIDE));
+        let mut block = Block([0.0; BLOCK]);
+        for row in (0..rows).step_by(high) {
+            for column in (0..columns).step_by(wide) {
+                let tiles = &own[row * self.depth..];
+                let left = Strip { tiles, next: self.depth, blocks: high.min(rows - row) };
+                let tiles = &down[column * self.x_tiles..];
+                let right = Strip { tiles, next: self.x_tiles, blocks: wide.min(columns - column) };
+                self.unit.multiply(left, right, self.x_tiles, &mut block.0);
+                let (from, count) = (column * SIDE, (right.blocks * SIDE).min(self.r - column * SIDE));
+                let hidden = hidden.chunks_exact_mut(self.r).skip(row * SIDE);
+                for (out, sums) in
+                    hidden.zip(block.0.chunks_exact(right.blocks * SIDE)).take(left.blocks * SIDE)
+                {
+                    for (out, sum) in out[from..from + count].iter_mut().zip(sums) {
+                        *out = self.first * sum;
+                    }
+                }
+            }
+        }
+        let count = hidden.len() / self.r.max(1);
+        let again = Operand::rows(WeightView::F32(hidden), count, self.r).scaled(self.by);
+        for (row, tiles) in own.chunks_exact_mut(self.depth).enumerate() {
+            again.pack(Side::Left, row * SIDE, 0, self.r, &mut [&mut tiles[self.x_tiles..]]);
+        }
+    }
+}
+
+/// A round of a product.
 struct Product<'a> {
     unit: Unit,
+    /// Tiles of depth.
     depth: usize,
-    left: &'a [Tile],
-    right: &'a [Tile],
-    /// The columns of the result that the right side is, in 16s.
-    columns: Range<usize>,
     m: usize,
     n: usize,
     bias: Option<&'a [f32]>,
     accumulate: bool,
 }
 
+/// Some columns of a round, both sides packed.
+struct Packed<'a> {
+    left: &'a [Tile],
+    right: &'a [Tile],
+    /// The columns of the result that the right side is, in 16s.
+    columns: Range<usize>,
+}
+
 impl Product<'_> {
-    fn run(&self, out: &SharedFloats<'_>) {
-        let (rows, columns) = (self.m.div_ceil(SIDE), self.columns.len());
-        let (down, across) = (rows.div_ceil(TASK_ROWS), columns.div_ceil(TASK_COLUMNS));
+    /// Packs the right sides of `pieces` some columns at a time, the first of them together with `lefts`, and multiplies.
+    fn run_in_groups<'t>(
+        &self,
+        mut lefts: Vec<PackJob<'t>>,
+        pieces: &[Piece<'t>],
+        left: SharedMut<'t, Tile>,
+        right: &mut Vec<Tile>,
+        out: &SharedFloats<'_>,
+    ) {
+        let (rows, columns) = (self.m.div_ceil(SIDE), self.n.div_ceil(SIDE));
+        let most = RIGHT_BYTES / (self.depth.max(1) * size_of::<Tile>());
+        let group = (most / PACK_COLUMNS * PACK_COLUMNS).max(PACK_COLUMNS);
+        for first in (0..columns).step_by(group) {
+            let range = first..columns.min(first + group);
+            {
+                let right = SharedMut::new(reserved(right, range.len() * self.depth));
+                let mut jobs: Vec<PackJob<'_>> = std::mem::take(&mut lefts);
+                jobs.extend(pieces.iter().map(|p| p.pack(Side::Right, self.depth).of(range.clone(), right)));
+                pack_all(&jobs);
+            }
+            // SAFETY: packing is over, and nothing writes these tiles while the product reads them.
+            let left = unsafe { left.part(0, rows * self.depth) };
+            let packed = Packed { left, right: &right[..range.len() * self.depth], columns: range };
+            self.run(&packed, out);
+        }
+    }
+
+    fn run(&self, packed: &Packed<'_>, out: &SharedFloats<'_>) {
+        let (rows, columns) = (self.m.div_ceil(SIDE), packed.columns.len());
+        // The right side of a task is to stay in the second cache.
+        let wide = (TASK_TILES / self.depth.max(1) / 3 * 3).clamp(3, TASK_COLUMNS);
+        let (down, across) = (rows.div_ceil(TASK_ROWS), columns.div_ceil(wide));
         let work = self.m * columns * SIDE * self.depth * DEPTH;
         // Tasks with the same columns follow each other, so that a thread keeps the right side near.
         for_each_block(down * across, work, |task| {
-            let (row, column) = (task % down * TASK_ROWS, task / down * TASK_COLUMNS);
+            let (row, column) = (task % down * TASK_ROWS, task / down * wide);
             self.unit.ready(|| {
-                self.task(row..rows.min(row + TASK_ROWS), column..columns.min(column + TASK_COLUMNS), out);
+                let rows = row..rows.min(row + TASK_ROWS);
+                self.task(packed, rows, column..columns.min(column + wide), out);
             });
         });
     }
 
     /// The blocks of some rows and columns, in 16s.
-    fn task(&self, rows: Range<usize>, columns: Range<usize>, out: &SharedFloats<'_>) {
+    fn task(&self, packed: &Packed<'_>, rows: Range<usize>, columns: Range<usize>, out: &SharedFloats<'_>) {
         let (high, wide) = self.unit.block();
         let mut block = Block([0.0; BLOCK]);
         for row in rows.clone().step_by(high) {
             for column in columns.clone().step_by(wide) {
-                let left = self.strip(self.left, row, high.min(rows.end - row));
-                let right = self.strip(self.right, column, wide.min(columns.end - column));
+                let left = self.strip(packed.left, row, high.min(rows.end - row));
+                let right = self.strip(packed.right, column, wide.min(columns.end - column));
                 self.unit.multiply(left, right, self.depth, &mut block.0);
+                let column = packed.columns.start + column;
                 self.write(&block.0, row, column, left.blocks, right.blocks, out);
             }
         }
@@ -248,7 +450,7 @@ impl Product<'_> {
         wide: usize,
         out: &SharedFloats<'_>,
     ) {
-        let first = (self.columns.start + column) * SIDE;
+        let first = column * SIDE;
         let count = (wide * SIDE).min(self.n - first);
         let rows = row * SIDE..self.m.min((row + high) * SIDE);
         let bias = self.bias.map(|bias| &bias[first..first + count]);

@@ -129,33 +129,38 @@ impl Op for LoraLinear {
             Ok(())
         })?;
         let mut gh = floats::buffer(t * r);
-        kernel::lora_backward_hidden(precision, g, &delta, &mut gh, t, n_out);
-        if to.wants(1) {
-            let dropped = self.terms.dropped(x)?;
-            let dropped = Lent::new(&dropped);
-            let dropped = dropped.floats()?;
-            to.add(1, |da, accumulate| {
-                kernel::lora_backward_a(&gh, dropped, da, t, n_in, r, accumulate);
-                Ok(())
-            })?;
-        }
-        let Some(dropout) = &self.terms.dropout else {
-            return to.add(0, |dx, accumulate| {
+        match (&self.terms.dropout, to.wants(0)) {
+            (None, true) => to.add(0, |dx, accumulate| {
                 self.with_base(|base| {
                     let w = base.map(|base| base.weight);
-                    kernel::lora_backward_input(precision, g, &gh, w, &delta, dx, t, n_in, n_out, accumulate);
+                    kernel::lora_backward_input(
+                        precision, g, w, &delta, &mut gh, dx, t, n_in, n_out, accumulate,
+                    );
                 })
-            });
-        };
-        to.write(0, |dx| {
-            let mut low = floats::buffer(dx.len());
-            kernel::lora_backward_input(precision, g, &gh, None, &delta, &mut low, t, n_in, n_out, false);
-            dropout::dropout(&low, dx, dropout.p, &dropout.rng, 0);
-            self.with_base(|base| {
-                if let Some(base) = base {
-                    kernel::backward_input(precision, g, base.weight, dx, t, n_in, n_out, true);
-                }
-            })
+            })?,
+            (_, false) => kernel::lora_backward_hidden(precision, g, &delta, &mut gh, t, n_out),
+            (Some(dropout), true) => to.write(0, |dx| {
+                let mut low = floats::buffer(dx.len());
+                kernel::lora_backward_input(
+                    precision, g, None, &delta, &mut gh, &mut low, t, n_in, n_out, false,
+                );
+                dropout::dropout(&low, dx, dropout.p, &dropout.rng, 0);
+                self.with_base(|base| {
+                    if let Some(base) = base {
+                        kernel::backward_input(precision, g, base.weight, dx, t, n_in, n_out, true);
+                    }
+                })
+            })?,
+        }
+        if !to.wants(1) {
+            return Ok(());
+        }
+        let dropped = self.terms.dropped(x)?;
+        let dropped = Lent::new(&dropped);
+        let dropped = dropped.floats()?;
+        to.add(1, |da, accumulate| {
+            kernel::lora_backward_a(&gh, dropped, da, t, n_in, r, accumulate);
+            Ok(())
         })
     }
 }
