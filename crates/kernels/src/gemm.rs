@@ -13,9 +13,9 @@
 
 #[cfg(test)]
 mod tests;
+mod thin;
 
 use crate::shared::SharedMut;
-use crate::simd::{LANES, sum_lanes};
 use crate::threads::for_each_block;
 use core::cell::RefCell;
 use half::slice::HalfFloatSliceExt;
@@ -23,7 +23,7 @@ use half::{bf16, f16};
 use taper_quant::{BlockFormat, QuantizedTensor};
 
 /// Up to this many rows a linear layer runs through the dot-product kernel.
-pub const FEW_ROWS: usize = 4;
+pub const FEW_ROWS: usize = 16;
 /// The most scratch memory that a task widens weights into.
 pub const PANEL_BYTES: usize = 1024 * 1024;
 
@@ -39,8 +39,6 @@ const ROWS: usize = 1024;
 const FEW_FEATURES_ROWS: usize = 64;
 /// Depth of a panel of widened weights.
 const DEPTH: usize = 1024;
-/// Weights that one task of the dot-product kernel reads.
-const DOT_TASK: usize = 256 * 1024;
 
 const _: () = assert!(FEATURES * DEPTH * size_of::<f32>() <= PANEL_BYTES);
 const _: () = assert!(BLOCK_FEATURES * DEPTH * size_of::<f32>() <= PANEL_BYTES);
@@ -122,7 +120,7 @@ pub fn linear_forward(
         return;
     }
     if t <= FEW_ROWS {
-        return few_rows(x, w, bias, y, t, n_in, n_out);
+        return thin::multiply(thin::Rows::F32(x), w, bias, y, t, n_in, n_out);
     }
     let y = SharedMut::new(y);
     for_each_tile(t, n_out, rows_per_tile(t, n_out), FEATURES, t * n_in * n_out, |rows, features| {
@@ -143,6 +141,28 @@ pub fn linear_forward(
             });
         }
     });
+}
+
+/// [`linear_forward`] of up to [`FEW_ROWS`] rows in bf16 over weights in bf16, both as they are; false where the processor cannot.
+///
+/// # Panics
+/// When a length does not fit.
+pub(crate) fn few_bf16_rows(
+    x: &[bf16],
+    w: WeightView<'_>,
+    bias: Option<&[f32]>,
+    y: &mut [f32],
+    t: usize,
+    n_in: usize,
+    n_out: usize,
+) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if t <= FEW_ROWS && matches!(w, WeightView::BF16(_)) && crate::product::has_dots_bf16() {
+        check_linear(x.len(), w.len(), y.len(), t, n_in, n_out);
+        thin::multiply(thin::Rows::BF16(x), w, bias, y, t, n_in, n_out);
+        return true;
+    }
+    false
 }
 
 /// dx `[T,in]` = g `[T,out]` W, or `dx += g W` with `accumulate`.
@@ -409,53 +429,18 @@ pub(crate) fn grown(scratch: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut scratch[..len]
 }
 
-/// y = x W^T + b for up to [`FEW_ROWS`] rows: one pass over the weights where they lie.
-fn few_rows(
-    x: &[f32],
-    w: WeightView<'_>,
-    bias: Option<&[f32]>,
-    y: &mut [f32],
-    t: usize,
-    n_in: usize,
-    n_out: usize,
-) {
-    let per_task = (DOT_TASK / n_in.max(1)).clamp(1, n_out.max(1));
-    let y = SharedMut::new(y);
-    for_each_block(n_out.div_ceil(per_task), t * n_in * n_out, |block| {
-        let first = block * per_task;
-        let count = per_task.min(n_out - first);
-        let mut dots = [0.0f32; FEW_ROWS];
-        // SAFETY: this task alone writes these columns.
-        let mut outs: [&mut [f32]; FEW_ROWS] = core::array::from_fn(|row| unsafe {
-            y.part((row * n_out + first).min(t * n_out), if row < t { count } else { 0 })
-        });
-        for feature in 0..count {
-            dot_rows(x, w, (first + feature) * n_in, n_in, &mut dots[..t]);
-            let bias = bias.map_or(0.0, |bias| bias[first + feature]);
-            for (out, dot) in outs.iter_mut().zip(&dots[..t]) {
-                out[feature] = dot + bias;
-            }
-        }
-    });
-}
-
-/// The dot products of one row of the weights with each row of x. After the first, the weights come from the nearest cache.
-fn dot_rows(x: &[f32], w: WeightView<'_>, at: usize, n_in: usize, dots: &mut [f32]) {
-    let rows = dots.iter_mut().enumerate().map(|(row, dot)| (dot, &x[row * n_in..(row + 1) * n_in]));
-    match w {
-        WeightView::F32(w) => rows.for_each(|(dot, x)| *dot = dot_f32(x, &w[at..at + n_in])),
-        WeightView::BF16(w) => rows.for_each(|(dot, x)| *dot = dot_bf16(x, &w[at..at + n_in])),
-        WeightView::F16(_) | WeightView::Quantized(_) => PANEL.with_borrow_mut(|scratch| {
-            let wide = grown(scratch, n_in);
-            w.widen(at, wide);
-            rows.for_each(|(dot, x)| *dot = dot_f32(x, wide));
-        }),
+/// Elements of blocks by the fastest decoder at hand.
+fn decode(w: &QuantizedTensor, start: usize, out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if crate::decode::decode(w, start, out) {
+        return;
     }
+    decode_any(w, start, out);
 }
 
 multiversion! {
     /// The decoder of `quant` compiled for the instruction set at hand.
-    fn decode(w: &QuantizedTensor, start: usize, out: &mut [f32]) {
+    fn decode_any(w: &QuantizedTensor, start: usize, out: &mut [f32]) {
         w.decode(start, out);
     }
 }
@@ -472,25 +457,6 @@ multiversion! {
     /// The dot product.
     pub(crate) fn dot_f32(x: &[f32], w: &[f32]) -> f32 {
         crate::simd::dot(x, w)
-    }
-}
-
-multiversion! {
-    fn dot_bf16(x: &[f32], w: &[bf16]) -> f32 {
-        const STEP: usize = 2 * LANES;
-        let mut lanes = [0.0f32; STEP];
-        let (x_head, x_tail) = x.as_chunks::<STEP>();
-        let (w_head, w_tail) = w.as_chunks::<STEP>();
-        for (x, w) in x_head.iter().zip(w_head) {
-            for l in 0..STEP {
-                lanes[l] += x[l] * widened(w[l]);
-            }
-        }
-        let mut sum = sum_lanes(lanes);
-        for (x, w) in x_tail.iter().zip(w_tail) {
-            sum += x * widened(*w);
-        }
-        sum
     }
 }
 

@@ -7,6 +7,7 @@
 use crate::floats::{Floats, FloatsMut, buffer, round, widen};
 use crate::gemm::{self, FEW_ROWS, WeightView};
 use crate::product::{LowRank, Operand, Target, Term, multiply, multiply_low_rank};
+use half::bf16;
 
 /// y `[T,out]` = x `[T,in]` W^T + b, W `[out,in]`, b `[out]`. A y in bf16 is rounded once, from the sum.
 ///
@@ -24,17 +25,32 @@ pub fn forward(
     match (x, y) {
         (Floats::F32(x), FloatsMut::F32(y)) => gemm::linear_forward(x, w, bias, y, t, n_in, n_out),
         (Floats::F32(_), FloatsMut::BF16(_)) => panic!("a result in bf16 of activations in f32"),
-        (Floats::BF16(x), y) if t <= FEW_ROWS => {
-            let mut wide = buffer(x.len());
-            widen(x, &mut wide);
+        (Floats::BF16(x), FloatsMut::F32(y)) if t <= FEW_ROWS => few_rows(x, w, bias, y, t, n_in, n_out),
+        (Floats::BF16(x), FloatsMut::BF16(y)) if t <= FEW_ROWS => {
             let mut sums = buffer(y.len());
-            gemm::linear_forward(&wide, w, bias, &mut sums, t, n_in, n_out);
-            put(&sums, y);
+            few_rows(x, w, bias, &mut sums, t, n_in, n_out);
+            round(&sums, y);
         }
         (x @ Floats::BF16(_), out) => {
             let term = Term { left: Operand::rows(x.view(), t, n_in), right: Operand::rows(w, n_out, n_in) };
             multiply(Target { out, bias, accumulate: false }, t, n_out, &[term]);
         }
+    }
+}
+
+fn few_rows(
+    x: &[bf16],
+    w: WeightView<'_>,
+    bias: Option<&[f32]>,
+    y: &mut [f32],
+    t: usize,
+    n_in: usize,
+    n_out: usize,
+) {
+    if !gemm::few_bf16_rows(x, w, bias, y, t, n_in, n_out) {
+        let mut wide = buffer(x.len());
+        widen(x, &mut wide);
+        gemm::linear_forward(&wide, w, bias, y, t, n_in, n_out);
     }
 }
 
@@ -328,7 +344,6 @@ mod tests {
     use super::*;
     use crate::plain;
     use crate::testing::{assert_close, poisoned, random};
-    use half::bf16;
 
     fn narrow(x: &[f32]) -> Vec<bf16> {
         x.iter().map(|&x| bf16::from_f32(x)).collect()

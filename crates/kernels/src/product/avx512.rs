@@ -8,11 +8,12 @@
 use super::tile::{SIDE, Tile};
 use super::unit::BLOCK;
 use core::arch::x86_64::*;
+use half::bf16;
 
 /// Rows whose sums are in registers at a time: with three columns of 16, 24 of the 32.
 const ROWS: usize = 8;
 
-pub(super) fn is_available() -> bool {
+pub(crate) fn is_available() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
 }
 
@@ -59,6 +60,56 @@ unsafe fn rows<const N: usize>(left: &[Tile], right: [&[Tile]; N], first: usize,
         for (column, sum) in sums.iter().enumerate() {
             // SAFETY: by the caller's promise.
             unsafe { _mm512_storeu_ps(out.add(row * SIDE * N + column * SIDE), *sum) };
+        }
+    }
+}
+
+/// Adds to `sums[row][i]` the dot product of row `row` of x (rows of `n_in`) with `w[i]`. To be called where [`is_available`].
+pub(crate) fn dots(x: &[bf16], w: [&[bf16]; 4], n_in: usize, sums: &mut [[f32; 4]]) {
+    assert!(w.iter().all(|w| w.len() == n_in) && x.len() >= sums.len() * n_in, "rows of {n_in}");
+    for (group, sums) in sums.chunks_mut(4).enumerate() {
+        let x = x[group * 4 * n_in..].as_ptr();
+        // SAFETY: the caller has found the features; all rows have `n_in` elements.
+        unsafe {
+            match sums.len() {
+                1 => dots_of::<1>(x, w, n_in, sums),
+                2 => dots_of::<2>(x, w, n_in, sums),
+                3 => dots_of::<3>(x, w, n_in, sums),
+                _ => dots_of::<4>(x, w, n_in, sums),
+            }
+        }
+    }
+}
+
+/// # Safety
+/// `x` leads to `R` rows of `n_in`, each of `w` has `n_in` elements.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn dots_of<const R: usize>(x: *const bf16, w: [&[bf16]; 4], n_in: usize, sums: &mut [[f32; 4]]) {
+    let mut lanes = [[_mm512_setzero_ps(); 4]; R];
+    for at in (0..n_in).step_by(32) {
+        let left = n_in - at;
+        let mask = if left >= 32 { u32::MAX } else { (1 << left) - 1 };
+        // SAFETY: the masks leave out what is beyond the rows.
+        let load = |row: *const bf16| unsafe { _mm512_maskz_loadu_epi16(mask, row.add(at).cast()) };
+        let columns = w.map(|w| load(w.as_ptr()));
+        for (row, lanes) in lanes.iter_mut().enumerate() {
+            // SAFETY: one of R rows.
+            let one = load(unsafe { x.add(row * n_in) });
+            for (lane, column) in lanes.iter_mut().zip(columns) {
+                // SAFETY: both are registers of 16 pairs of bf16.
+                *lane = unsafe {
+                    _mm512_dpbf16_ps(
+                        *lane,
+                        core::mem::transmute::<__m512i, __m512bh>(one),
+                        core::mem::transmute::<__m512i, __m512bh>(column),
+                    )
+                };
+            }
+        }
+    }
+    for (lanes, sums) in lanes.iter().zip(sums) {
+        for (lane, sum) in lanes.iter().zip(sums) {
+            *sum += _mm512_reduce_add_ps(*lane);
         }
     }
 }
