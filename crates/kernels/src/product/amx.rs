@@ -8,6 +8,11 @@
     reason = "AMX has no intrinsics in stable Rust; Linux grants its state by a system call"
 )]
 
+#[cfg(all(test, target_os = "linux"))]
+mod emulator;
+#[cfg(all(test, target_os = "linux"))]
+mod tests;
+
 use super::tile::{SIDE, Tile};
 use super::unit::BLOCK;
 use core::arch::asm;
@@ -15,6 +20,7 @@ use core::arch::x86_64::{__cpuid, __cpuid_count};
 use std::sync::OnceLock;
 
 /// The 64 bytes of LDTILECFG: palette 1, eight tiles of 16 rows of 64 bytes.
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 struct Config {
     palette: u8,
@@ -35,11 +41,11 @@ static CONFIG: Config = Config {
 /// Whether the processor has tiles of bf16 and the operating system lets this process use them.
 pub(super) fn is_available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
-    *AVAILABLE.get_or_init(|| is_x86_feature_detected!("avx512f") && has_amx_bf16() && is_permitted())
+    *AVAILABLE.get_or_init(|| is_x86_feature_detected!("avx512f") && has_tiles() && is_permitted())
 }
 
 /// CPUID leaf 7: EDX bit 22 is AMX-BF16, bit 24 AMX-TILE.
-fn has_amx_bf16() -> bool {
+fn has_tiles() -> bool {
     const BITS: u32 = 1 << 22 | 1 << 24;
     __cpuid(0).eax >= 7 && __cpuid_count(7, 0).edx & BITS == BITS
 }
@@ -72,12 +78,21 @@ fn is_permitted() -> bool {
     false
 }
 
+/// Whether the instructions run here, in the processor or emulated.
+#[cfg(test)]
+pub(super) fn is_testable() -> bool {
+    #[cfg(target_os = "linux")]
+    return is_available() || emulator::install();
+    #[cfg(not(target_os = "linux"))]
+    false
+}
+
 /// Runs `body` with the tiles of this thread configured, and lets them go behind it.
 pub(super) fn with_tiles<R>(body: impl FnOnce() -> R) -> R {
     // SAFETY: the unit was chosen because `is_available`; the configuration is valid, and no other code here uses tiles.
     unsafe {
-        asm!("ldtilecfg [{0}]", in(reg) &raw const CONFIG, options(nostack, readonly, preserves_flags))
-    };
+        asm!("ldtilecfg [{0}]", in(reg) &raw const CONFIG, options(nostack, readonly, preserves_flags));
+    }
     let result = body();
     // SAFETY: as above.
     unsafe { asm!("tilerelease", options(nostack, nomem, preserves_flags)) };
