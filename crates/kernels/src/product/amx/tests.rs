@@ -35,6 +35,7 @@ fn product_at(left: &[Tile], right: &[Tile], row: usize, column: usize) -> f32 {
 fn assert_block(left: [&[Tile]; 2], right: [&[Tile]; 2], row_len: usize) {
     let mut out = [f32::NAN; BLOCK];
     with_tiles(|| multiply(left, right, row_len, &mut out));
+    assert!(out[4 * SIDE * SIDE..].iter().all(|sum| sum.is_nan()), "written behind the quarters");
     for row in 0..2 * SIDE {
         for column in 0..row_len {
             let want = product_at(left[row / SIDE], right[column / SIDE], row % SIDE, column % SIDE);
@@ -71,6 +72,17 @@ fn a_block_takes_the_instructions_that_it_should() {
         let done: [usize; 6] = core::array::from_fn(|i| counts()[i] - before[i]);
         assert_eq!(done, [1, 1, 4, 4 * depth, 4, 4 * depth], "depth {depth}");
     }
+}
+
+#[test]
+fn a_panic_lets_the_tiles_go() {
+    if !install() {
+        return;
+    }
+    let before = counts();
+    std::panic::catch_unwind(|| with_tiles(|| std::panic::resume_unwind(Box::new(())))).unwrap_err();
+    let release = Operation::Release as usize;
+    assert_eq!(counts()[release], before[release] + 1);
 }
 
 #[test]
