@@ -311,6 +311,29 @@ fn small_numbers_are_flushed() {
     assert_eq!([out[2 * SIDE], out[2 * SIDE + 1]], [want * bf16::from_f32(1e20).to_f32(), 0.0]);
 }
 
+/// The premise of [`is_permitted`]: no stack of the standard library's makes the kernel refuse.
+#[test]
+fn signal_stacks_of_threads_are_as_large_as_the_kernel_says() {
+    let check = || {
+        // SAFETY: asks the kernel for a number, and for this thread's stack without changing it.
+        let (least, stack) = unsafe {
+            let mut stack: libc::stack_t = core::mem::zeroed();
+            assert_eq!(libc::sigaltstack(core::ptr::null(), &raw mut stack), 0);
+            (libc::getauxval(libc::AT_MINSIGSTKSZ) as usize, stack)
+        };
+        let off = stack.ss_flags & libc::SS_DISABLE != 0;
+        assert!(off || stack.ss_size >= least, "{} bytes of at least {least}", stack.ss_size);
+    };
+    check();
+    std::thread::spawn(check).join().unwrap();
+    rayon::broadcast(|_| check());
+}
+
+#[test]
+fn without_tiles_there_is_no_permission() {
+    assert!(has_tiles() || !is_permitted());
+}
+
 #[test]
 fn another_illegal_instruction_still_kills() {
     const CHILD: &str = "TAPER_TEST_ILLEGAL_INSTRUCTION";
