@@ -16,7 +16,7 @@ pub fn add<'a>(x: impl Into<Floats<'a>>, y: impl Into<Floats<'a>>, out: impl Int
     assert_eq!((x.len(), y.len()), (out.len(), out.len()), "lengths of x and y against out");
     for_each_chunk(out, |at, len, out| {
         with_scratch(CHUNK, |[wide_x, wide_y]| {
-            add_chunk(x.read(at, len, wide_x), y.read(at, len, wide_y), out)
+            add_chunk(x.read(at, len, wide_x), y.read(at, len, wide_y), out);
         });
     });
 }

@@ -182,7 +182,6 @@ pub fn buffer<T: Scalar>(len: usize) -> Vec<T> {
     } else {
         // SAFETY: the capacity is there; every bit pattern is a valid float; the kernels of this crate write what they are given before anyone
         // reads it (their tests give them NaN).
-        #[expect(clippy::uninit_vec, reason = "as said above")]
         unsafe {
             values.set_len(len);
         }

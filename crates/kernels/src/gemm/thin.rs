@@ -16,8 +16,10 @@ const FEATURES: usize = 4;
 const ROWS: usize = 4;
 /// Elements of a row of weights that are widened at a time: four of them and four of x fit in the nearest cache.
 const DEPTH: usize = 1024;
-/// Weights that a task reads, about: small enough for all threads to have some of a small layer.
+/// Weights that a task reads, about: the least of them, so that all threads have some of a small layer, and how many tasks there are of a
+/// large one.
 const TASK: usize = 32 * 1024;
+const TASKS: usize = 16;
 
 /// The rows of x.
 #[derive(Clone, Copy)]

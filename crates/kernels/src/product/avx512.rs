@@ -91,7 +91,11 @@ unsafe fn dots_of<const R: usize>(x: *const bf16, w: [&[bf16]; 4], n_in: usize, 
         let mask = if left >= 32 { u32::MAX } else { (1 << left) - 1 };
         // SAFETY: the masks leave out what is beyond the rows.
         let load = |row: *const bf16| unsafe { _mm512_maskz_loadu_epi16(mask, row.add(at).cast()) };
-        let columns = w.map(|w| load(w.as_ptr()));
+        let columns = w.map(|w| {
+            // The next four rows follow these; a row is too short for the processor to see a stream in it.
+            _mm_prefetch::<_MM_HINT_T0>(w.as_ptr().wrapping_add(4 * n_in + at).cast());
+            load(w.as_ptr())
+        });
         for (row, lanes) in lanes.iter_mut().enumerate() {
             // SAFETY: one of R rows.
             let one = load(unsafe { x.add(row * n_in) });

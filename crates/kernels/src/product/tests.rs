@@ -15,7 +15,7 @@ fn units() -> Vec<Unit> {
         if avx512::is_available() {
             units.push(Unit::Bf16);
         }
-        if amx::is_available() {
+        if amx::is_testable() {
             units.push(Unit::Amx);
         }
     }
@@ -79,17 +79,19 @@ fn products_of_any_orientation_equal_the_plain_twin() {
 
 #[test]
 fn rounded_results_are_the_wide_ones_rounded() {
-    for (m, k, n) in shapes() {
+    for (unit, (m, k, n)) in units().into_iter().flat_map(|unit| shapes().into_iter().map(move |s| (unit, s)))
+    {
         let (a, b, bias) = (random(m * k, 1), random(k * n, 2), random(n, 3));
         let left = Operand::rows(WeightView::F32(&a), m, k);
         let right = Operand::columns(WeightView::F32(&b), n, k);
         for bias in [None, Some(&bias[..])] {
             let mut wide = poisoned(m * n);
-            multiply(target(&mut wide, bias, false), m, n, &[Term { left, right }]);
+            on_unit(unit, || multiply(target(&mut wide, bias, false), m, n, &[Term { left, right }]));
             let mut narrow = vec![bf16::NAN; m * n];
-            let out = FloatsMut::BF16(&mut narrow);
-            multiply(Target { out, bias, accumulate: false }, m, n, &[Term { left, right }]);
-            assert!(wide.iter().zip(&narrow).all(|(w, n)| bf16::from_f32(*w) == *n), "m={m} k={k} n={n}");
+            let target = Target { out: FloatsMut::BF16(&mut narrow), bias, accumulate: false };
+            on_unit(unit, || multiply(target, m, n, &[Term { left, right }]));
+            let same = wide.iter().zip(&narrow).all(|(w, n)| bf16::from_f32(*w) == *n);
+            assert!(same, "{unit:?} m={m} k={k} n={n}");
         }
     }
 }
@@ -128,30 +130,33 @@ fn quantized_weights_are_decoded_on_the_way() {
         BlockFormat::Ggml(GgmlType::Q8_0),
         BlockFormat::Ggml(GgmlType::Q4K),
     ];
+    let (m, rows, columns) = (21, 530, 768);
+    let (values, x, g) = (random(rows * columns, 5), random(m * columns, 6), random(m * rows, 7));
     for format in formats {
-        let (m, rows, columns) = (21, 530, 768);
-        let values = random(rows * columns, 5);
         let w = QuantizedTensor::quantize(&values, rows, columns, format).expect("whole blocks");
         let mut decoded = vec![0.0; rows * columns];
         w.decode(0, &mut decoded);
-        let (x, g) = (random(m * columns, 6), random(m * rows, 7));
-        let mut y = poisoned(m * rows);
         let view = WeightView::Quantized(&w);
-        let left = Operand::rows(WeightView::F32(&x), m, columns);
-        multiply(
-            target(&mut y, None, false),
-            m,
-            rows,
-            &[Term { left, right: Operand::rows(view, rows, columns) }],
-        );
-        let want = plain::matmul(&rounded(&x, 1.0), &rounded(&decoded, 1.0), m, columns, rows, false, true);
-        assert_close(&y, &want, 2e-5, &format!("{format:?} forward"));
-        let mut dx = poisoned(m * columns);
-        let left = Operand::rows(WeightView::F32(&g), m, rows);
-        let right = Operand::columns(view, columns, rows);
-        multiply(target(&mut dx, None, false), m, columns, &[Term { left, right }]);
-        let want = plain::matmul(&rounded(&g, 1.0), &rounded(&decoded, 1.0), m, rows, columns, false, false);
-        assert_close(&dx, &want, 2e-5, &format!("{format:?} backward"));
+        let forward = Term {
+            left: Operand::rows(WeightView::F32(&x), m, columns),
+            right: Operand::rows(view, rows, columns),
+        };
+        let backward = Term {
+            left: Operand::rows(WeightView::F32(&g), m, rows),
+            right: Operand::columns(view, columns, rows),
+        };
+        let decoded = rounded(&decoded, 1.0);
+        let y = plain::matmul(&rounded(&x, 1.0), &decoded, m, columns, rows, false, true);
+        let dx = plain::matmul(&rounded(&g, 1.0), &decoded, m, rows, columns, false, false);
+        for unit in units() {
+            for (term, want, n, what) in
+                [(forward, &y, rows, "forward"), (backward, &dx, columns, "backward")]
+            {
+                let mut out = poisoned(m * n);
+                on_unit(unit, || multiply(target(&mut out, None, false), m, n, &[term]));
+                assert_close(&out, want, 2e-5, &format!("{unit:?} {format:?} {what}"));
+            }
+        }
     }
 }
 
@@ -159,13 +164,13 @@ fn quantized_weights_are_decoded_on_the_way() {
 fn bits_do_not_depend_on_the_number_of_threads() {
     for (m, k, n) in [(1, 600, 900), (130, 300, 500), (70, 4200, 330), (1000, 20, 16)] {
         let (a, b) = (random(m * k, 1), random(k * n, 2));
-        for trans in [false, true] {
-            assert_same_for_any_threads(&format!("m={m} k={k} n={n}"), || {
+        for (unit, trans) in units().into_iter().flat_map(|unit| [(unit, false), (unit, true)]) {
+            assert_same_for_any_threads(&format!("{unit:?} m={m} k={k} n={n}"), || {
                 let mut out = poisoned(m * n);
                 let b = WeightView::F32(&b);
                 let right = if trans { Operand::rows(b, n, k) } else { Operand::columns(b, n, k) };
                 let left = Operand::rows(WeightView::F32(&a), m, k);
-                multiply(target(&mut out, None, false), m, n, &[Term { left, right }]);
+                on_unit(unit, || multiply(target(&mut out, None, false), m, n, &[Term { left, right }]));
                 out
             });
         }
@@ -178,12 +183,14 @@ fn what_is_not_finite_is_passed_on() {
     a[3 * 40 + 5] = f32::NAN;
     a[7 * 40] = f32::INFINITY;
     let b = vec![1.0; 40 * 30];
-    let mut out = poisoned(20 * 30);
     let left = Operand::rows(WeightView::F32(&a), 20, 40);
     let right = Operand::rows(WeightView::F32(&b), 30, 40);
-    multiply(target(&mut out, None, false), 20, 30, &[Term { left, right }]);
-    for (i, row) in out.chunks(30).enumerate() {
-        assert_eq!(row.iter().all(|v| v.is_nan()), i == 3, "row {i}");
-        assert_eq!(row.iter().all(|v| v.is_infinite()), i == 7, "row {i}");
+    for unit in units() {
+        let mut out = poisoned(20 * 30);
+        on_unit(unit, || multiply(target(&mut out, None, false), 20, 30, &[Term { left, right }]));
+        for (i, row) in out.chunks(30).enumerate() {
+            assert_eq!(row.iter().all(|v| v.is_nan()), i == 3, "{unit:?} row {i}");
+            assert_eq!(row.iter().all(|v| v.is_infinite()), i == 7, "{unit:?} row {i}");
+        }
     }
 }
