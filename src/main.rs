@@ -26,7 +26,12 @@ fn main() -> ExitCode {
     taper_kernels::keep_freed_pages();
     let cli = cli::Cli::parse();
     let worker = std::thread::Builder::new().name("taper".into()).stack_size(STACK_BYTES);
-    let outcome = worker.spawn(move || commands::dispatch(cli)).map(std::thread::JoinHandle::join);
+    let work = move || {
+        // This thread is one of the pool's: a parallel loop then starts at once where it is called, with no thread to be woken for it.
+        rayon::ThreadPoolBuilder::new().use_current_thread().build_global()?;
+        commands::dispatch(cli)
+    };
+    let outcome = worker.spawn(work).map(std::thread::JoinHandle::join);
     match outcome {
         Ok(Ok(Ok(code))) => code.into(),
         Ok(Ok(Err(error))) => fault::report(&error).into(),
