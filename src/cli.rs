@@ -279,14 +279,17 @@ pub(crate) enum BenchVerb {
         /// Measured steps, after one that is not
         #[arg(long, default_value_t = 5)]
         steps: usize,
-        /// Run each block again in the backward instead of keeping its graph
+        /// Run each block again in the backward instead of keeping what it needs
         #[arg(long)]
         checkpointing: bool,
     },
-    /// Greedy decoding, random weights
+    /// Greedy decoding, of random weights or of a file
     Generate {
         #[command(flatten)]
         model: BenchModelArgs,
+        /// A folder or a GGUF file in place of the shape's random weights
+        #[arg(long = "model", value_name = "MODEL", conflicts_with = "shape")]
+        model_file: Option<PathBuf>,
         /// Sequences at once
         #[arg(long, default_value_t = 1)]
         batch: usize,

@@ -12,6 +12,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 use taper_data::{Batch, RowPlace, TokenizedExample};
 use taper_diagnostics::ExitCode;
+use taper_hub::{HubOptions, ModelSource};
 use taper_kernels::rng::CounterRng;
 use taper_models::{CausalLm, LoadOptions, ModelConfig, ModelType};
 use taper_nn::{ForwardContext, KvCache, SequenceLayout, StoredFormat};
@@ -37,7 +38,9 @@ pub(crate) fn bench(verb: &BenchVerb) -> anyhow::Result<ExitCode> {
         BenchVerb::Train { model, batch, seq, steps, checkpointing } => {
             train(model, *batch, *seq, *steps, *checkpointing)?
         }
-        BenchVerb::Generate { model, batch, prompt, tokens } => generate(model, *batch, *prompt, *tokens)?,
+        BenchVerb::Generate { model, model_file, batch, prompt, tokens } => {
+            generate(model, model_file.as_deref(), *batch, *prompt, *tokens)?
+        }
     };
     print(&figures.to_string())?;
     Ok(ExitCode::Passed)
@@ -165,13 +168,25 @@ fn random_example(tokens: usize, vocabulary: u64, number: u64) -> TokenizedExamp
     TokenizedExample { input_ids, loss_mask: vec![true; tokens], source }
 }
 
+/// The model of a folder or a GGUF file, held as the flags say.
+fn model_of_file(args: &BenchModelArgs, path: &Path) -> anyhow::Result<Box<dyn CausalLm>> {
+    let section = model_section(&args.quantize, &path.to_string_lossy(), &args.dtype)?;
+    let offline = HubOptions { offline: true, ..HubOptions::from_env() };
+    let files = ModelSource::of_section(&section, Path::new("")).or_fault()?.resolve(&offline).or_fault()?;
+    taper_models::load(&files, LoadOptions::from(&section)).or_fault()
+}
+
 fn generate(
     args: &BenchModelArgs,
+    file: Option<&Path>,
     batch: usize,
     prompt: usize,
     tokens: usize,
 ) -> anyhow::Result<serde_json::Value> {
-    let (model, _) = random_model(args)?;
+    let model = match file {
+        Some(path) => model_of_file(args, path)?,
+        None => random_model(args)?.0,
+    };
     let vocabulary = model.config().vocab_size as u64;
     let mut caches: Vec<KvCache> = (0..batch).map(|_| KvCache::new(model.num_blocks())).collect();
     let prompts: Vec<u32> =
@@ -187,7 +202,7 @@ fn generate(
     }
     let decode = started.elapsed().as_secs_f64();
     Ok(json!({
-        "bench": "generate", "shape": args.shape, "dtype": args.dtype, "quantize": args.quantize.quantize,
+        "bench": "generate", "shape": file.is_none().then_some(&args.shape), "model": file, "dtype": args.dtype, "quantize": args.quantize.quantize,
         "double_quant": args.quantize.double_quant, "batch": batch, "prompt": prompt, "tokens": tokens,
         "threads": taper_kernels::threads::thread_count(),
         "prefill_tokens_per_second": (batch * prompt) as f64 / prefill,

@@ -249,3 +249,17 @@ fn cross_entropy_128x32000(bencher: Bencher<'_, '_>, threads: usize) {
         cross_entropy::cross_entropy_forward_backward(&mut g, &targets, &mut losses, 32_000);
     });
 }
+
+/// The output head of a small model over one token and over eight: larger than the caches, so the rate is that of memory. Bytes of weights.
+#[divan::bench(args = [(1, 1), (1, 2), (8, 1), (8, 2)])]
+fn bf16_head_576x49152(bencher: Bencher<'_, '_>, (rows, threads): (usize, usize)) {
+    let (x, w) = (narrow(&random(rows * 576)), narrow(&random(576 * 49152)));
+    let mut y = vec![0.0; rows * 49152];
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+    bencher.counter(BytesCount::new(2usize * 576 * 49152)).bench_local(|| {
+        pool.install(|| {
+            let y = FloatsMut::F32(&mut y);
+            linear::forward(Floats::BF16(&x), WeightView::BF16(&w), None, y, rows, 576, 49152);
+        });
+    });
+}

@@ -1,7 +1,10 @@
 //! Dropout whose mask is made from positions, so that it is made again rather than kept for the backward pass.
 
+#![expect(unsafe_code, reason = "tasks write chunks of their own")]
+
+use crate::floats::{CHUNK, Floats, FloatsMut, SharedFloats, with_scratch};
 use crate::rng::CounterRng;
-use rayon::prelude::*;
+use crate::threads::for_each_block;
 
 /// A multiple of the words that the generator makes at once.
 const BLOCK: usize = 16 * 1024;
@@ -12,19 +15,36 @@ const BLOCK: usize = 16 * 1024;
 ///
 /// # Panics
 /// When the lengths differ or `p` is outside [0, 1).
-pub fn dropout(x: &[f32], y: &mut [f32], p: f32, rng: &CounterRng, start: u64) {
-    assert_eq!(x.len(), y.len(), "lengths of x and y");
+pub fn dropout<'a>(
+    x: impl Into<Floats<'a>>,
+    y: impl Into<FloatsMut<'a>>,
+    p: f32,
+    rng: &CounterRng,
+    start: u64,
+) {
+    let (x, y) = (x.into(), y.into());
+    let n = y.len();
+    assert_eq!(x.len(), n, "lengths of x and y");
     assert!((0.0..1.0).contains(&p), "dropout probability {p} is not in [0, 1)");
-    if p == 0.0 {
-        return y.copy_from_slice(x);
-    }
-    // Words below this are dropped. p < 1 in `f32` leaves at least 2^8 of the 2^32 words.
+    // Words below this are dropped, with p = 0 none. p < 1 in `f32` leaves at least 2^8 of the 2^32 words.
     let threshold = (f64::from(p) * 4_294_967_296.0) as u32;
     let scale = (1.0 / (1.0 - f64::from(p))) as f32;
-    y.par_chunks_mut(BLOCK).zip(x.par_chunks(BLOCK)).enumerate().for_each(|(block, (y, x))| {
-        rng.for_each_words(start + (block * BLOCK) as u64, y.len(), |at, words| {
-            for ((y, &x), &word) in y[at..].iter_mut().zip(&x[at..]).zip(words) {
-                *y = if word < threshold { 0.0 } else { x * scale };
+    let y = SharedFloats::new(y);
+    for_each_block(n.div_ceil(BLOCK), n, |block| {
+        with_scratch(CHUNK, |[wide, out]| {
+            let end = n.min((block + 1) * BLOCK);
+            for from in (block * BLOCK..end).step_by(CHUNK) {
+                let len = CHUNK.min(end - from);
+                let x = x.read(from, len, wide);
+                let fill = |y: &mut [f32]| {
+                    rng.for_each_words(start + from as u64, len, |at, words| {
+                        for ((y, &x), &word) in y[at..].iter_mut().zip(&x[at..]).zip(words) {
+                            *y = if word < threshold { 0.0 } else { x * scale };
+                        }
+                    });
+                };
+                // SAFETY: this task alone writes this chunk.
+                unsafe { y.write(from, len, out, fill) };
             }
         });
     });
@@ -55,7 +75,7 @@ mod tests {
     #[test]
     fn the_share_of_dropped_elements_is_p() {
         let mut y = vec![f32::NAN; 100_000];
-        dropout(&vec![1.0; 100_000], &mut y, 0.25, &CounterRng::new(1, 2), 0);
+        dropout(&vec![1.0f32; 100_000], &mut y, 0.25, &CounterRng::new(1, 2), 0);
         let dropped = y.iter().filter(|&&y| y == 0.0).count();
         assert!((24_400..25_600).contains(&dropped), "{dropped}");
     }
@@ -63,6 +83,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "not in [0, 1)")]
     fn a_probability_of_one_is_refused() {
-        dropout(&[1.0], &mut [0.0], 1.0, &CounterRng::new(1, 2), 0);
+        dropout(&[1.0][..], &mut [0.0][..], 1.0, &CounterRng::new(1, 2), 0);
     }
 }

@@ -143,7 +143,7 @@ pub fn linear_forward(
     });
 }
 
-/// [`linear_forward`] of up to [`FEW_ROWS`] rows in bf16 over weights in bf16, both as they are; false where the processor cannot.
+/// [`linear_forward`] of up to [`FEW_ROWS`] rows in bf16 over weights in bf16, or rounded to it; false where the processor cannot.
 ///
 /// # Panics
 /// When a length does not fit.
@@ -157,7 +157,7 @@ pub(crate) fn few_bf16_rows(
     n_out: usize,
 ) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if t <= FEW_ROWS && matches!(w, WeightView::BF16(_)) && crate::product::has_dots_bf16() {
+    if t <= FEW_ROWS && crate::product::has_dots_bf16() {
         check_linear(x.len(), w.len(), y.len(), t, n_in, n_out);
         thin::multiply(thin::Rows::BF16(x), w, bias, y, t, n_in, n_out);
         return true;
@@ -271,6 +271,13 @@ impl<'a> MatRef<'a> {
             column_stride: self.row_stride,
             ..self
         }
+    }
+
+    /// The rows of a matrix that is not transposed.
+    #[inline(always)]
+    pub(crate) fn row_slices(self) -> impl Iterator<Item = &'a [f32]> {
+        debug_assert_eq!(self.column_stride, 1, "rows that lie in memory");
+        (0..self.rows).map(move |row| &self.data[row * self.row_stride..][..self.columns])
     }
 
     fn rows(self, first: usize, count: usize) -> Self {

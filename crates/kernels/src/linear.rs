@@ -199,7 +199,7 @@ pub fn lora_forward(
 ) {
     let (precision, r) = (Precision::of(x), delta.rank);
     if let (Precision::BF16, Some(base), true) = (precision, base, t > FEW_ROWS && same(x, dropped)) {
-        let low = LowRank {
+        let mut low = LowRank {
             full: Some(Operand::rows(base.weight, n_out, n_in)),
             down: Operand::rows(WeightView::F32(delta.a), r, n_in),
             up: Operand::rows(WeightView::F32(delta.b), n_out, r),
@@ -208,7 +208,7 @@ pub fn lora_forward(
             by: delta.scale,
         };
         let target = Target { out: y, bias: base.bias, accumulate: false };
-        return multiply_low_rank(target, t, n_out, Operand::rows(x.view(), t, n_in), low);
+        return multiply_low_rank(target, t, n_out, Operand::rows(x.view(), t, n_in), &mut low);
     }
     matmul(precision, h, dropped, Floats::F32(delta.a), t, n_in, r, false, true, 1.0, false);
     match (y, base) {
@@ -327,7 +327,7 @@ pub fn lora_backward_input(
         }
         return;
     }
-    let low = LowRank {
+    let mut low = LowRank {
         full: weight.map(|w| Operand::columns(w, n_in, n_out)),
         down: Operand::columns(WeightView::F32(delta.b), r, n_out),
         up: Operand::columns(WeightView::F32(delta.a), n_in, r),
@@ -336,7 +336,7 @@ pub fn lora_backward_input(
         by: 1.0,
     };
     let target = Target { out: FloatsMut::F32(dx), bias: None, accumulate };
-    multiply_low_rank(target, t, n_in, Operand::rows(WeightView::F32(g), t, n_out), low);
+    multiply_low_rank(target, t, n_in, Operand::rows(WeightView::F32(g), t, n_out), &mut low);
 }
 
 #[cfg(test)]

@@ -196,16 +196,14 @@ impl Block {
         rotary: &[RotaryEmbedding],
         ctx: &mut ForwardContext<'_>,
     ) -> Result<Tensor> {
-        let added = self.attention_norms.around(x, |x| self.self_attn.forward(x, rotary, ctx))?;
-        let x = self.add(x, added)?;
-        let added = self.mlp_norms.around(&x, |x| self.mlp.forward(x, ctx))?;
-        self.add(&x, added)
+        let x = self.add(x, &self.attention_norms.around(x, |x| self.self_attn.forward(x, rotary, ctx))?)?;
+        self.add(&x, &self.mlp_norms.around(&x, |x| self.mlp.forward(x, ctx))?)
     }
 
-    fn add(&self, x: &Tensor, added: Tensor) -> Result<Tensor> {
+    fn add(&self, x: &Tensor, added: &Tensor) -> Result<Tensor> {
         match self.residual_multiplier {
-            1.0 => add(x, &added),
-            factor => add(x, &scale(&added, factor)?),
+            1.0 => add(x, added),
+            factor => add(x, &scale(added, factor)?),
         }
     }
 

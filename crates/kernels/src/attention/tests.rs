@@ -213,7 +213,7 @@ fn decoding_from_a_cache_equals_the_whole() {
         }
         let mut out = poisoned(q.len());
         attention_cached(&q, &cached, &shape, &mut out);
-        assert_close(&out, &wanted, 1e-6, &format!("{shape:?} {lengths:?}"));
+        assert_close(&out, &wanted, 3e-6, &format!("{shape:?} {lengths:?}"));
     }
 }
 

@@ -11,6 +11,8 @@ use core::cell::RefCell;
 
 /// Rows of a score tile: queries times the heads of a group.
 const ROWS: usize = 128;
+/// Up to this many rows a tile is multiplied key by key: a general product packs its sides, which pays for many rows only.
+const FEW: usize = 16;
 /// Columns of a score tile.
 pub(super) const KEYS: usize = 128;
 
@@ -143,8 +145,12 @@ pub(super) fn scores(
 ) {
     let group = shape.group();
     let rows = count * group;
-    let q = MatRef::new(scaled_q, rows, shape.head_dim, shape.head_dim);
-    multiply(&mut MatMut::new(s, rows, keys.1, KEYS), q, key_rows.transposed(), 1.0, false);
+    if rows <= FEW {
+        few_scores(scaled_q, key_rows, s);
+    } else {
+        let q = MatRef::new(scaled_q, rows, shape.head_dim, shape.head_dim);
+        multiply(&mut MatMut::new(s, rows, keys.1, KEYS), q, key_rows.transposed(), 1.0, false);
+    }
     if let Some(cap) = shape.soft_cap {
         for row in s.chunks_exact_mut(KEYS).take(rows) {
             cap_scores(&mut row[..keys.1], cap);
@@ -207,9 +213,13 @@ pub(super) fn forward_tile(
         for keys in job.key_tiles(queries, shape.window) {
             scores(job, shape, queries, keys, job.keys(shape, kv_head, keys, &mut scratch.kv), q_tile, s);
             softmax_update(s, keys.1, highest, sum, acc, d);
-            let p = MatRef::new(s, rows, keys.1, KEYS);
             let values = job.values(shape, kv_head, keys, &mut scratch.kv);
-            multiply(&mut MatMut::new(acc, rows, d, d), p, values, 1.0, true);
+            if rows <= FEW {
+                few_sums(s, values, acc);
+            } else {
+                let p = MatRef::new(s, rows, keys.1, KEYS);
+                multiply(&mut MatMut::new(acc, rows, d, d), p, values, 1.0, true);
+            }
         }
         for (i, acc) in acc.chunks_exact_mut(group * d).enumerate() {
             let row = first_row + i;
@@ -230,6 +240,30 @@ pub(super) fn forward_tile(
             }
         }
     });
+}
+
+multiversion! {
+    /// The scores of some rows of queries, one behind the other, with each key.
+    fn few_scores(q: &[f32], keys: MatRef<'_>, s: &mut [f32]) {
+        for (at, key) in keys.row_slices().enumerate() {
+            for (q, s) in q.chunks_exact(key.len()).zip(s.chunks_exact_mut(KEYS)) {
+                s[at] = crate::simd::dot(q, key);
+            }
+        }
+    }
+}
+
+multiversion! {
+    /// Adds to each row of sums the values, each times its probability.
+    fn few_sums(p: &[f32], values: MatRef<'_>, acc: &mut [f32]) {
+        for (at, value) in values.row_slices().enumerate() {
+            for (acc, p) in acc.chunks_exact_mut(value.len()).zip(p.chunks_exact(KEYS)) {
+                for (acc, value) in acc.iter_mut().zip(value) {
+                    *acc += p[at] * value;
+                }
+            }
+        }
+    }
 }
 
 multiversion! {

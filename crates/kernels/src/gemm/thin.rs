@@ -1,8 +1,8 @@
 //! Products of a few rows (decoding): the weights are read once, where they lie, and every row of x takes its part of them from the nearest
 //! cache.
 //!
-//! Four rows of weights are multiplied with up to four rows of x at a time. A dot product is summed in one order whatever the number of
-//! rows, so a row's result is the same, bit for bit, in a batch of one and of [`super::FEW_ROWS`].
+//! Four rows of weights are multiplied with up to four rows of x at a time. Memory is read in its order: of four streams at once the processor
+//! follows none (measured: a bf16 head of 57 MB at 20 GB/s by four rows side by side, at 41 GB/s by one after the other).
 
 use super::{FEW_ROWS, WeightView, grown};
 use crate::shared::SharedMut;
@@ -25,7 +25,7 @@ const TASKS: usize = 16;
 #[derive(Clone, Copy)]
 pub(super) enum Rows<'a> {
     F32(&'a [f32]),
-    /// Multiplied as they are with weights in bf16; only where there is a unit for that.
+    /// Multiplied as they are with weights in bf16, or rounded to it; only where there is a unit for that.
     #[cfg(target_arch = "x86_64")]
     BF16(&'a [bf16]),
 }
@@ -40,8 +40,9 @@ pub(super) fn multiply(
     n_in: usize,
     n_out: usize,
 ) {
+    let weights = TASK.max(n_in * n_out / TASKS);
     let per_task =
-        (TASK / n_in.max(1)).next_multiple_of(FEATURES).clamp(FEATURES, n_out.next_multiple_of(FEATURES));
+        (weights / n_in.max(1)).next_multiple_of(FEATURES).clamp(FEATURES, n_out.next_multiple_of(FEATURES));
     let y = SharedMut::new(y);
     for_each_block(n_out.div_ceil(per_task), t * n_in * n_out, |block| {
         let (first, end) = (block * per_task, n_out.min((block + 1) * per_task));
@@ -63,6 +64,8 @@ pub(super) fn multiply(
 
 thread_local! {
     static WIDE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    #[cfg(target_arch = "x86_64")]
+    static NARROW: RefCell<Vec<bf16>> = const { RefCell::new(Vec::new()) };
 }
 
 type Sums = [[f32; FEATURES]; FEW_ROWS];
@@ -79,11 +82,16 @@ fn group(x: Rows<'_>, w: WeightView<'_>, (first, count): (usize, usize), t: usiz
             crate::product::dots_bf16(x, rows, n_in, &mut sums[..t]);
         }
         #[cfg(target_arch = "x86_64")]
-        (Rows::BF16(_), _) => unreachable!("rows in bf16 meet weights in bf16"),
-        (Rows::F32(x), WeightView::F32(w)) => {
-            let rows = core::array::from_fn(|i| &w[row_at(i)..row_at(i) + n_in]);
-            add_dots(x, 0, n_in, rows, &mut sums[..t]);
-        }
+        (Rows::BF16(x), w) => WIDE.with_borrow_mut(|scratch| {
+            NARROW.with_borrow_mut(|narrow| {
+                narrow.resize(narrow.len().max(FEATURES * n_in), bf16::ZERO);
+                for (i, row) in narrow.chunks_exact_mut(n_in.max(1)).enumerate().take(count) {
+                    narrowed(w, row_at(i), row, scratch);
+                }
+                let rows = core::array::from_fn(|i| &narrow[i.min(count - 1) * n_in..][..n_in]);
+                crate::product::dots_bf16(x, rows, n_in, &mut sums[..t]);
+            });
+        }),
         (Rows::F32(x), w) => WIDE.with_borrow_mut(|scratch| {
             for from in (0..n_in).step_by(DEPTH) {
                 let len = DEPTH.min(n_in - from);
@@ -98,6 +106,21 @@ fn group(x: Rows<'_>, w: WeightView<'_>, (first, count): (usize, usize), t: usiz
         }),
     }
     sums
+}
+
+/// A row of weights in bf16.
+#[cfg(target_arch = "x86_64")]
+fn narrowed(w: WeightView<'_>, at: usize, row: &mut [bf16], scratch: &mut Vec<f32>) {
+    if let WeightView::Quantized(w) = w
+        && crate::decode::decode(w, at, row)
+    {
+        return;
+    }
+    for (i, part) in row.chunks_mut(DEPTH).enumerate() {
+        let wide = grown(scratch, part.len());
+        w.widen(at + i * DEPTH, wide);
+        crate::floats::round(wide, part);
+    }
 }
 
 /// Adds the dot products of four parts of rows, which start at `from`, with the same parts of each row of x.

@@ -10,11 +10,17 @@ use super::unit::BLOCK;
 use core::arch::x86_64::*;
 use half::bf16;
 
+/// Elements that are fetched ahead of their use: 4 KiB.
+const AHEAD: usize = 2048;
+
 /// Rows whose sums are in registers at a time: with three columns of 16, 24 of the 32.
 const ROWS: usize = 8;
 
 pub(crate) fn is_available() -> bool {
-    is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bf16")
+    is_x86_feature_detected!("avx512f")
+        && is_x86_feature_detected!("avx512bw")
+        && is_x86_feature_detected!("avx512bf16")
+        && is_x86_feature_detected!("f16c")
 }
 
 /// A block of 16 rows and `16 N` columns. To be called where [`is_available`].
@@ -72,12 +78,50 @@ pub(crate) fn dots(x: &[bf16], w: [&[bf16]; 4], n_in: usize, sums: &mut [[f32; 4
         // SAFETY: the caller has found the features; all rows have `n_in` elements.
         unsafe {
             match sums.len() {
-                1 => dots_of::<1>(x, w, n_in, sums),
+                1 => one_row(x, w, n_in, &mut sums[0]),
                 2 => dots_of::<2>(x, w, n_in, sums),
                 3 => dots_of::<3>(x, w, n_in, sums),
                 _ => dots_of::<4>(x, w, n_in, sums),
             }
         }
+    }
+}
+
+/// One row of x: the rows of weights one after the other, as they lie, so that the processor sees one stream.
+///
+/// # Safety
+/// `x` leads to `n_in` elements, each of `w` has as many.
+#[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
+unsafe fn one_row(x: *const bf16, w: [&[bf16]; 4], n_in: usize, sums: &mut [f32; 4]) {
+    for (w, sum) in w.iter().zip(sums) {
+        let mut lanes = [_mm512_setzero_ps(); 4];
+        for from in (0..n_in).step_by(128) {
+            for (i, lane) in lanes.iter_mut().enumerate() {
+                let at = from + 32 * i;
+                let left = n_in.saturating_sub(at);
+                let mask = if left >= 32 { u32::MAX } else { (1 << left) - 1 };
+                let here = w.as_ptr().wrapping_add(at);
+                // Some rows ahead: the stream does not end with the row.
+                _mm_prefetch::<_MM_HINT_T0>(here.wrapping_add(AHEAD).cast());
+                // SAFETY: the masks leave out what is beyond the rows.
+                let (column, one) = unsafe {
+                    (
+                        _mm512_maskz_loadu_epi16(mask, here.cast()),
+                        _mm512_maskz_loadu_epi16(mask, x.wrapping_add(at).cast()),
+                    )
+                };
+                // SAFETY: both are registers of 16 pairs of bf16.
+                *lane = unsafe {
+                    _mm512_dpbf16_ps(
+                        *lane,
+                        core::mem::transmute::<__m512i, __m512bh>(one),
+                        core::mem::transmute::<__m512i, __m512bh>(column),
+                    )
+                };
+            }
+        }
+        let halves = [_mm512_add_ps(lanes[0], lanes[1]), _mm512_add_ps(lanes[2], lanes[3])];
+        *sum += _mm512_reduce_add_ps(_mm512_add_ps(halves[0], halves[1]));
     }
 }
 
@@ -91,11 +135,11 @@ unsafe fn dots_of<const R: usize>(x: *const bf16, w: [&[bf16]; 4], n_in: usize, 
         let mask = if left >= 32 { u32::MAX } else { (1 << left) - 1 };
         // SAFETY: the masks leave out what is beyond the rows.
         let load = |row: *const bf16| unsafe { _mm512_maskz_loadu_epi16(mask, row.add(at).cast()) };
-        let columns = w.map(|w| {
-            // The next four rows follow these; a row is too short for the processor to see a stream in it.
-            _mm_prefetch::<_MM_HINT_T0>(w.as_ptr().wrapping_add(4 * n_in + at).cast());
-            load(w.as_ptr())
-        });
+        // The next four rows follow these in memory and are fetched in its order: of four streams at once the processor follows none.
+        for line in 0..4 {
+            _mm_prefetch::<_MM_HINT_T0>(w[0].as_ptr().wrapping_add(4 * n_in + 4 * at + 32 * line).cast());
+        }
+        let columns = w.map(|w| load(w.as_ptr()));
         for (row, lanes) in lanes.iter_mut().enumerate() {
             // SAFETY: one of R rows.
             let one = load(unsafe { x.add(row * n_in) });
@@ -112,8 +156,26 @@ unsafe fn dots_of<const R: usize>(x: *const bf16, w: [&[bf16]; 4], n_in: usize, 
         }
     }
     for (lanes, sums) in lanes.iter().zip(sums) {
-        for (lane, sum) in lanes.iter().zip(sums) {
-            *sum += _mm512_reduce_add_ps(*lane);
-        }
+        let four = sums_of_four(*lanes);
+        // SAFETY: four floats each.
+        unsafe { _mm_storeu_ps(sums.as_mut_ptr(), _mm_add_ps(_mm_loadu_ps(sums.as_ptr()), four)) };
     }
+}
+
+/// The sums of the lanes of four registers: pairs of lanes first, then the four quarters.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn sums_of_four([a, b, c, d]: [__m512; 4]) -> __m128 {
+    let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
+    let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));
+    let all = _mm512_add_ps(
+        _mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)),
+        _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)),
+    );
+    let halves = _mm256_add_ps(
+        _mm512_castps512_ps256(all),
+        _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(all))),
+    );
+    _mm_add_ps(_mm256_castps256_ps128(halves), _mm256_extractf128_ps::<1>(halves))
 }

@@ -252,7 +252,13 @@ fn pack_all(jobs: &[PackJob<'_>]) {
 ///
 /// # Panics
 /// When the operands do not fit.
-pub(crate) fn multiply_low_rank(target: Target<'_>, m: usize, n: usize, x: Operand<'_>, low: LowRank<'_>) {
+pub(crate) fn multiply_low_rank(
+    target: Target<'_>,
+    m: usize,
+    n: usize,
+    x: Operand<'_>,
+    low: &mut LowRank<'_>,
+) {
     let r = low.down.outer;
     assert_eq!((target.out.len(), low.hidden.len()), (m * n, m * r), "elements of [{m}, {n}] and [{m}, {r}]");
     assert_eq!((x.outer, x.depth), (m, low.down.depth), "sides of a product to [{m}, {r}]");
@@ -265,7 +271,7 @@ pub(crate) fn multiply_low_rank(target: Target<'_>, m: usize, n: usize, x: Opera
         let hidden = Target { out: FloatsMut::F32(&mut *low.hidden), bias: None, accumulate: false };
         multiply(hidden, m, r, &[down]);
         let up =
-            Term { left: Operand::rows(WeightView::F32(low.hidden), m, r).scaled(low.by), right: low.up };
+            Term { left: Operand::rows(WeightView::F32(&*low.hidden), m, r).scaled(low.by), right: low.up };
         let full = low.full.map(|full| Term { left: x, right: full });
         return multiply(target, m, n, &full.into_iter().chain([up]).collect::<Vec<_>>());
     };
@@ -283,7 +289,7 @@ pub(crate) fn multiply_low_rank(target: Target<'_>, m: usize, n: usize, x: Opera
             ]);
         }
         let hidden = Hidden { unit, x_tiles, depth, m, r, first: low.first, by: low.by };
-        hidden.run(left, &right[..r_blocks * x_tiles], SharedMut::new(low.hidden));
+        hidden.run(left, &right[..r_blocks * x_tiles], SharedMut::new(&mut *low.hidden));
         let pieces = [
             Piece { term: Term { left: x, right: full }, from: 0, len: x.depth, tile: 0 },
             Piece { term: Term { left: x, right: low.up }, from: 0, len: r, tile: x_tiles },

@@ -1,7 +1,7 @@
 //! A frozen linear layer with a low-rank delta, forward and backward in one op.
 
 use super::linear::{check_width, precision_of, with_bias};
-use crate::storage::{Lent, filled, filled_f32};
+use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use crate::{FrozenWeight, Result};
 use candle_core::{DType, Tensor, bail};
@@ -83,14 +83,12 @@ impl LoraTerms {
     /// x with some elements dropped, in its type; x itself where there is no dropout.
     fn dropped(&self, x: &Tensor) -> Result<Tensor> {
         let Some(dropout) = &self.dropout else { return Ok(x.clone()) };
-        let wide = x.to_dtype(DType::F32)?;
-        let wide = Lent::new(&wide);
-        let wide = wide.f32()?;
-        let dropped = filled_f32(x.shape(), |y| {
-            dropout::dropout(wide, y, dropout.p, &dropout.rng, 0);
+        let lent = Lent::new(x);
+        let values = lent.floats()?;
+        filled(x.dtype(), x.shape(), |y| {
+            dropout::dropout(values, y, dropout.p, &dropout.rng, 0);
             Ok(())
-        })?;
-        dropped.to_dtype(x.dtype())
+        })
     }
 }
 
@@ -144,7 +142,7 @@ impl Op for LoraLinear {
                 kernel::lora_backward_input(
                     precision, g, None, &delta, &mut gh, &mut low, t, n_in, n_out, false,
                 );
-                dropout::dropout(&low, dx, dropout.p, &dropout.rng, 0);
+                dropout::dropout(&low, &mut *dx, dropout.p, &dropout.rng, 0);
                 self.with_base(|base| {
                     if let Some(base) = base {
                         kernel::backward_input(precision, g, base.weight, dx, t, n_in, n_out, true);

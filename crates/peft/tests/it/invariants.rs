@@ -1,10 +1,7 @@
 //! DESIGN.md 3, invariants 1, 2, 4 and 7, on a real architecture.
 
 use crate::support::{batch, bits, disturb, largest, model};
-use candle_core::{Tensor, TensorId};
-use std::collections::HashSet;
-use taper_models::CausalLm;
-use taper_nn::{ModuleMut, RandomKey, Weight, to_vec_f32};
+use taper_nn::{RandomKey, to_vec_f32};
 use taper_peft::{AdapterSection, Error, LoraConfig, attach};
 
 fn config(json: &str) -> LoraConfig {

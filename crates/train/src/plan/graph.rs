@@ -426,11 +426,12 @@ impl<'a> Graph<'a> {
         if !self.trained.is_training {
             return tape.apply(reads_nothing(&[Gives::Add]), &Made { scratch: low, ..*made });
         }
-        // Dropped values are drawn in f32 and held in the type of x; its gradient is made in a buffer of its own.
-        let dropped = if self.trained.dropout { (4 + tape.width(x)) * rows * n_in } else { 0 };
+        // Dropped values are in the type of x, and gone before the gradient is made, of which the low-rank part has a buffer of its own.
+        let dropped = if self.trained.dropout { tape.width(x) * rows * n_in } else { 0 };
+        let low_part = if self.trained.dropout { 4 * rows * n_in } else { 0 };
         let gives = if self.trained.dropout { Gives::Write } else { Gives::Add };
         let (a, b) = (tape.parameter(rank * n_in), tape.parameter(n_out * rank));
-        let op = Op { extra: low + dropped, ..reads_all(&[gives, Gives::Add, Gives::Add]) };
+        let op = Op { extra: low + low_part, ..reads_all(&[gives, Gives::Add, Gives::Add]) };
         let y = tape.apply(op, &Made { args: &[x, a, b], statistics: low, scratch: dropped, ..*made });
         [a, b].into_iter().for_each(|id| tape.release(id));
         y

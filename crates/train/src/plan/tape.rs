@@ -5,6 +5,7 @@
 
 use super::heap::{Cause, Heap};
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 /// A tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -298,9 +299,9 @@ impl<'h> Tape<'h> {
         let Some(node) = recorded.nodes.iter().rfind(|node| node.output == id && node.op.is_cheap) else {
             return;
         };
-        if !remade.contains_key(&id) {
+        if let Entry::Vacant(place) = remade.entry(id) {
             self.heap.alloc(Cause::Temporaries, node.output_bytes);
-            remade.insert(id, node.output_bytes);
+            place.insert(node.output_bytes);
         }
     }
 
