@@ -50,7 +50,7 @@ def main():
         for _ in range(a.rounds):
             ours.append(run([a.taper, *taper]))
             for setting in settings:
-                theirs[str(setting)].append(run([a.peft, HERE / "peft.py", *setting]))
+                theirs[str(setting)].append(run([a.peft, HERE / "peer.py", *setting]))
         median = lambda runs, what: statistics.median(r[what] for r in runs)  # noqa: E731
         best = max(theirs.values(), key=lambda runs: median(runs, "tokens_per_second"))
         speed, other = median(ours, key), median(best, "tokens_per_second")

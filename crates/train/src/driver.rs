@@ -3,7 +3,7 @@
 //! block's tape is dropped in the forward and recorded again from the block's input in the backward; dropout is keyed by place,
 //! so the second forward has the same bits as the first (Chen et al. 2016, "Training deep nets with sublinear memory cost").
 //!
-//! Behind the last block, rows with a target are gathered in chunks of at most [`LOGITS_BYTES`] of logits; each chunk goes
+//! Behind the last block, rows with a target are gathered in chunks of about [`LOGITS_BYTES`] of logits; each chunk goes
 //! through the final norm, the head and the loss, and straight back. The logits of a batch are never together in memory,
 //! and rows without a target cost nothing.
 
@@ -16,8 +16,11 @@ use taper_nn::ops::{self, cross_entropy, cross_entropy_with_gradient};
 use taper_nn::tape::{Gradient, Tape, record};
 use taper_nn::{ForwardContext, RandomKey, SequenceLayout, with_f32};
 
-/// Most memory that the logits of a chunk may take: 64 MiB.
+/// Memory that the logits of a chunk may take: 64 MiB, or more for the rows below.
 pub const LOGITS_BYTES: usize = 64 << 20;
+/// Rows that a chunk has at least where the vocabulary is large: each chunk reads and packs the whole head twice, which is nothing for many
+/// rows and a tenth of the work for a hundred.
+const LOGITS_ROWS: usize = 256;
 
 /// How a pass is made.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -26,7 +29,7 @@ pub struct PassOptions {
     pub gradient_checkpointing: bool,
     /// NEFTune's alpha.
     pub neftune_noise_alpha: Option<f64>,
-    /// Bytes of logits in a chunk; at least one row is in each.
+    /// Bytes of logits in a chunk ([`LOGITS_BYTES`]); at least one row is in each.
     pub logits_bytes: usize,
 }
 
@@ -273,9 +276,16 @@ fn with_noise(
     ops::add(&embedded, &noise)
 }
 
+/// Rows of logits in a chunk of `bytes`.
+pub(crate) fn rows_per_chunk(vocab_size: usize, bytes: usize) -> usize {
+    // Who asks for smaller chunks gets fewer rows in proportion.
+    let least = LOGITS_ROWS * bytes.min(LOGITS_BYTES) / LOGITS_BYTES;
+    (bytes / (4 * vocab_size)).max(least).max(1)
+}
+
 /// The rows with a target and their targets, cut so that the logits of a chunk fit in `bytes`.
 fn chunks_of(model: &dyn CausalLm, batch: &Batch, bytes: usize) -> Vec<(Vec<usize>, Vec<u32>)> {
-    let rows_per_chunk = (bytes / (4 * model.config().vocab_size)).max(1);
+    let rows_per_chunk = rows_per_chunk(model.config().vocab_size, bytes);
     let learned = batch.targets.iter().copied().enumerate().filter(|(_, target)| *target != IGNORE);
     let learned: Vec<(usize, u32)> = learned.collect();
     learned.chunks(rows_per_chunk).map(|chunk| chunk.iter().copied().unzip()).collect()

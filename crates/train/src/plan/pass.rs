@@ -4,7 +4,7 @@ use super::BatchShape;
 use super::graph::{Graph, Trained};
 use super::heap::{Cause, Heap};
 use super::tape::{Id, Recorded, Tape};
-use crate::driver::PassOptions;
+use crate::driver::{PassOptions, rows_per_chunk};
 use taper_models::ModelConfig;
 
 /// What a pass runs.
@@ -28,7 +28,7 @@ impl<'a> Run<'a> {
 
     /// Rows of the largest chunk of logits.
     fn rows(&self, logits_bytes: usize) -> u64 {
-        let most = (logits_bytes / (4 * self.config.vocab_size)).max(1) as u64;
+        let most = rows_per_chunk(self.config.vocab_size, logits_bytes) as u64;
         most.min(self.batch.target_tokens)
     }
 }

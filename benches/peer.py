@@ -1,7 +1,7 @@
 """One measurement of PyTorch with transformers and PEFT on the CPU, as a line of JSON: the peer of `taper bench`.
 
-    python peft.py train SHAPE --dtype bf16 --batch 4 --seq 256 [--compile] [--checkpointing] [--quantize nf4]
-    python peft.py generate SHAPE --dtype bf16 --batch 8
+    python peer.py train SHAPE --dtype bf16 --batch 4 --seq 256 [--compile] [--checkpointing] [--quantize nf4]
+    python peer.py generate SHAPE --dtype bf16 --batch 8
 
 Training: rank 16 on all linear layers, AdamW, labels = ids, no padding; a step is zero_grad, forward, backward, optimiser. Weights are random
 in the published shape. Decoding: greedy, 16 tokens of prompt; the time of the prompt is taken off.
