@@ -15,6 +15,7 @@
 mod tests;
 mod thin;
 
+use crate::product::{Operand, multiply_here};
 use crate::shared::SharedMut;
 use crate::threads::for_each_block;
 use core::cell::RefCell;
@@ -359,6 +360,26 @@ pub(crate) fn multiply(c: &mut MatMut<'_>, a: MatRef<'_>, b: MatRef<'_>, alpha: 
             gemm::Parallelism::None,
         );
     }
+}
+
+/// [`multiply`] by 1 with both sides rounded to bf16.
+pub(crate) fn multiply_rounded(c: &mut MatMut<'_>, a: MatRef<'_>, b: MatRef<'_>, accumulate: bool) {
+    assert_eq!((a.rows, b.columns, a.columns), (c.rows, c.columns, b.rows), "shapes of a product");
+    let left = match a.column_stride {
+        1 => Operand::strided(WeightView::F32(a.data), a.rows, a.columns, a.row_stride, true),
+        stride => Operand::strided(WeightView::F32(a.data), a.rows, a.columns, stride, false),
+    };
+    let right = match b.row_stride {
+        1 => Operand::strided(WeightView::F32(b.data), b.columns, b.rows, b.column_stride, true),
+        stride => Operand::strided(WeightView::F32(b.data), b.columns, b.rows, stride, false),
+    };
+    multiply_here(left, right, |row, first, sums| {
+        assert!(row < c.rows && first + sums.len() <= c.columns);
+        // SAFETY: within the matrix, which `c` has for itself.
+        let out =
+            unsafe { core::slice::from_raw_parts_mut(c.start.add(row * c.row_stride + first), sums.len()) };
+        crate::product::write_row(sums, None, accumulate, out);
+    });
 }
 
 fn check_linear(x: usize, w: usize, y: usize, t: usize, n_in: usize, n_out: usize) {

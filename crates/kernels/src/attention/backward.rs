@@ -3,9 +3,9 @@
 #![expect(unsafe_code, reason = "tasks write disjoint columns of one output")]
 
 use super::AttentionShape;
-use super::tile::{Job, KEYS, gather_group, queries_per_tile, scale, scores};
+use super::tile::{Job, KEYS, gather_group, product, queries_per_tile, scale, scores};
 use crate::floats::Floats;
-use crate::gemm::{MatMut, MatRef, dot_f32, grown, multiply};
+use crate::gemm::{MatMut, MatRef, dot_f32, grown};
 use crate::shared::SharedMut;
 use crate::simd::exp;
 use core::cell::RefCell;
@@ -75,6 +75,7 @@ fn tile(
     scratch: &mut Scratch,
 ) {
     let (group, d) = (shape.group(), shape.head_dim);
+    let narrow = matches!(saved.q, Floats::BF16(_));
     let rows = queries.1 * group;
     let at = (job.q_start + queries.0, queries.1);
     let q = grown(&mut scratch.q, rows * d);
@@ -99,24 +100,19 @@ fn tile(
     let (q_mat, g_mat) = (MatRef::new(q, rows, d, d), MatRef::new(g, rows, d, d));
     for keys in job.key_tiles(queries, shape.window) {
         let key_rows = job.keys(shape, kv_head, keys, &mut scratch.k);
-        scores(job, shape, queries, keys, key_rows, q, s);
-        multiply(
-            &mut MatMut::new(dp, rows, keys.1, KEYS),
-            g_mat,
-            job.values(shape, kv_head, keys, &mut scratch.v).transposed(),
-            1.0,
-            false,
-        );
+        scores(job, shape, queries, keys, key_rows, q, narrow, s);
+        let values = job.values(shape, kv_head, keys, &mut scratch.v).transposed();
+        product(narrow, &mut MatMut::new(dp, rows, keys.1, KEYS), g_mat, values, false);
         probabilities(s, dp, keys.1, lse, delta, shape.soft_cap);
         let (p, ds) = (MatRef::new(s, rows, keys.1, KEYS), MatRef::new(dp, rows, keys.1, KEYS));
         let at = (job.q_start + keys.0) * shape.kv_width() + kv_head * d;
         // SAFETY: this task alone writes the columns of this head in the rows of this job, one view at a time.
         let mut dv = unsafe { MatMut::of(&to.dv, at, keys.1, d, shape.kv_width()) };
-        multiply(&mut dv, p.transposed(), g_mat, 1.0, true);
+        product(narrow, &mut dv, p.transposed(), g_mat, true);
         // SAFETY: as above.
         let mut dk = unsafe { MatMut::of(&to.dk, at, keys.1, d, shape.kv_width()) };
-        multiply(&mut dk, ds.transposed(), q_mat, 1.0, true);
-        multiply(&mut MatMut::new(dq, rows, d, d), ds, key_rows, 1.0, true);
+        product(narrow, &mut dk, ds.transposed(), q_mat, true);
+        product(narrow, &mut MatMut::new(dq, rows, d, d), ds, key_rows, true);
     }
     scale(dq, shape.scale);
     for (i, dq) in dq.chunks_exact(group * d).enumerate() {

@@ -261,3 +261,48 @@ fn segments_with_a_gap_are_refused() {
     let x = [0.0; 3];
     attention_forward(&x[..], &x[..], &x[..], &gap, &shape, &mut [0.0; 3][..], &mut [0.0; 3]);
 }
+
+/// In bf16 both passes follow the plain twin over the rounded inputs as far as the rounding of probabilities lets them.
+#[test]
+fn bf16_follows_f32_to_its_own_precision() {
+    let narrow = |x: &[f32]| -> Vec<half::bf16> { x.iter().map(|&x| half::bf16::from_f32(x)).collect() };
+    let off = |got: &[f32], want: &[f32]| {
+        let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied())
+    };
+    for (shape, lengths) in cases() {
+        let segments = segments(&lengths);
+        let t = lengths.iter().sum();
+        let x = inputs(t, &shape, 9);
+        let (q, k, v) = (narrow(&x.q), narrow(&x.k), narrow(&x.v));
+        let wide = |x: &[half::bf16]| x.iter().map(|x| x.to_f32()).collect();
+        let rounded = Inputs { q: wide(&q), k: wide(&k), v: wide(&v), g: x.g.clone() };
+        let (want, _) = forward(&rounded, &segments, &shape);
+        let [want_q, want_k, want_v] = backward(&rounded, &segments, &shape);
+        let (mut out, mut lse) = (vec![half::bf16::NAN; q.len()], poisoned(q.len() / shape.head_dim));
+        attention_forward(&q[..], &k[..], &v[..], &segments, &shape, &mut out[..], &mut lse);
+        let (mut dq, mut dk, mut dv) = (poisoned(q.len()), poisoned(k.len()), poisoned(v.len()));
+        attention_backward(
+            &x.g,
+            &q[..],
+            &k[..],
+            &v[..],
+            &out[..],
+            &lse,
+            &segments,
+            &shape,
+            &mut dq,
+            &mut dk,
+            &mut dv,
+        );
+        let out: Vec<f32> = wide(&out);
+        for (name, got, want) in
+            [("out", &out, &want), ("dq", &dq, &want_q), ("dk", &dk, &want_k), ("dv", &dv, &want_v)]
+        {
+            let off = off(got, want);
+            // A lone key gets no gradient but rounding.
+            let nothing = want.iter().all(|w| w.abs() < 1e-3);
+            assert!(off < 0.02 || nothing, "{name} off by {off}: {shape:?} {lengths:?}");
+        }
+    }
+}

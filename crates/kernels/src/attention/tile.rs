@@ -4,7 +4,7 @@
 
 use super::{AttentionShape, CachedSegment, Segment};
 use crate::floats::{Floats, SharedFloats, widen};
-use crate::gemm::{MatMut, MatRef, grown, multiply};
+use crate::gemm::{MatMut, MatRef, grown, multiply, multiply_rounded};
 use crate::shared::SharedMut;
 use crate::simd::{LANES, exp, max_of, sum_lanes, tanh};
 use core::cell::RefCell;
@@ -113,6 +113,14 @@ pub(super) fn queries_per_tile(shape: &AttentionShape) -> usize {
     (ROWS / shape.group()).max(1)
 }
 
+/// `c (+)= a b`; where queries are bf16 (`narrow`), with both sides rounded to it, sums in `f32` as ever.
+pub(super) fn product(narrow: bool, c: &mut MatMut<'_>, a: MatRef<'_>, b: MatRef<'_>, accumulate: bool) {
+    match narrow {
+        true => multiply_rounded(c, a, b, accumulate),
+        false => multiply(c, a, b, 1.0, accumulate),
+    }
+}
+
 /// Copies the rows of a group of heads to a tile `[count * G, D]`.
 pub(super) fn gather_group(
     x: Floats<'_>,
@@ -133,7 +141,8 @@ pub(super) fn gather_group(
 
 /// Scores of one tile, `[rows, KEYS]`: scaled queries times keys, capped, with minus infinity where a query must not look.
 ///
-/// `keys` is the tile's range, `key_rows` what [`Job::keys`] gives for it.
+/// `keys` is the tile's range, `key_rows` what [`Job::keys`] gives for it; `narrow` as for [`product`].
+#[expect(clippy::too_many_arguments, reason = "plain slices and their places")]
 pub(super) fn scores(
     job: &Job<'_>,
     shape: &AttentionShape,
@@ -141,6 +150,7 @@ pub(super) fn scores(
     keys: (usize, usize),
     key_rows: MatRef<'_>,
     scaled_q: &[f32],
+    narrow: bool,
     s: &mut [f32],
 ) {
     let group = shape.group();
@@ -149,7 +159,7 @@ pub(super) fn scores(
         few_scores(scaled_q, key_rows, s);
     } else {
         let q = MatRef::new(scaled_q, rows, shape.head_dim, shape.head_dim);
-        multiply(&mut MatMut::new(s, rows, keys.1, KEYS), q, key_rows.transposed(), 1.0, false);
+        product(narrow, &mut MatMut::new(s, rows, keys.1, KEYS), q, key_rows.transposed(), false);
     }
     if let Some(cap) = shape.soft_cap {
         for row in s.chunks_exact_mut(KEYS).take(rows) {
@@ -199,6 +209,7 @@ pub(super) fn forward_tile(
     let (group, d) = (shape.group(), shape.head_dim);
     let rows = queries.1 * group;
     let first_row = job.q_start + queries.0;
+    let narrow = matches!(q, Floats::BF16(_));
     SCRATCH.with_borrow_mut(|scratch| {
         let q_tile = grown(&mut scratch.q, rows * d);
         gather_group(q, shape, kv_head, (first_row, queries.1), q_tile);
@@ -211,14 +222,23 @@ pub(super) fn forward_tile(
         let sum = grown(&mut scratch.sum, rows);
         sum.fill(0.0);
         for keys in job.key_tiles(queries, shape.window) {
-            scores(job, shape, queries, keys, job.keys(shape, kv_head, keys, &mut scratch.kv), q_tile, s);
+            scores(
+                job,
+                shape,
+                queries,
+                keys,
+                job.keys(shape, kv_head, keys, &mut scratch.kv),
+                q_tile,
+                narrow,
+                s,
+            );
             softmax_update(s, keys.1, highest, sum, acc, d);
             let values = job.values(shape, kv_head, keys, &mut scratch.kv);
             if rows <= FEW {
                 few_sums(s, values, acc);
             } else {
                 let p = MatRef::new(s, rows, keys.1, KEYS);
-                multiply(&mut MatMut::new(acc, rows, d, d), p, values, 1.0, true);
+                product(narrow, &mut MatMut::new(acc, rows, d, d), p, values, true);
             }
         }
         for (i, acc) in acc.chunks_exact_mut(group * d).enumerate() {

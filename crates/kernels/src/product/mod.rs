@@ -311,6 +311,50 @@ pub(crate) struct LowRank<'a> {
     pub(crate) by: f32,
 }
 
+thread_local! {
+    static PACKED_HERE: RefCell<[Vec<Tile>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+}
+
+/// `left right` on this thread, for a small product within another kernel's task. `put` is given the result in parts: a row, its first column, and
+/// what belongs there.
+pub(crate) fn multiply_here(
+    left: Operand<'_>,
+    right: Operand<'_>,
+    mut put: impl FnMut(usize, usize, &[f32]),
+) {
+    assert_eq!(left.depth, right.depth, "depth of a product");
+    let (unit, depth) = (Unit::detect(), left.depth.div_ceil(DEPTH));
+    let (rows, columns) = (left.outer.div_ceil(SIDE), right.outer.div_ceil(SIDE));
+    PACKED_HERE.with_borrow_mut(|[left_tiles, right_tiles]| {
+        let packed = |operand: &Operand<'_>, side, tiles| -> &[Tile] {
+            let tiles: &mut [Tile] = tiles;
+            let mut blocks: Vec<&mut [Tile]> = tiles.chunks_exact_mut(depth.max(1)).collect();
+            operand.pack(side, 0, 0, operand.depth, &mut blocks);
+            tiles
+        };
+        let left_tiles = packed(&left, Side::Left, reserved(left_tiles, rows * depth));
+        let right_tiles = packed(&right, Side::Right, reserved(right_tiles, columns * depth));
+        let (high, wide) = unit.block();
+        let mut block = Block([0.0; BLOCK]);
+        unit.ready(|| {
+            for row in (0..rows).step_by(high) {
+                for column in (0..columns).step_by(wide) {
+                    let tiles = &left_tiles[row * depth..];
+                    let l = Strip { tiles, next: depth, blocks: high.min(rows - row) };
+                    let tiles = &right_tiles[column * depth..];
+                    let r = Strip { tiles, next: depth, blocks: wide.min(columns - column) };
+                    unit.multiply(l, r, depth, &mut block.0);
+                    let (first, count) = (column * SIDE, (r.blocks * SIDE).min(right.outer - column * SIDE));
+                    let rows = row * SIDE..left.outer.min((row + l.blocks) * SIDE);
+                    for (sums, row) in block.0.chunks_exact(r.blocks * SIDE).zip(rows) {
+                        put(row, first, &sums[..count]);
+                    }
+                }
+            }
+        });
+    });
+}
+
 /// The first half of [`multiply_low_rank`]: `hidden` from the packed x, and back behind x among the packed tiles.
 struct Hidden {
     unit: Unit,
@@ -485,7 +529,8 @@ impl Product<'_> {
 struct Block([f32; BLOCK]);
 
 multiversion! {
-    fn write_row(sums: &[f32], bias: Option<&[f32]>, accumulate: bool, out: &mut [f32]) {
+    /// A row of sums to where it belongs.
+    pub(crate) fn write_row(sums: &[f32], bias: Option<&[f32]>, accumulate: bool, out: &mut [f32]) {
         match (bias, accumulate) {
             (None, false) => out.copy_from_slice(sums),
             (None, true) => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),

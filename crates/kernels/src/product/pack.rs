@@ -39,6 +39,20 @@ impl<'a> Operand<'a> {
         Self { view, outer, depth, stride: outer, along_rows: false, scale: 1.0 }
     }
 
+    /// Part of a matrix in memory: `outer` vectors of `depth` elements, along rows that start `stride` apart, or (`along_rows` false) across them.
+    pub(crate) fn strided(
+        view: WeightView<'a>,
+        outer: usize,
+        depth: usize,
+        stride: usize,
+        along_rows: bool,
+    ) -> Self {
+        let (rows, columns) = if along_rows { (outer, depth) } else { (depth, outer) };
+        let span = if rows == 0 || columns == 0 { 0 } else { (rows - 1) * stride + columns };
+        assert!(span <= view.len(), "{rows} rows of {columns}, {stride} apart, in {}", view.len());
+        Self { view, outer, depth, stride, along_rows, scale: 1.0 }
+    }
+
     /// All elements times `scale`, before they are rounded.
     pub(crate) fn scaled(self, scale: f32) -> Self {
         Self { scale: self.scale * scale, ..self }

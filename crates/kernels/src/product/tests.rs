@@ -194,3 +194,27 @@ fn what_is_not_finite_is_passed_on() {
         }
     }
 }
+
+#[test]
+fn products_on_one_thread_of_strided_sides_equal_the_plain_twin() {
+    for unit in units() {
+        for (m, k, n) in [(1, 1, 1), (42, 64, 128), (100, 33, 17), (0, 5, 3), (128, 128, 64)] {
+            let (gap_a, gap_b) = (3, 5);
+            let (a, b) = (random(m * (k + gap_a), 1), random(k * (n + gap_b), 2));
+            let part = |x: &[f32], rows: usize, columns: usize, stride: usize| -> Vec<f32> {
+                (0..rows * columns).map(|i| x[i / columns * stride + i % columns]).collect()
+            };
+            let (a_part, b_part) = (part(&a, m, k, k + gap_a), part(&b, k, n, n + gap_b));
+            let left = Operand::strided(WeightView::F32(&a), m, k, k + gap_a, true);
+            let right = Operand::strided(WeightView::F32(&b), n, k, n + gap_b, false);
+            let mut out = poisoned(m * n);
+            on_unit(unit, || {
+                multiply_here(left, right, |row, first, sums| {
+                    out[row * n + first..][..sums.len()].copy_from_slice(sums);
+                });
+            });
+            let want = plain::matmul(&rounded(&a_part, 1.0), &rounded(&b_part, 1.0), m, k, n, false, false);
+            assert_close(&out, &want, 2e-5, &format!("{unit:?} m={m} k={k} n={n}"));
+        }
+    }
+}

@@ -4,7 +4,7 @@ use crate::support::{cached_logits, fixture, logits};
 use candle_core::{DType, Tensor, Var};
 use taper_models::{CausalLm, ModelConfig, forward_hidden, forward_logits, init, state_tensors};
 use taper_nn::tape::record;
-use taper_nn::{ForwardContext, KvCache, ModuleMut, SequenceLayout, VisitModules};
+use taper_nn::{ForwardContext, KvCache, ModuleMut, SequenceLayout, VisitModules, with_f32_activations};
 use taper_testkit::{GradientCheck, assert_close, gradient_check, largest_difference};
 
 /// One of them is longer than the fixtures' windows of 8.
@@ -97,25 +97,33 @@ fn cached_decoding_equals_the_full_forward() {
         "olmo2",
         "granite",
     ] {
-        let model = fixture(name, "config.json");
-        let ids: [Vec<u32>; 2] = [some_ids(12), some_ids(20)[8..].to_vec()];
-        let full: Vec<Tensor> =
-            ids.iter().map(|ids| logits(model.as_ref(), ids, &SequenceLayout::single(12))).collect();
-        let mut caches = vec![KvCache::new(model.num_blocks()); 2];
-        let mut pasts = [0, 0];
-        for pieces in [[7, 1], [1, 8], [3, 1], [1, 2]] {
-            let layout = SequenceLayout::continued(&[(pieces[0], pasts[0]), (pieces[1], pasts[1])]);
-            let input: Vec<u32> =
-                (0..2).flat_map(|s| ids[s][pasts[s]..pasts[s] + pieces[s]].to_vec()).collect();
-            let given = cached_logits(model.as_ref(), &input, &layout, &mut caches);
-            for s in 0..2 {
-                let given = given.narrow(0, layout.segments()[s].start, pieces[s]).unwrap();
-                assert_close(name, &given, &full[s].narrow(0, pasts[s], pieces[s]).unwrap(), 2e-5);
-                pasts[s] += pieces[s];
-            }
+        with_f32_activations(|| check_cached(name, 2e-5));
+        // What rounds to bf16 in one order rounds otherwise in another.
+        if name == "smollm_bf16" {
+            check_cached(name, 0.2);
         }
-        assert_eq!(pasts, [12, 12]);
     }
+}
+
+/// Two sequences read in pieces of their own, with a cache each, against the whole at once.
+fn check_cached(name: &str, tolerance: f64) {
+    let model = fixture(name, "config.json");
+    let ids: [Vec<u32>; 2] = [some_ids(12), some_ids(20)[8..].to_vec()];
+    let full: Vec<Tensor> =
+        ids.iter().map(|ids| logits(model.as_ref(), ids, &SequenceLayout::single(12))).collect();
+    let mut caches = vec![KvCache::new(model.num_blocks()); 2];
+    let mut pasts = [0, 0];
+    for pieces in [[7, 1], [1, 8], [3, 1], [1, 2]] {
+        let layout = SequenceLayout::continued(&[(pieces[0], pasts[0]), (pieces[1], pasts[1])]);
+        let input: Vec<u32> = (0..2).flat_map(|s| ids[s][pasts[s]..pasts[s] + pieces[s]].to_vec()).collect();
+        let given = cached_logits(model.as_ref(), &input, &layout, &mut caches);
+        for s in 0..2 {
+            let given = given.narrow(0, layout.segments()[s].start, pieces[s]).unwrap();
+            assert_close(name, &given, &full[s].narrow(0, pasts[s], pieces[s]).unwrap(), tolerance);
+            pasts[s] += pieces[s];
+        }
+    }
+    assert_eq!(pasts, [12, 12]);
 }
 
 #[test]
