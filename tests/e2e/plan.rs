@@ -59,7 +59,10 @@ fn settings_change_the_plan_as_they_change_the_run() {
         let norms = 4 * (2 * spec().num_hidden_layers + 1) as u64 * spec().hidden_size as u64;
         cause(&base, "step", "weights") + norms
     });
-    assert!(peak(&with("adapter.r=64")) > peak(&base));
+    // The peak itself has what the process holds just now, which a few adapters do not stand out of.
+    let wide = with("adapter.r=64");
+    assert!(cause(&wide, "step", "activations") > kept);
+    assert!(cause(&wide, "step", "optimizer") > cause(&base, "step", "optimizer"));
 }
 
 #[test]

@@ -29,6 +29,8 @@ use taper_nn::{Parameter, ParameterKind, with_f32_activations};
 pub const TOLERANCE: f64 = 0.02;
 /// Changes of the mean loss, in nats, that the finite differences aim at: large ones are bent, small ones are rounded.
 const CHANGES: [f64; 3] = [0.01, 0.03, 0.003];
+/// Most tokens of the example.
+const LONGEST: usize = 48;
 /// Standard deviation of B during the test.
 const B_STD: f32 = 0.02;
 
@@ -59,7 +61,8 @@ pub fn self_test(
     found
 }
 
-/// The shortest example of `batches` that shows the gradients of attention: one with a target behind its first token.
+/// The shortest example of `batches` that shows the gradients of attention: one with a target behind its first token. Of a long one a part
+/// around that target.
 pub fn shortest_example(batches: &[Batch]) -> Option<Batch> {
     let segments =
         batches.iter().flat_map(|batch| batch.segments.iter().map(move |segment| (batch, segment)));
@@ -67,16 +70,27 @@ pub fn shortest_example(batches: &[Batch]) -> Option<Batch> {
         batch.targets[segment.start..segment.end].iter().skip(1).any(|target| *target != IGNORE)
     });
     useful.min_by_key(|(_, segment)| segment.len()).map(|(batch, segment)| {
-        let targets = batch.targets[segment.start..segment.end].to_vec();
+        let targets = &batch.targets[segment.start..segment.end];
+        let window = window_of(targets);
+        let targets = targets[window.clone()].to_vec();
+        let ids = &batch.input_ids[segment.start..segment.end];
         Batch {
-            input_ids: batch.input_ids[segment.start..segment.end].to_vec(),
-            position_ids: batch.position_ids[segment.start..segment.end].to_vec(),
+            input_ids: ids[window.clone()].to_vec(),
+            position_ids: (0..window.len() as u32).collect(),
             target_tokens: targets.iter().filter(|target| **target != IGNORE).count(),
             targets,
-            segments: std::iter::once(0..segment.len()).collect(),
+            segments: std::iter::once(0..window.len()).collect(),
             sources: Vec::new(),
         }
     })
+}
+
+/// The part of a long example that is taken: its first target behind the first token in the middle. The test's work goes with its tokens, and
+/// gradients do not wait for a text to be long.
+fn window_of(targets: &[u32]) -> std::ops::Range<usize> {
+    let first = targets.iter().skip(1).position(|target| *target != IGNORE).map_or(0, |at| at + 1);
+    let start = first.saturating_sub(LONGEST / 2).min(targets.len().saturating_sub(LONGEST));
+    start..targets.len().min(start + LONGEST)
 }
 
 fn examine(

@@ -214,7 +214,7 @@ fn explained(cause: Cause, planned: &Planned<'_>) -> String {
         Cause::Optimizer => "the optimiser's moments".to_owned(),
         Cause::Activations => match work.session.run.recipe.train.gradient_checkpointing {
             true => "activations: the inputs of the blocks, and one block's graph".to_owned(),
-            false => "activations: the graphs of all blocks".to_owned(),
+            false => "activations: what all blocks keep for the backward".to_owned(),
         },
         Cause::Temporaries => "gradients of activations".to_owned(),
         Cause::Logits => "logits of a chunk of learned tokens, with their gradients".to_owned(),

@@ -172,3 +172,14 @@ fn the_example_is_the_shortest_that_shows_attention() {
     assert_eq!(example.target_tokens, example.targets.iter().filter(|t| **t != IGNORE).count());
     assert!(shortest_example(&[Batch::new(&all[3..4])]).is_none());
 }
+
+#[test]
+fn of_a_long_example_a_part_around_its_first_target_is_taken() {
+    let mut long = examples(1, 2).remove(0);
+    long.input_ids = (0..300).map(|i| i % 7).collect();
+    long.loss_mask = (0..300).map(|i| i >= 200).collect();
+    let example = shortest_example(&[Batch::new(&[long])]).unwrap();
+    assert_eq!((example.tokens(), example.segments.len()), (48, 1));
+    assert!((1..48).contains(&example.target_tokens));
+    assert!(example.targets[1..].iter().any(|target| *target != IGNORE));
+}
