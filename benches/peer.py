@@ -100,6 +100,8 @@ if __name__ == "__main__":
     p.add_argument("--compile", action="store_true")
     p.add_argument("--checkpointing", action="store_true")
     a = p.parse_args()
+    if a.what == "generate" and (a.quantize or a.compile or a.checkpointing):
+        p.error("--quantize, --compile and --checkpointing are measured in training")
     torch.set_num_threads(a.threads)
     work, seconds = {"train": train, "generate": generate}[a.what](a, torch.float32 if a.dtype == "f32" else torch.bfloat16)
     print(json.dumps({"tokens_per_second": work / statistics.median(seconds),

@@ -19,7 +19,7 @@ use std::process::ExitCode;
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
-/// Deeply nested templates and JSON are walked by recursion; the usual 8 MiB are not much for them.
+/// Files from outside are read by libraries that recurse. Address space until it is touched.
 const STACK_BYTES: usize = 256 << 20;
 
 fn main() -> ExitCode {

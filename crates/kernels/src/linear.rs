@@ -180,7 +180,8 @@ pub struct Base<'a> {
     pub bias: Option<&'a [f32]>,
 }
 
-/// y `[T,out]` = x `[T,in]` W^T + b + s h B^T, and h `[T,r]` = x' A^T for the backward; x' `[T,in]` is x or what dropout left of it.
+/// y `[T,out]` = x `[T,in]` W^T + b + s h B^T, and h `[T,r]` = x' A^T for the backward; x' `[T,in]` is what dropout left of x
+/// (`dropped`), or x.
 /// Without a base y is the delta alone.
 ///
 /// # Panics
@@ -188,7 +189,7 @@ pub struct Base<'a> {
 #[expect(clippy::too_many_arguments, reason = "plain slices and their sizes")]
 pub fn lora_forward(
     x: Floats<'_>,
-    dropped: Floats<'_>,
+    dropped: Option<Floats<'_>>,
     base: Option<Base<'_>>,
     delta: &Delta<'_>,
     y: FloatsMut<'_>,
@@ -198,7 +199,7 @@ pub fn lora_forward(
     n_out: usize,
 ) {
     let (precision, r) = (Precision::of(x), delta.rank);
-    if let (Precision::BF16, Some(base), true) = (precision, base, t > FEW_ROWS && same(x, dropped)) {
+    if let (Precision::BF16, Some(base), true) = (precision, base, t > FEW_ROWS && dropped.is_none()) {
         let mut low = LowRank {
             full: Some(Operand::rows(base.weight, n_out, n_in)),
             down: Operand::rows(WeightView::F32(delta.a), r, n_in),
@@ -210,7 +211,8 @@ pub fn lora_forward(
         let target = Target { out: y, bias: base.bias, accumulate: false };
         return multiply_low_rank(target, t, n_out, Operand::rows(x.view(), t, n_in), &mut low);
     }
-    matmul(precision, h, dropped, Floats::F32(delta.a), t, n_in, r, false, true, 1.0, false);
+    let low_in = dropped.unwrap_or(x);
+    matmul(precision, h, low_in, Floats::F32(delta.a), t, n_in, r, false, true, 1.0, false);
     match (y, base) {
         (FloatsMut::F32(y), Some(base)) if precision == Precision::F32 => {
             forward(x, base.weight, base.bias, FloatsMut::F32(&mut *y), t, n_in, n_out);
@@ -238,15 +240,6 @@ pub fn lora_forward(
             let bias = base.and_then(|base| base.bias);
             multiply(Target { out, bias, accumulate: false }, t, n_out, &terms);
         }
-    }
-}
-
-/// Whether two views are of the same numbers in memory.
-fn same(x: Floats<'_>, y: Floats<'_>) -> bool {
-    match (x, y) {
-        (Floats::F32(x), Floats::F32(y)) => core::ptr::eq(x, y),
-        (Floats::BF16(x), Floats::BF16(y)) => core::ptr::eq(x, y),
-        _ => false,
     }
 }
 
@@ -370,7 +363,7 @@ mod tests {
             let base = Base { weight: WeightView::BF16(&w), bias: Some(&bias) };
             let (mut y, mut h) = (poisoned(t * n_out), poisoned(t * r));
             let x_view = Floats::BF16(&x);
-            lora_forward(x_view, x_view, Some(base), &delta, FloatsMut::F32(&mut y), &mut h, t, n_in, n_out);
+            lora_forward(x_view, None, Some(base), &delta, FloatsMut::F32(&mut y), &mut h, t, n_in, n_out);
             let want_h = plain::matmul(&wide_x, &rounded(&a), t, n_in, r, false, true);
             assert_close(&h, &want_h, 2e-5, "h");
             let half: Vec<f32> = h.iter().map(|h| 0.5 * h).collect();
@@ -383,7 +376,7 @@ mod tests {
             let mut short = vec![bf16::NAN; t * n_out];
             lora_forward(
                 x_view,
-                x_view,
+                None,
                 Some(base),
                 &delta,
                 FloatsMut::BF16(&mut short),
@@ -394,7 +387,7 @@ mod tests {
             );
             assert!(y.iter().zip(&short).all(|(y, s)| bf16::from_f32(*y) == *s), "y in bf16");
             if !few {
-                lora_forward(x_view, x_view, None, &delta, FloatsMut::F32(&mut y), &mut h, t, n_in, n_out);
+                lora_forward(x_view, None, None, &delta, FloatsMut::F32(&mut y), &mut h, t, n_in, n_out);
                 assert_close(&y, &low, 2e-5, "the delta alone");
             }
             let bf = Precision::BF16;

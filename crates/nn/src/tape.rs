@@ -341,8 +341,9 @@ impl Receiver<'_> {
             Kind::Variable => match self.parameters.buffer(value.id, &value.shape) {
                 Some(buffer) => fill(buffer, true),
                 None => {
+                    // Made all the same: `fill` may make other gradients on the way.
                     self.parameters.stray(&value.shape);
-                    Ok(())
+                    fill(&mut floats::buffer(value.shape.elem_count()), false)
                 }
             },
             Kind::Tracked => match self.gradients.get_mut(&value.id) {

@@ -1,11 +1,11 @@
 //! Invariant 1: every op has a backward that agrees with finite differences, and no frozen weight is differentiated.
 #![expect(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
-use candle_core::{DType, Device, Tensor, Var};
+use candle_core::{DType, Device, Shape, Tensor, TensorId, Var};
 use std::rc::Rc;
 use taper_kernels::rng::CounterRng;
 use taper_nn::ops::{self, AttentionShape, Gate, LoraDropout, LoraTerms};
-use taper_nn::tape::{CollectedGradients, is_tracked, record};
+use taper_nn::tape::{CollectedGradients, ParameterGradients, is_tracked, record};
 use taper_nn::{ForwardContext, FrozenWeight, RotaryTables, SequenceLayout, Weight, to_vec_f32};
 use taper_quant::{BlockFormat, GgmlType, QuantizedTensor};
 
@@ -431,4 +431,34 @@ fn gradients_in_bf16_follow_those_in_f32() {
     for (got, wanted) in got.iter().zip(&wanted) {
         assert!(off(got, wanted) < 0.03, "gradient off by {}", off(got, wanted));
     }
+}
+
+/// Takes the gradients of some variables only.
+struct Only<'a>(&'a [&'a Var], CollectedGradients);
+
+impl ParameterGradients for Only<'_> {
+    fn buffer(&mut self, id: TensorId, shape: &Shape) -> Option<&mut [f32]> {
+        let is_wanted = self.0.iter().any(|variable| variable.as_tensor().id() == id);
+        if is_wanted { self.1.buffer(id, shape) } else { None }
+    }
+
+    fn stray(&mut self, _shape: &Shape) {}
+}
+
+/// Some operations make several gradients at once; that nobody takes one of them must not leave the others undone.
+#[test]
+fn a_gradient_that_nobody_takes_leaves_the_others_whole() {
+    let (x, a, b, weight) = (var(5, 7, 1), var(2, 7, 2), var(3, 2, 4), frozen(3, 7, DType::F32));
+    let terms = LoraTerms { scale: 1.7, dropout: None };
+    let layer = || ops::lora_linear(&x, &a, &b, &weight, None, terms.clone(), DType::F32);
+    let (gate, up) = (var(4, 6, 1), var(4, 6, 2));
+    let gated = || ops::gated(&gate, &up, Gate::Silu);
+    let only = |wanted: &[&Var], f: &dyn Fn() -> Result<Tensor>| -> Vec<Vec<f32>> {
+        let (y, tape) = record(&[], f).unwrap();
+        let mut to = Only(wanted, CollectedGradients::default());
+        tape.backward(&y, Rc::new(y.ones_like().unwrap()), [], &mut to).unwrap();
+        wanted.iter().map(|v| to_vec_f32(&to.1.get(v.as_tensor()).unwrap().unwrap()).unwrap()).collect()
+    };
+    assert_eq!(only(&[&a, &b], &layer), gradients_of_sum(&[&x, &a, &b], layer).1[1..]);
+    assert_eq!(only(&[&up], &gated), gradients_of_sum(&[&gate, &up], gated).1[1..]);
 }

@@ -31,7 +31,7 @@ use core::cell::RefCell;
 use core::ops::Range;
 use pack::Side;
 use tile::{DEPTH, SIDE, Tile};
-use unit::{BLOCK, Strip, Unit};
+use unit::{Strip, Unit};
 
 /// Depth of a round: 4096 elements.
 const DEPTH_TILES: usize = 128;
@@ -262,6 +262,10 @@ pub(crate) fn multiply_low_rank(
     let r = low.down.outer;
     assert_eq!((target.out.len(), low.hidden.len()), (m * n, m * r), "elements of [{m}, {n}] and [{m}, {r}]");
     assert_eq!((x.outer, x.depth), (m, low.down.depth), "sides of a product to [{m}, {r}]");
+    assert_eq!((low.up.outer, low.up.depth), (n, r), "sides of a product from [{m}, {r}] to [{m}, {n}]");
+    assert!(low.full.is_none_or(|w| (w.outer, w.depth) == (n, x.depth)), "sides of a product to [{m}, {n}]");
+    assert!(target.bias.is_none_or(|bias| bias.len() == n), "length of the bias");
+    assert!(matches!(target.out, FloatsMut::F32(_)) || !target.accumulate, "rounded results are written");
     if m == 0 || n == 0 {
         return;
     }
@@ -334,22 +338,11 @@ pub(crate) fn multiply_here(
         };
         let left_tiles = packed(&left, Side::Left, reserved(left_tiles, rows * depth));
         let right_tiles = packed(&right, Side::Right, reserved(right_tiles, columns * depth));
-        let (high, wide) = unit.block();
-        let mut block = Block([0.0; BLOCK]);
-        unit.ready(|| {
-            for row in (0..rows).step_by(high) {
-                for column in (0..columns).step_by(wide) {
-                    let tiles = &left_tiles[row * depth..];
-                    let l = Strip { tiles, next: depth, blocks: high.min(rows - row) };
-                    let tiles = &right_tiles[column * depth..];
-                    let r = Strip { tiles, next: depth, blocks: wide.min(columns - column) };
-                    unit.multiply(l, r, depth, &mut block.0);
-                    let (first, count) = (column * SIDE, (r.blocks * SIDE).min(right.outer - column * SIDE));
-                    let rows = row * SIDE..left.outer.min((row + l.blocks) * SIDE);
-                    for (sums, row) in block.0.chunks_exact(r.blocks * SIDE).zip(rows) {
-                        put(row, first, &sums[..count]);
-                    }
-                }
+        let left_strip = Strip { tiles: left_tiles, next: depth, blocks: rows };
+        let right_strip = Strip { tiles: right_tiles, next: depth, blocks: columns };
+        unit.multiply_all(left_strip, right_strip, depth, |row, first, sums| {
+            if row < left.outer {
+                put(row, first, &sums[..sums.len().min(right.outer - first)]);
             }
         });
     });
@@ -376,32 +369,19 @@ impl Hidden {
             let elements = rows.start * SIDE * self.r..self.m.min(rows.end * SIDE) * self.r;
             // SAFETY: and these rows of the hidden values.
             let hidden = unsafe { hidden.part(elements.start, elements.len()) };
-            self.unit.ready(|| self.task(own, down, hidden));
+            self.task(own, down, hidden);
         });
     }
 
     fn task(&self, own: &mut [Tile], down: &[Tile], hidden: &mut [f32]) {
-        let (high, wide) = self.unit.block();
-        let (rows, columns) = (own.len() / self.depth, self.r.div_ceil(SIDE));
-        let mut block = Block([0.0; BLOCK]);
-        for row in (0..rows).step_by(high) {
-            for column in (0..columns).step_by(wide) {
-                let tiles = &own[row * self.depth..];
-                let left = Strip { tiles, next: self.depth, blocks: high.min(rows - row) };
-                let tiles = &down[column * self.x_tiles..];
-                let right = Strip { tiles, next: self.x_tiles, blocks: wide.min(columns - column) };
-                self.unit.multiply(left, right, self.x_tiles, &mut block.0);
-                let (from, count) = (column * SIDE, (right.blocks * SIDE).min(self.r - column * SIDE));
-                let hidden = hidden.chunks_exact_mut(self.r).skip(row * SIDE);
-                for (out, sums) in
-                    hidden.zip(block.0.chunks_exact(right.blocks * SIDE)).take(left.blocks * SIDE)
-                {
-                    for (out, sum) in out[from..from + count].iter_mut().zip(sums) {
-                        *out = self.first * sum;
-                    }
-                }
+        let left = Strip { tiles: own, next: self.depth, blocks: own.len() / self.depth };
+        let right = Strip { tiles: down, next: self.x_tiles, blocks: self.r.div_ceil(SIDE) };
+        self.unit.multiply_all(left, right, self.x_tiles, |row, first, sums| {
+            let Some(hidden) = hidden.chunks_exact_mut(self.r).nth(row) else { return };
+            for (out, sum) in hidden[first..].iter_mut().zip(sums) {
+                *out = self.first * sum;
             }
-        }
+        });
         let count = hidden.len() / self.r.max(1);
         let again = Operand::rows(WeightView::F32(hidden), count, self.r).scaled(self.by);
         for (row, tiles) in own.chunks_exact_mut(self.depth).enumerate() {
@@ -466,67 +446,42 @@ impl Product<'_> {
         // Tasks with the same columns follow each other, so that a thread keeps the right side near.
         for_each_block(down * across, work, |task| {
             let (row, column) = (task % down * TASK_ROWS, task / down * wide);
-            self.unit.ready(|| {
-                let rows = row..rows.min(row + TASK_ROWS);
-                self.task(packed, rows, column..columns.min(column + wide), out);
-            });
+            let rows = row..rows.min(row + TASK_ROWS);
+            self.task(packed, rows, column..columns.min(column + wide), out);
         });
     }
 
-    /// The blocks of some rows and columns, in 16s.
+    /// Some rows and columns, in 16s.
     fn task(&self, packed: &Packed<'_>, rows: Range<usize>, columns: Range<usize>, out: &SharedFloats<'_>) {
-        let (high, wide) = self.unit.block();
-        let mut block = Block([0.0; BLOCK]);
-        for row in rows.clone().step_by(high) {
-            for column in columns.clone().step_by(wide) {
-                let left = self.strip(packed.left, row, high.min(rows.end - row));
-                let right = self.strip(packed.right, column, wide.min(columns.end - column));
-                self.unit.multiply(left, right, self.depth, &mut block.0);
-                let column = packed.columns.start + column;
-                self.write(&block.0, row, column, left.blocks, right.blocks, out);
+        let side = |tiles, blocks| Strip { tiles, next: self.depth, blocks };
+        let left = side(packed.left, self.m.div_ceil(SIDE)).range(rows.clone());
+        let right = side(packed.right, packed.columns.len()).range(columns.clone());
+        let (first_row, first_column) = (rows.start * SIDE, (packed.columns.start + columns.start) * SIDE);
+        self.unit.multiply_all(left, right, self.depth, |row, column, sums| {
+            if first_row + row < self.m {
+                self.write(sums, first_row + row, first_column + column, out);
             }
-        }
+        });
     }
 
-    fn strip<'t>(&self, tiles: &'t [Tile], first: usize, blocks: usize) -> Strip<'t> {
-        Strip { tiles: &tiles[first * self.depth..], next: self.depth, blocks }
-    }
-
-    /// A block's rows to where they belong.
-    fn write(
-        &self,
-        block: &[f32; BLOCK],
-        row: usize,
-        column: usize,
-        high: usize,
-        wide: usize,
-        out: &SharedFloats<'_>,
-    ) {
-        let first = column * SIDE;
-        let count = (wide * SIDE).min(self.n - first);
-        let rows = row * SIDE..self.m.min((row + high) * SIDE);
-        let bias = self.bias.map(|bias| &bias[first..first + count]);
-        for (sums, row) in block.chunks_exact(wide * SIDE).zip(rows) {
-            let at = row * self.n + first;
-            match out {
-                SharedFloats::F32(out) => {
-                    // SAFETY: this task alone writes these columns of this row.
-                    let out = unsafe { out.part(at, count) };
-                    write_row(&sums[..count], bias, self.accumulate, out);
-                }
-                SharedFloats::BF16(out) => {
-                    // SAFETY: as above.
-                    let out = unsafe { out.part(at, count) };
-                    write_rounded(&sums[..count], bias, out);
-                }
+    /// Sums to where they belong: `row`, from `first` on.
+    fn write(&self, sums: &[f32], row: usize, first: usize, out: &SharedFloats<'_>) {
+        let (at, count) = (row * self.n + first, sums.len().min(self.n - first));
+        let (sums, bias) = (&sums[..count], self.bias.map(|bias| &bias[first..first + count]));
+        match out {
+            SharedFloats::F32(out) => {
+                // SAFETY: this task alone writes these columns of this row.
+                let out = unsafe { out.part(at, count) };
+                write_row(sums, bias, self.accumulate, out);
+            }
+            SharedFloats::BF16(out) => {
+                // SAFETY: as above.
+                let out = unsafe { out.part(at, count) };
+                write_rounded(sums, bias, out);
             }
         }
     }
 }
-
-/// On a cache line, as the units like it.
-#[repr(C, align(64))]
-struct Block([f32; BLOCK]);
 
 multiversion! {
     /// A row of sums to where it belongs.

@@ -9,6 +9,7 @@
 //! On Intel's cores VDPBF16PS runs at half the rate of an `f32` multiply-add, so it is taken only where there is no AMX.
 
 use super::tile::{SIDE, Tile};
+use core::ops::Range;
 
 /// The most elements of a block.
 pub(crate) const BLOCK: usize = 2 * SIDE * 3 * SIDE;
@@ -32,12 +33,26 @@ pub(crate) struct Strip<'a> {
     pub(crate) blocks: usize,
 }
 
-impl Strip<'_> {
+impl<'a> Strip<'a> {
     /// The tiles of 16 vectors.
     fn block(&self, index: usize, depth: usize) -> &[Tile] {
         &self.tiles[index * self.next..][..depth]
     }
+
+    /// The 16 vectors from `first` on, at most `most` of them.
+    fn part(&self, first: usize, most: usize) -> Self {
+        Self { tiles: &self.tiles[first * self.next..], blocks: most.min(self.blocks - first), ..*self }
+    }
+
+    /// The 16 vectors `blocks`.
+    pub(crate) fn range(&self, blocks: Range<usize>) -> Self {
+        self.part(blocks.start, blocks.len())
+    }
 }
+
+/// On a cache line, as the units like it.
+#[repr(C, align(64))]
+struct Block([f32; BLOCK]);
 
 impl Unit {
     /// The fastest that this processor has.
@@ -59,7 +74,7 @@ impl Unit {
     }
 
     /// Rows and columns of a block, in 16s.
-    pub(crate) fn block(self) -> (usize, usize) {
+    fn block(self) -> (usize, usize) {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Amx => (2, 2),
@@ -69,8 +84,37 @@ impl Unit {
         }
     }
 
+    /// `left right`, summed over `depth` tiles, on this thread, block by block. `put` is given the result in parts: a row, its first column, and the
+    /// sums from there on, which at the edges go beyond the operands to whole 16s.
+    ///
+    /// # Panics
+    /// When a strip is shorter than it says.
+    pub(crate) fn multiply_all(
+        self,
+        left: Strip<'_>,
+        right: Strip<'_>,
+        depth: usize,
+        mut put: impl FnMut(usize, usize, &[f32]),
+    ) {
+        let (high, wide) = self.block();
+        let mut block = Block([0.0; BLOCK]);
+        self.ready(|| {
+            for row in (0..left.blocks).step_by(high) {
+                let left = left.part(row, high);
+                for column in (0..right.blocks).step_by(wide) {
+                    let right = right.part(column, wide);
+                    self.multiply(left, right, depth, &mut block.0);
+                    let rows = block.0.chunks_exact(right.blocks * SIDE).take(left.blocks * SIDE);
+                    for (at, sums) in rows.enumerate() {
+                        put(row * SIDE + at, column * SIDE, sums);
+                    }
+                }
+            }
+        });
+    }
+
     /// Makes this thread ready for [`Self::multiply`] as long as `body` runs.
-    pub(crate) fn ready<R>(self, body: impl FnOnce() -> R) -> R {
+    fn ready<R>(self, body: impl FnOnce() -> R) -> R {
         match self {
             #[cfg(target_arch = "x86_64")]
             Self::Amx => super::amx::with_tiles(body),
@@ -82,7 +126,7 @@ impl Unit {
     ///
     /// # Panics
     /// When a strip is shorter than it says.
-    pub(crate) fn multiply(self, left: Strip<'_>, right: Strip<'_>, depth: usize, out: &mut [f32; BLOCK]) {
+    fn multiply(self, left: Strip<'_>, right: Strip<'_>, depth: usize, out: &mut [f32; BLOCK]) {
         let (rows, columns) = self.block();
         assert!(left.blocks <= rows && right.blocks <= columns, "a block of {rows} x {columns}");
         match self {

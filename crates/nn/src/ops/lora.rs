@@ -80,15 +80,16 @@ struct LoraLinear {
 }
 
 impl LoraTerms {
-    /// x with some elements dropped, in its type; x itself where there is no dropout.
-    fn dropped(&self, x: &Tensor) -> Result<Tensor> {
-        let Some(dropout) = &self.dropout else { return Ok(x.clone()) };
+    /// x with some elements dropped, in its type, where there is dropout.
+    fn dropped(&self, x: &Tensor) -> Result<Option<Tensor>> {
+        let Some(dropout) = &self.dropout else { return Ok(None) };
         let lent = Lent::new(x);
         let values = lent.floats()?;
         filled(x.dtype(), x.shape(), |y| {
             dropout::dropout(values, y, dropout.p, &dropout.rng, 0);
             Ok(())
         })
+        .map(Some)
     }
 }
 
@@ -101,8 +102,8 @@ impl Op for LoraLinear {
         let [x, a, b] = inputs else { bail!("takes an input and two factors") };
         let ((t, n_in), (n_out, r)) = (x.dims2()?, b.dims2()?);
         let dropped = self.terms.dropped(x)?;
-        let (x, dropped, a, b) = (Lent::new(x), Lent::new(&dropped), Lent::new(a), Lent::new(b));
-        let (x, dropped) = (x.floats()?, dropped.floats()?);
+        let (x, dropped, a, b) = (Lent::new(x), dropped.as_ref().map(Lent::new), Lent::new(a), Lent::new(b));
+        let (x, dropped) = (x.floats()?, dropped.as_ref().map(Lent::floats).transpose()?);
         let delta = Delta { a: a.f32()?, b: b.f32()?, rank: r, scale: self.terms.scale };
         let mut hidden = floats::buffer(t * r);
         let y = filled(self.output, (t, n_out), |y| {
@@ -154,10 +155,10 @@ impl Op for LoraLinear {
             return Ok(());
         }
         let dropped = self.terms.dropped(x)?;
-        let dropped = Lent::new(&dropped);
-        let dropped = dropped.floats()?;
+        let low_in = Lent::new(dropped.as_ref().unwrap_or(x));
+        let low_in = low_in.floats()?;
         to.add(1, |da, accumulate| {
-            kernel::lora_backward_a(&gh, dropped, da, t, n_in, r, accumulate);
+            kernel::lora_backward_a(&gh, low_in, da, t, n_in, r, accumulate);
             Ok(())
         })
     }
