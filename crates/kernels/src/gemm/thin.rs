@@ -50,14 +50,23 @@ pub(super) fn multiply(
         let mut outs: [&mut [f32]; FEW_ROWS] = core::array::from_fn(|row| unsafe {
             y.part((row * n_out + first).min(t * n_out), if row < t { end - first } else { 0 })
         });
+        let mut put = |row: usize, feature: usize, sums: &[[f32; FEATURES]]| {
+            for (out, sums) in outs[row..].iter_mut().zip(sums) {
+                for (i, (out, sum)) in out[feature - first..].iter_mut().zip(sums).enumerate() {
+                    *out = sum + bias.map_or(0.0, |bias| bias[feature + i]);
+                }
+            }
+        };
+        #[cfg(target_arch = "x86_64")]
+        if let (Rows::BF16(x), WeightView::Quantized(w)) = (x, w)
+            && crate::decode::dots(w, first..end, x, n_in, &mut put)
+        {
+            return;
+        }
         for feature in (first..end).step_by(FEATURES) {
             let count = FEATURES.min(end - feature);
             let sums = group(x, w, (feature, count), t, n_in);
-            for (out, sums) in outs.iter_mut().zip(&sums[..t]) {
-                for (i, sum) in sums[..count].iter().enumerate() {
-                    out[feature - first + i] = sum + bias.map_or(0.0, |bias| bias[feature + i]);
-                }
-            }
+            put(0, feature, &sums[..t]);
         }
     });
 }
@@ -111,11 +120,6 @@ fn group(x: Rows<'_>, w: WeightView<'_>, (first, count): (usize, usize), t: usiz
 /// A row of weights in bf16.
 #[cfg(target_arch = "x86_64")]
 fn narrowed(w: WeightView<'_>, at: usize, row: &mut [bf16], scratch: &mut Vec<f32>) {
-    if let WeightView::Quantized(w) = w
-        && crate::decode::decode(w, at, row)
-    {
-        return;
-    }
     for (i, part) in row.chunks_mut(DEPTH).enumerate() {
         let wide = grown(scratch, part.len());
         w.widen(at + i * DEPTH, wide);

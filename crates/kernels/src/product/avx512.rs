@@ -165,7 +165,7 @@ unsafe fn dots_of<const R: usize>(x: *const bf16, w: [&[bf16]; 4], n_in: usize, 
 /// The sums of the lanes of four registers: pairs of lanes first, then the four quarters.
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn sums_of_four([a, b, c, d]: [__m512; 4]) -> __m128 {
+pub(crate) fn sums_of_four([a, b, c, d]: [__m512; 4]) -> __m128 {
     let ab = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     let cd = _mm512_add_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d));
     let (ab, cd) = (_mm512_castps_pd(ab), _mm512_castps_pd(cd));

@@ -19,7 +19,7 @@ mod tile;
 mod unit;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use avx512::{dots as dots_bf16, is_available as has_dots_bf16};
+pub(crate) use avx512::{dots as dots_bf16, is_available as has_dots_bf16, sums_of_four};
 pub(crate) use pack::Operand;
 pub(crate) use tile::bf16_bits;
 

@@ -91,7 +91,10 @@ impl<'a> Operand<'a> {
             match self.view {
                 WeightView::BF16(w) if self.scale == 1.0 => copy_row(&w[at..at + len], row, tiles),
                 WeightView::F32(w) => round_row(&w[at..at + len], self.scale, row, tiles),
-                view => with_scratch(len, |wide| {
+                view => with_scratch(len, |wide, narrow| {
+                    if self.scale == 1.0 && decode_bf16(view, at, narrow) {
+                        return copy_row(narrow, row, tiles);
+                    }
                     view.widen(at, wide);
                     round_row(wide, self.scale, row, tiles);
                 }),
@@ -115,7 +118,13 @@ impl<'a> Operand<'a> {
                 ([Some(d0), Some(d1)], WeightView::F32(w)) => {
                     round_pairs(&w[at(d0)..at(d0) + count], &w[at(d1)..at(d1) + count], self.scale, place);
                 }
-                ([Some(d0), d1], view) => with_scratch(2 * count, |wide| {
+                ([Some(d0), d1], view) => with_scratch(2 * count, |wide, narrow| {
+                    if let (1.0, Some(d1), (low, high)) = (self.scale, d1, narrow.split_at_mut(count))
+                        && decode_bf16(view, at(d0), low)
+                        && decode_bf16(view, at(d1), high)
+                    {
+                        return interleave(low, high, place);
+                    }
                     let (low, high) = wide.split_at_mut(count);
                     view.widen(at(d0), low);
                     match d1 {
@@ -130,12 +139,27 @@ impl<'a> Operand<'a> {
 }
 
 thread_local! {
-    /// A row, or two parts of rows, widened.
-    static WIDE: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// A row, or two parts of rows, widened or decoded.
+    static ROWS: RefCell<(Vec<f32>, Vec<bf16>)> = const { RefCell::new((Vec::new(), Vec::new())) };
 }
 
-fn with_scratch(len: usize, body: impl FnOnce(&mut [f32])) {
-    WIDE.with_borrow_mut(|scratch| body(grown(scratch, len)));
+fn with_scratch(len: usize, body: impl FnOnce(&mut [f32], &mut [bf16])) {
+    ROWS.with_borrow_mut(|(wide, narrow)| {
+        if narrow.len() < len {
+            narrow.resize(len, bf16::ZERO);
+        }
+        body(grown(wide, len), &mut narrow[..len]);
+    });
+}
+
+/// Elements from `start` on in bf16, where there is a decoder that gives them so.
+fn decode_bf16(view: WeightView<'_>, start: usize, out: &mut [bf16]) -> bool {
+    #[cfg(target_arch = "x86_64")]
+    if let WeightView::Quantized(w) = view {
+        return crate::decode::decode_bf16(w, start, out);
+    }
+    let _ = (view, start, out);
+    false
 }
 
 multiversion! {
