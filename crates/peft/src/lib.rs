@@ -10,21 +10,24 @@ mod attach;
 mod config;
 mod error;
 mod files;
+mod init;
 mod keys;
-mod lora;
+mod linear_algebra;
+mod methods;
 mod modules;
+mod outfit;
 mod plan;
 mod section;
 mod sizes;
 mod targets;
 
 pub use attach::{AdaptedLayer, Adapter, attach, merged_weight};
-pub use config::{Bias, InitLoraWeights, LoraConfig};
+pub use config::{Bias, InitLoraWeights, LoraConfig, TokenIndices};
 pub use error::{Error, Result};
 pub use files::{AdapterWeights, CONFIG_FILE, LoadMode, WEIGHTS_FILE, load};
-pub use lora::LoraLayer;
+pub use methods::{Ia3, Loha, Lokr, LoraLayer, Method, Vera};
 pub use modules::{ModuleKind, ModuleShape, TrainedModule, TrainedParameter, inventory, trained_modules};
-pub use section::AdapterSection;
+pub use section::{AdapterSection, PeftType};
 pub use targets::{ModuleNames, TargetModules};
 
 /// What PEFT puts before the path of every module in a saved adapter.
