@@ -97,6 +97,21 @@ impl AdapterWeights {
     }
 }
 
+/// Put an adapter that is at hand on `model`, as [`load`] does one from a folder.
+///
+/// # Errors
+/// When it does not fit the model; the model is then as it was.
+pub fn load_parts(
+    config: &LoraConfig,
+    weights: AdapterWeights,
+    model: &mut dyn VisitModules,
+    mode: LoadMode,
+) -> Result<Adapter> {
+    let plan = plan(config, &inventory(model)?, None, Author::File)?;
+    fits(&plan, &weights, Path::new(WEIGHTS_FILE))?;
+    apply(model, &plan, Values::Read(weights.tensors), mode)
+}
+
 impl Adapter {
     /// Write the adapter to `folder` as PEFT would: both files whole, or as they were (invariant 9). One whose beginning was taken off the base
     /// (PiSSA, OLoRA, LoftQ) is written as plain LoRA of twice the rank over the base as it was: `B A - B0 A0 = [B, -B0] [A; A0]`.
@@ -168,7 +183,11 @@ impl Adapter {
     }
 }
 
-fn write_files(folder: &Path, config: &LoraConfig, weights: &AdapterWeights) -> Result<()> {
+/// Write an adapter's two files to `folder`, each whole, or as it was.
+///
+/// # Errors
+/// When the disk fails or a value is not finite.
+pub fn write_files(folder: &Path, config: &LoraConfig, weights: &AdapterWeights) -> Result<()> {
     let bytes = weights.to_bytes()?;
     let named = |source| Error::Write { folder: folder.to_owned(), source };
     write_bytes_atomically(&folder.join(WEIGHTS_FILE), &bytes).map_err(named)?;
@@ -191,8 +210,7 @@ pub fn load(folder: &Path, model: &mut dyn VisitModules, mode: LoadMode) -> Resu
         other => other?,
     };
     let weights = AdapterWeights::read(folder)?;
-    let modules = inventory(model)?;
-    let plan = plan(&config, &modules, None, Author::File)?;
+    let plan = plan(&config, &inventory(model)?, None, Author::File)?;
     fits(&plan, &weights, &folder.join(WEIGHTS_FILE))?;
     apply(model, &plan, Values::Read(weights.tensors), mode)
 }

@@ -128,10 +128,7 @@ pub(crate) fn parse(text: &str) -> Result<LoraConfig, Problems> {
             return Err(one(Problem::error("invalid-json", e.to_string()).at(at)));
         }
     };
-    let mut method = match method_of(&map) {
-        Ok(method) => method,
-        Err(problem) => return Err(one(problem)),
-    };
+    let mut method = method_of(&map)?;
     let mut reader = Reader { map, problems: Problems::new() };
     let mut config = reader.common();
     match &mut method {
@@ -154,32 +151,29 @@ fn one(problem: Problem) -> Problems {
 }
 
 /// The method that a configuration is of; what is said of another is in another language, so nothing more is said of it.
-fn method_of(map: &Map<String, Value>) -> Result<Method, Problem> {
-    let at = Location::default().with_key("peft_type");
-    match map.get("peft_type") {
+fn method_of(map: &Map<String, Value>) -> Result<Method, Problems> {
+    let fault = |code, key: &str, message: String| {
+        Problem::error(code, message).at(Location::default().with_key(key))
+    };
+    Err(one(match map.get("peft_type") {
         Some(Value::String(kind)) if Method::named(kind).is_some() => {
-            Ok(Method::named(kind).unwrap_or_default())
+            return Ok(Method::named(kind).unwrap_or_default());
         }
         Some(given) => {
             let known = "LORA, VERA, IA3, LOHA and LOKR are supported";
-            Err(Problem::error("unsupported-method", format!("`peft_type` is {given}; {known}"))
-                .at(at)
-                .hint(MERGE))
+            fault("unsupported-method", "peft_type", format!("`peft_type` is {given}; {known}")).hint(MERGE)
         }
         None if map.contains_key("lora_parameters") || map.contains_key("fine_tune_type") => {
             let key = if map.contains_key("lora_parameters") { "lora_parameters" } else { "fine_tune_type" };
-            Err(Problem::error(
-                "mlx-adapter",
-                format!("this is an adapter of mlx-lm (it has `{key}` and no `peft_type`)"),
-            )
-            .at(Location::default().with_key(key))
-            .hint("fuse it with mlx_lm (`mlx_lm.fuse`) and use the fused model as the base"))
+            let message = format!("this is an adapter of mlx-lm (it has `{key}` and no `peft_type`)");
+            fault("mlx-adapter", key, message)
+                .hint("fuse it with mlx_lm (`mlx_lm.fuse`) and use the fused model as the base")
         }
         None => {
-            Err(Problem::error("missing-key", "there is no `peft_type`: this is no configuration of PEFT")
-                .at(at))
+            let message = "there is no `peft_type`: this is no configuration of PEFT".to_owned();
+            fault("missing-key", "peft_type", message)
         }
-    }
+    }))
 }
 
 /// Whether a value says nothing.

@@ -128,8 +128,7 @@ impl AdapterMethod for Vera {
             candle_core::bail!("a VeRA layer has two vectors and two projections")
         };
         let (n_out, n_in) = site.base.weight().dims();
-        let frozen =
-            |matrix: Tensor| Ok::<_, candle_core::Error>(FrozenWeight::dense(&matrix.contiguous()?)?);
+        let frozen = |matrix: Tensor| FrozenWeight::dense(&matrix.contiguous()?);
         Ok(Arc::new(VeraLayer {
             path: site.path.to_owned(),
             a: frozen(a.narrow(1, 0, n_in)?)?,

@@ -182,10 +182,67 @@ fn what_is_read_is_saved_again_byte_for_byte() {
     }
 }
 
+fn names(names: &[&str]) -> Vec<String> {
+    names.iter().map(|&n| n.to_owned()).collect()
+}
+
+fn list(all: &[&str]) -> TargetModules {
+    TargetModules::List(names(all))
+}
+
+fn beyond_plain_lora(case: &str, section: AdapterSection) -> AdapterSection {
+    match case {
+        "lora_bias" => {
+            AdapterSection { target_modules: list(&["q_proj", "down_proj"]), lora_bias: true, ..section }
+        }
+        "lora_embed" => {
+            AdapterSection { target_modules: list(&["embed_tokens", "lm_head", "q_proj"]), ..section }
+        }
+        "lora_token_indices" => AdapterSection {
+            target_modules: list(&["q_proj", "v_proj"]),
+            trainable_token_indices: Some(vec![3, 7, 11]),
+            ..section
+        },
+        "dora" => AdapterSection { use_dora: true, ..section },
+        "dora_rslora_qv" => AdapterSection {
+            target_modules: list(&["q_proj", "v_proj"]),
+            use_dora: true,
+            use_rslora: true,
+            ..section
+        },
+        "ia3" => AdapterSection {
+            target_modules: list(&["k_proj", "v_proj", "down_proj"]),
+            peft_type: PeftType::Ia3,
+            ..AdapterSection::default()
+        },
+        "vera" => AdapterSection {
+            target_modules: list(&["q_proj", "o_proj"]),
+            peft_type: PeftType::Vera,
+            projection_prng_key: Some(11),
+            ..AdapterSection::default()
+        },
+        "loha" | "lokr" => AdapterSection {
+            target_modules: list(&["q_proj", "down_proj"]),
+            peft_type: if case == "loha" { PeftType::Loha } else { PeftType::Lokr },
+            r: 4,
+            lora_alpha: 8.0,
+            ..AdapterSection::default()
+        },
+        "lokr_full" => AdapterSection {
+            target_modules: list(&["v_proj"]),
+            peft_type: PeftType::Lokr,
+            r: 64,
+            lora_alpha: 64.0,
+            decompose_both: true,
+            decompose_factor: Some(4),
+            ..AdapterSection::default()
+        },
+        _ => section,
+    }
+}
+
 /// The configurations of make_golden.py, as a user of taper would write them.
 fn configuration(case: &str) -> LoraConfig {
-    let names = |names: &[&str]| names.iter().map(|&n| n.to_owned()).collect::<Vec<_>>();
-    let list = |all: &[&str]| TargetModules::List(names(all));
     let seven = list(&["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
     let section =
         AdapterSection { r: 8, lora_alpha: 16.0, target_modules: seven, ..AdapterSection::default() };
@@ -234,53 +291,8 @@ fn configuration(case: &str) -> LoraConfig {
             target_modules: list(&["qkv_proj", "gate_up_proj", "o_proj", "down_proj"]),
             ..section
         },
-        "lora_bias" => {
-            AdapterSection { target_modules: list(&["q_proj", "down_proj"]), lora_bias: true, ..section }
-        }
-        "lora_embed" => {
-            AdapterSection { target_modules: list(&["embed_tokens", "lm_head", "q_proj"]), ..section }
-        }
-        "lora_token_indices" => AdapterSection {
-            target_modules: list(&["q_proj", "v_proj"]),
-            trainable_token_indices: Some(vec![3, 7, 11]),
-            ..section
-        },
-        "dora" => AdapterSection { use_dora: true, ..section },
-        "dora_rslora_qv" => AdapterSection {
-            target_modules: list(&["q_proj", "v_proj"]),
-            use_dora: true,
-            use_rslora: true,
-            ..section
-        },
-        "ia3" => AdapterSection {
-            target_modules: list(&["k_proj", "v_proj", "down_proj"]),
-            peft_type: PeftType::Ia3,
-            ..AdapterSection::default()
-        },
-        "vera" => AdapterSection {
-            target_modules: list(&["q_proj", "o_proj"]),
-            peft_type: PeftType::Vera,
-            projection_prng_key: Some(11),
-            ..AdapterSection::default()
-        },
-        "loha" | "lokr" => AdapterSection {
-            target_modules: list(&["q_proj", "down_proj"]),
-            peft_type: if case == "loha" { PeftType::Loha } else { PeftType::Lokr },
-            r: 4,
-            lora_alpha: 8.0,
-            ..AdapterSection::default()
-        },
-        "lokr_full" => AdapterSection {
-            target_modules: list(&["v_proj"]),
-            peft_type: PeftType::Lokr,
-            r: 64,
-            lora_alpha: 64.0,
-            decompose_both: true,
-            decompose_factor: Some(4),
-            ..AdapterSection::default()
-        },
         "lora_tied" => AdapterSection { target_modules: list(&["q_proj", "down_proj"]), ..section },
-        _ => section,
+        _ => beyond_plain_lora(case, section),
     };
     assert!(section.check().is_empty(), "{case}");
     let config = section.to_config(&base);
