@@ -37,7 +37,10 @@ pub enum Error {
     NothingToProve,
     /// What was written is not what was trained.
     #[error("the written model differs from the trained one: {0}")]
-    Proof(ExportProof),
+    Proof(Box<ExportProof>),
+    /// What was written is the trained model, but rounding took what the training gave.
+    #[error("the written model does not keep enough of what the adapter gained: {0}")]
+    GainLost(Box<ExportProof>),
     /// The arithmetic failed.
     #[error("failed to {doing}")]
     Arithmetic {
@@ -83,6 +86,13 @@ impl Diagnose for Error {
             }
             Self::Dtype { .. } => Some("set `export.merged_dtype` to \"f32\", \"bf16\" or \"f16\"".into()),
             Self::Proof(_) => Some("this is a fault of taper: keep the files and report it".into()),
+            Self::GainLost(proof) => Some(format!(
+                "more bits keep more: {}; the adapter itself (\"peft\") loses nothing; or ask for less with `export.min_gain_kept`",
+                match proof.kl_limit {
+                    Some(_) => "set `export.merged_dtype` to \"f32\" (or \"f16\" in place of \"bf16\")",
+                    None => "take a larger quantisation type, for example q8_0, or f16",
+                }
+            )),
             _ => None,
         }
     }
@@ -98,6 +108,7 @@ impl Diagnose for Error {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Proof(_) | Self::Arithmetic { .. } => ExitCode::Fault,
+            Self::GainLost(_) => ExitCode::GateFailed,
             _ => ExitCode::UserError,
         }
     }

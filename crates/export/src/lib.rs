@@ -8,11 +8,13 @@ mod error;
 mod folder;
 mod merged;
 mod proof;
+mod reference;
 mod section;
 mod shards;
 
 pub use adapter::{ModelCard, place_adapter, write_card};
 pub use error::{Error, Result};
 pub use merged::{MAX_SHARD_BYTES, MergeOptions, WrittenModel, write_merged};
-pub use proof::{ExportProof, ReferenceLogits, kl_limit};
+pub use proof::{Exactness, ExportProof, Gain, kl_limit};
+pub use reference::{ProofText, REFERENCE_BYTES, ReferenceLogits, SupervisedLosses};
 pub use section::{ExportFormat, ExportSection, MergedDtype};
