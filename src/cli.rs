@@ -27,6 +27,18 @@ Reads config.json, the headers of the weights and the data; no weights. The peak
 largest phase, not a sum of all. When it is more than the memory that is free, settings with which
 it fits are named.";
 
+const EXPORT_HELP: &str = "\
+Examples:
+  taper export my.toml                                  what the recipe asks for
+  taper export my.toml --format peft,merged             the adapter, and a whole model
+  taper export my.toml --format merged --set export.merged_dtype=bf16
+
+Each artefact is read back from the disk and compared with base and adapter on held-out examples: the
+divergence of their predictions, and the share of the adapter's gain on the loss that is kept. Below
+`export.min_gain_kept` (0.9) the export fails with exit code 100. The numbers go into the model card.
+A merged model is written matrix by matrix, so a large base needs no memory of its size for that; it
+is loaded for the proof.";
+
 /// Fine-tune small language models from JSONL by a recipe, prove the adapter, export it, generate with it.
 #[derive(Debug, Parser)]
 #[command(name = "taper", version, after_help = AFTER_HELP, max_term_width = 110)]
@@ -49,7 +61,7 @@ pub(crate) enum Verb {
     /// The training part alone
     Train(RunArgs),
     /// The evaluation part alone, base against the adapter of a run
-    Eval(FolderArgs),
+    Eval(EvalArgs),
     /// Write artefacts from the adapter of a run, with proof
     Export(ExportArgs),
     /// Answer one prompt
@@ -139,14 +151,28 @@ pub(crate) struct ExplainArgs {
     pub(crate) sample: usize,
 }
 
+/// What to evaluate.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EvalArgs {
+    #[command(flatten)]
+    pub(crate) folder: FolderArgs,
+    /// Evaluate over this base even where the adapter's taper.json says that it was trained over another
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
 /// What to export.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = EXPORT_HELP)]
 pub(crate) struct ExportArgs {
     #[command(flatten)]
     pub(crate) folder: FolderArgs,
     /// Formats, comma-separated: peft, merged [default: those of the recipe]
     #[arg(long, value_delimiter = ',', value_name = "FORMATS")]
     pub(crate) format: Vec<String>,
+    /// Export over this base even where the adapter's taper.json says that it was trained over another
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 /// A model, perhaps with an adapter.
@@ -160,6 +186,9 @@ pub(crate) struct ModelArgs {
     /// A folder with a LoRA in PEFT's format
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
+    /// Use the adapter even where its taper.json says that it was trained over another base, tokenizer or chat template
+    #[arg(long, requires = "adapter")]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
 }

@@ -26,6 +26,30 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// `taper.json` is not what it should be.
+    #[error("`{}` is not the contract of an adapter: {reason}", path.display())]
+    Contract {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A golden prompt that cannot be computed.
+    #[error(
+        "a golden prompt of the contract has {tokens} tokens, or ids that the model's {vocab_size} words do not have"
+    )]
+    GoldenPrompt {
+        /// Its tokens.
+        tokens: usize,
+        /// Words of the model.
+        vocab_size: usize,
+    },
+    /// A file of the base or the data.
+    #[error(transparent)]
+    Files(taper_hub::Error),
+    /// The tokenizer.
+    #[error(transparent)]
+    Text(taper_text::Error),
     /// A type that models are not written in.
     #[error("the base's type `{given}` is not one that models are written in")]
     Dtype {
@@ -85,6 +109,13 @@ impl Diagnose for Error {
                 Some("the training was not stable: lower `optimizer.learning_rate`".into())
             }
             Self::Dtype { .. } => Some("set `export.merged_dtype` to \"f32\", \"bf16\" or \"f16\"".into()),
+            Self::Contract { .. } => Some(
+                "copy the adapter's folder again; without the file the adapter loads, and nothing is checked"
+                    .into(),
+            ),
+            Self::GoldenPrompt { .. } => Some("the adapter belongs to another base".into()),
+            Self::Files(error) => error.hint(),
+            Self::Text(error) => error.hint(),
             Self::Proof(_) => Some("this is a fault of taper: keep the files and report it".into()),
             Self::GainLost(proof) => Some(format!(
                 "more bits keep more: {}; the adapter itself (\"peft\") loses nothing; or ask for less with `export.min_gain_kept`",
@@ -99,7 +130,9 @@ impl Diagnose for Error {
 
     fn location(&self) -> Option<Location> {
         match self {
-            Self::Config { path, .. } => Some(Location::file(path)),
+            Self::Config { path, .. } | Self::Contract { path, .. } => Some(Location::file(path)),
+            Self::Files(error) => error.location(),
+            Self::Text(error) => error.location(),
             Self::NotFinite { tensor, .. } => Some(Location::default().with_key(tensor)),
             _ => None,
         }

@@ -130,7 +130,9 @@ impl ExportProof {
     /// Whether the difference is one of rounding, as far as the format is held to that. A NaN never passes.
     pub fn is_the_trained_model(&self) -> bool {
         let finite = self.max_abs_diff.is_finite() && self.mean_kl.is_finite();
-        finite && self.gain.loss_written.is_finite() && self.kl_limit.is_none_or(|limit| self.mean_kl <= limit)
+        finite
+            && self.gain.loss_written.is_finite()
+            && self.kl_limit.is_none_or(|limit| self.mean_kl <= limit)
     }
 
     /// Whether enough of the gain is kept; where there is no gain to keep, or nothing is asked, it is.

@@ -172,7 +172,8 @@ fn pass(
 ) -> Result<Vec<f64>> {
     // The row before a token tells its probability.
     let scored = |row: usize| text.supervised.get(row + 1).copied().unwrap_or(false);
-    let mut wanted: Vec<usize> = (0..text.ids.len()).filter(|&row| scored(row)).chain(rows.to_vec()).collect();
+    let mut wanted: Vec<usize> =
+        (0..text.ids.len()).filter(|&row| scored(row)).chain(rows.to_vec()).collect();
     wanted.sort_unstable();
     wanted.dedup();
     let layout = SequenceLayout::single(text.ids.len());

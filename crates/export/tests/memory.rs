@@ -36,8 +36,7 @@ fn made(folder: &Path) -> ModelFiles {
     let mut model = taper_models::init(&parsed, 1, Some(DType::BF16)).unwrap();
     let files = ModelFiles::of_folder(&source).unwrap();
     write_merged(model.as_mut(), &files, &folder.join("base"), &MergeOptions::default()).unwrap();
-    let section =
-        AdapterSection { init_lora_weights: InitLoraWeights::Random, ..AdapterSection::default() };
+    let section = AdapterSection { init_lora_weights: InitLoraWeights::Random, ..AdapterSection::default() };
     let adapter = taper_peft::attach(model.as_mut(), &section.to_config("base"), "llama", 3).unwrap();
     adapter.save(&folder.join("adapter")).unwrap();
     ModelFiles::of_folder(&folder.join("base")).unwrap()
@@ -90,7 +89,9 @@ fn merging_from_the_disk_holds_one_matrix_and_writes_the_same_bytes() {
     for (case, options) in [("dense", LoadOptions::default()), ("nf4", quantized)] {
         let whole = merged(folder, &files, &format!("{case}-whole"), options, false);
         let streamed = merged(folder, &files, &format!("{case}-streamed"), options, true);
-        eprintln!("{case}: model {model_bytes}, adapter {adapter}, in memory {whole}, from the disk {streamed}");
+        eprintln!(
+            "{case}: model {model_bytes}, adapter {adapter}, in memory {whole}, from the disk {streamed}"
+        );
         same_files(&folder.join(format!("{case}-whole")), &folder.join(format!("{case}-streamed")));
         // The adapter once as it is read and once as tensors; the matrix as read, in f32, merged, and a piece as bytes.
         let bound = 2 * adapter + 16 * LARGEST + (12 << 20);

@@ -5,7 +5,8 @@
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 use taper_export::{
-    Error, ExportProof, MergeOptions, MergedDtype, ReferenceLogits, SupervisedLosses, WrittenModel, write_merged,
+    Error, ExportProof, MergeOptions, MergedDtype, ReferenceLogits, SupervisedLosses, WrittenModel,
+    write_merged,
 };
 use taper_hub::ModelFiles;
 use taper_hub::safetensors::{Dtype, Header};
@@ -324,9 +325,13 @@ fn an_adapter_over_quantised_weights_merges_into_a_dense_model() {
 #[test]
 fn from_the_disk_a_model_is_the_same_one_whatever_its_weights_are_coded_in() {
     let here = tempfile::tempdir().unwrap();
-    for name in
-        ["models/llama_untied", "quant/llama_nf4_double", "quant/llama_int8", "gguf/llama_mixed.gguf", "models/phi3"]
-    {
+    for name in [
+        "models/llama_untied",
+        "quant/llama_nf4_double",
+        "quant/llama_int8",
+        "gguf/llama_mixed.gguf",
+        "models/phi3",
+    ] {
         let files = match name.ends_with(".gguf") {
             true => ModelFiles::of_gguf(&golden(name)).unwrap(),
             false => ModelFiles::of_folder(&golden(name)).unwrap(),
@@ -341,7 +346,11 @@ fn from_the_disk_a_model_is_the_same_one_whatever_its_weights_are_coded_in() {
             }
         }
         let ids = [1u32, 5, 9, 3];
-        assert_eq!(largest_difference(&logits(held.as_ref(), &ids), &logits(read.as_ref(), &ids)), 0.0, "{name}");
+        assert_eq!(
+            largest_difference(&logits(held.as_ref(), &ids), &logits(read.as_ref(), &ids)),
+            0.0,
+            "{name}"
+        );
         let one = write(held.as_mut(), &files, &here.path().join("held"), MergedDtype::Bf16);
         let other = write(read.as_mut(), &files, &here.path().join("read"), MergedDtype::Bf16);
         assert_eq!(one.files, other.files);
