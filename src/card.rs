@@ -4,6 +4,7 @@ use crate::commands::export::Exported;
 use crate::contract::scores;
 use crate::fault::OrFault;
 use crate::session::{Session, shell_word};
+use taper_eval::Verdict;
 use taper_export::{BaseTerms, CardData, CardKind, ExportFormat, ModelCard, write_card};
 use taper_hub::{Fingerprint, HashCache, ModelSource};
 use taper_peft::{AdapterSection, Bias};
@@ -42,7 +43,15 @@ fn card(session: &Session, kind: CardKind, exported: &[Exported]) -> anyhow::Res
         training: training(session),
         data: data(session)?,
         scores,
-        verdict: verdict.map(|verdict| format!("On held-out data it is **{verdict}** than the base.")),
+        verdict: verdict.map(|verdict| match verdict {
+            Verdict::Better | Verdict::Worse => {
+                format!("On held-out data it is **{verdict}** than the base.")
+            }
+            Verdict::Inconclusive => {
+                "There is not enough held-out data to say whether it is better than the base.".into()
+            }
+        }),
+        datasets: datasets(session),
         proofs: exported.iter().map(|export| (export.format.to_string(), export.proof)).collect(),
         usage: usage(session, &kind),
         kind,
@@ -105,6 +114,17 @@ fn data(session: &Session) -> anyhow::Result<Vec<CardData>> {
         }
     }
     Ok(rows)
+}
+
+/// What the training data are called: the folders of their files, or else the run.
+fn datasets(session: &Session) -> Vec<String> {
+    let paths = session.run.recipe.data.train.paths().iter();
+    let mut names: Vec<String> = paths
+        .map(|path| path.parent().and_then(|folder| folder.file_name()))
+        .map(|name| name.map_or(session.run.name.clone(), |name| name.to_string_lossy().into_owned()))
+        .collect();
+    names.dedup();
+    names
 }
 
 fn usage(session: &Session, kind: &CardKind) -> Vec<(String, &'static str, String)> {

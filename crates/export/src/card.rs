@@ -67,6 +67,8 @@ pub struct ModelCard {
     pub terms: BaseTerms,
     /// The training: name and value.
     pub training: Vec<(String, String)>,
+    /// Names of the training data; a hub id where there is one.
+    pub datasets: Vec<String>,
     /// Training and held-out data.
     pub data: Vec<CardData>,
     /// Scores on held-out data.
@@ -137,10 +139,7 @@ impl ModelCard {
         tags.extend(self.tags.iter().cloned());
         tags.push("taper".into());
         list(out, "tags", tags.iter());
-        let mut sets: Vec<&String> =
-            self.data.iter().filter(|d| d.split == "train").map(|d| &d.name).collect();
-        sets.dedup();
-        list(out, "datasets", sets.into_iter());
+        list(out, "datasets", self.datasets.iter());
         self.model_index(out);
     }
 
@@ -345,6 +344,7 @@ mod tests {
             method: "LoRA, r = 8".into(),
             tags: vec!["lora".into()],
             base: "models/tiny".into(),
+            datasets: vec!["tickets".into()],
             scores: vec![
                 score("held-out", "exact_match", 0.9),
                 score("other: \"x\"", "perplexity", 1.5),
