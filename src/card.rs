@@ -37,7 +37,7 @@ fn card(session: &Session, kind: CardKind, exported: &[Exported]) -> anyhow::Res
         description: recipe.description.clone(),
         method: method(session),
         tags: recipe.adapter.iter().map(|_| "lora".to_owned()).collect(),
-        base: session.base.source.to_string(),
+        base: public_name(&session.base.source),
         base_hub_id,
         terms,
         training: training(session),
@@ -56,6 +56,17 @@ fn card(session: &Session, kind: CardKind, exported: &[Exported]) -> anyhow::Res
         usage: usage(session, &kind),
         kind,
     })
+}
+
+/// The base as others may read it: a hub id, a relative path, and of a path from the root of this machine its last part.
+pub(crate) fn public_name(source: &ModelSource) -> String {
+    match source {
+        ModelSource::Folder(path) | ModelSource::Gguf(path) if path.is_absolute() => {
+            let canonical = path.canonicalize().unwrap_or_else(|_| path.clone());
+            canonical.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        }
+        other => other.to_string(),
+    }
 }
 
 /// The method in words.
@@ -128,7 +139,7 @@ fn datasets(session: &Session) -> Vec<String> {
 }
 
 fn usage(session: &Session, kind: &CardKind) -> Vec<(String, &'static str, String)> {
-    let base = session.base.source.to_string();
+    let base = public_name(&session.base.source);
     let title = &session.run.name;
     let quoted = |text: &str| serde_json::Value::from(text).to_string();
     let mut usage = Vec::new();

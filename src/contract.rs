@@ -1,5 +1,6 @@
 //! The contract beside an adapter: written when it has been trained, held against the base whenever it is used.
 
+use crate::card::public_name;
 use crate::fault::{OrFault, user_error};
 use crate::output::say;
 use crate::session::Session;
@@ -36,7 +37,7 @@ pub(crate) fn write(session: &Session, model: &dyn CausalLm, adapter: &Adapter) 
 
 fn make(session: &Session, model: &dyn CausalLm, adapter: &Adapter) -> anyhow::Result<Contract> {
     let hashes = HashCache::from_env();
-    let name = session.base.source.to_string();
+    let name = public_name(&session.base.source);
     let base = in_use(&session.base, &name, hashes.as_ref());
     Ok(Contract {
         schema: CONTRACT_SCHEMA,

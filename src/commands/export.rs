@@ -19,7 +19,7 @@ use taper_peft::LoadMode;
 
 /// Examples that an export is proven on, and the most tokens taken of each.
 const PROOF_SEQUENCES: usize = 16;
-const PROOF_TOKENS: usize = 512;
+const PROOF_TOKENS: usize = 256;
 
 /// An artefact, and how near it is to what was trained.
 pub(crate) struct Exported {
@@ -84,7 +84,7 @@ fn format_named(name: &str) -> anyhow::Result<ExportFormat> {
     serde_json::from_value(name.into()).map_err(|_| {
         user_error(
             format!("no export format is named `{name}`"),
-            format!("there are {}", list_names(ExportFormat::ALL.map(|f| f.to_string()), 10)),
+            format!("there are {}", list_names(ExportFormat::ALL.iter().map(ToString::to_string), 10)),
         )
     })
 }

@@ -112,6 +112,12 @@ fn a_merge_that_rounds_the_adapter_away_fails_and_says_what_to_try() {
     let kept = export(&["--json", "--set", "export.merged_dtype=f32"]).exits(0).json();
     assert!((kept[0]["proof"]["gain"]["kept"].as_f64().unwrap() - 1.0).abs() < 0.05, "{kept}");
     assert_eq!(kept[0]["proof"]["min_gain_kept"], 0.9);
+    // A run that ends so has its report all the same, and says how it ended.
+    let run = ["run", "recipe.toml", "--overwrite", "--set", "optimizer.learning_rate=3e-6"];
+    let sets = ["--set", "gate.min_exact_match_gain=-1", "--set", "export.formats=[\"merged\"]"];
+    desk.taper(&[&run[..], &sets[..]].concat()).exits(100).tells(&["exit code 100", "does not keep enough"]);
+    assert_eq!(desk.json("runs/colours/run.json")["exit_code"], 100);
+    assert!(desk.read("runs/colours/report.md").contains("gain kept"));
     export(&["--set", "export.min_gain_kept=0.0"]).exits(0);
     export(&["--set", "export.min_gain_kept=1.5"]).exits(2).tells(&["from 0 to 1", "export.min_gain_kept"]);
 }

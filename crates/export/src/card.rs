@@ -262,10 +262,10 @@ impl BaseTerms {
                 _ => continue,
             };
             let values = values.trim().trim_start_matches('[').trim_end_matches(']').split(',');
-            let values =
+            let mut values =
                 values.map(|v| v.trim().trim_matches(['"', '\'']).to_owned()).filter(|v| is_identifier(v));
             match key {
-                "license" => terms.license = values.last().or(terms.license),
+                "license" => terms.license = values.next().or(terms.license),
                 "language" => terms.languages.extend(values),
                 _ => {}
             }

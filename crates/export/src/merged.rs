@@ -69,6 +69,9 @@ pub struct WrittenModel {
 /// Write the model with what is attached to it into `folder`: each adapter merged into its weight (`W + s B A`, summed in f32 and
 /// then rounded once), trained biases, norms and embeddings in place of the base's. After full training this is the model itself.
 ///
+/// One matrix is made, converted a piece at a time, and written before the next. Over a model that was loaded with
+/// [`taper_models::load_on_disk`] no more than that is in memory: the adapter, and the largest matrix as it is read, in f32 and merged.
+///
 /// `base` gives `config.json` (written in the layout it has, with the new type, and without the quantisation of a base that was decoded), the tokenizer's files and the licence. The folder
 /// appears as a whole, and takes the place of one that was there. A head that shares the embedding's table is left out, as in the base;
 /// if it has an adapter of its own it is written, and `tie_word_embeddings` becomes false.

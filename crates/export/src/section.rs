@@ -69,7 +69,7 @@ pub enum ExportFormat {
 
 impl ExportFormat {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Peft, Self::Merged];
+    pub const ALL: &[Self] = &[Self::Peft, Self::Merged];
 }
 
 impl fmt::Display for ExportFormat {
