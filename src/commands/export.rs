@@ -165,11 +165,7 @@ fn peft(session: &Session) -> anyhow::Result<Artefact> {
 /// A whole model, merged matrix by matrix from the files of the base: the model is never in memory.
 fn merged(session: &Session) -> anyhow::Result<Artefact> {
     let (folder, recipe) = (session.path("merged"), &session.run.recipe);
-    let options = MergeOptions {
-        dtype: recipe.export.merged_dtype,
-        chat_template: recipe.model.chat_template.clone(),
-        ..MergeOptions::default()
-    };
+    let options = merge_options(session);
     let load_options = LoadOptions::from(&recipe.model);
     let mut model = if session.trains_all_weights() {
         let files = ModelFiles::of_folder(&trained_folder(session)?).or_fault()?;
@@ -184,6 +180,17 @@ fn merged(session: &Session) -> anyhow::Result<Artefact> {
     let files = ModelFiles::of_folder(&folder).or_fault()?;
     let model = taper_models::load(&files, LoadOptions::default()).or_fault()?;
     Ok(Artefact { folder, exactness: written.dtype.into(), model })
+}
+
+/// How the recipe asks for a whole model, with the chat format of the training.
+pub(crate) fn merge_options(session: &Session) -> MergeOptions {
+    let (recipe, base) = (&session.run.recipe, &session.base);
+    MergeOptions {
+        dtype: recipe.export.merged_dtype,
+        chat_template: recipe.model.chat_template.clone(),
+        stop_ids: base.template.as_ref().map(|t| t.stop_ids(&base.tokenizer)).unwrap_or_default(),
+        ..MergeOptions::default()
+    }
 }
 
 /// Held-out examples where there are some, else training examples.

@@ -1,5 +1,6 @@
 //! `taper train`: the training part alone.
 
+use super::export::merge_options;
 use crate::cli::RunArgs;
 use crate::contract::{self, fingerprint_of};
 use crate::fault::OrFault;
@@ -11,7 +12,6 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use taper_data::{Batch, DataLoader, DataLoaderOptions, TokenizedExample};
 use taper_diagnostics::ExitCode;
-use taper_export::MergeOptions;
 use taper_hub::{HashCache, InitChoice, ModelSource};
 use taper_models::{CausalLm, ModelConfig};
 use taper_train::{
@@ -194,11 +194,7 @@ fn write_trained(session: &Session, model: &mut dyn CausalLm, trained: &Trained)
         }
         None => {
             let folder = session.path("merged");
-            let options = MergeOptions {
-                dtype: session.run.recipe.export.merged_dtype,
-                chat_template: session.run.recipe.model.chat_template.clone(),
-                ..MergeOptions::default()
-            };
+            let options = merge_options(session);
             taper_export::write_merged(model, &session.base.files, &folder, &options).or_fault()?;
             say(&format!("wrote {}: {} parameters", folder.display(), trained.parameter_count()));
         }

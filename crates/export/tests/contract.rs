@@ -9,7 +9,7 @@ use taper_hub::ModelFiles;
 use taper_models::{CausalLm, LoadOptions, Quantize, load};
 use taper_peft::{AdapterSection, InitLoraWeights};
 use taper_quant::BlockFormat;
-use taper_testkit::{TinySpec, tiny_checkpoint};
+use taper_testkit::{TinySpec, golden, tiny_checkpoint};
 use taper_text::{ChatTemplate, Tokenizer, TokenizerFiles};
 
 /// A base in its folder, opened.
@@ -21,10 +21,20 @@ struct Opened {
 
 impl Opened {
     fn new(folder: &Path) -> Self {
-        let texts = TokenizerFiles::in_folder(folder);
+        Self::of(ModelFiles::of_folder(folder).unwrap())
+    }
+
+    fn of(files: ModelFiles) -> Self {
+        let texts = TokenizerFiles {
+            tokenizer: files.tokenizer.clone(),
+            tokenizer_config: files.tokenizer_config.clone(),
+            special_tokens_map: files.special_tokens_map.clone(),
+            generation_config: files.generation_config.clone(),
+            chat_template: files.chat_template.clone(),
+        };
         let tokenizer = Tokenizer::load(&texts).unwrap();
         let template = ChatTemplate::load(&texts, &tokenizer).unwrap();
-        Self { files: ModelFiles::of_folder(folder).unwrap(), tokenizer, template }
+        Self { files, tokenizer, template }
     }
 
     fn in_use(&self) -> BaseInUse<'_> {
@@ -116,6 +126,27 @@ fn each_change_of_a_base_is_named() {
     assert!(other_seed[1].contains("`num_hidden_layers` in config.json is 3"), "{other_seed:?}");
     let template = with(&|folder| change(&folder.join("chat_template.jinja"), "im_start", "im_Start"));
     assert!(template[0].starts_with("chat template: line "), "{template:?}");
+}
+
+#[test]
+fn a_gguf_file_is_itself_again_and_no_folder() {
+    let here = tempfile::tempdir().unwrap();
+    let copy = here.path().join("renamed.gguf");
+    fs_err::copy(golden("gguf/llama_f32.gguf"), &copy).unwrap();
+    let contract = made(&Opened::of(ModelFiles::of_gguf(&golden("gguf/llama_f32.gguf")).unwrap()));
+    assert_eq!(Opened::of(ModelFiles::of_gguf(&copy).unwrap()).differences(&contract), [""; 0]);
+    let other = Opened::of(ModelFiles::of_gguf(&golden("gguf/llama_q8_0.gguf")).unwrap());
+    assert!(
+        other.differences(&contract)[0].contains("`llama_q8_0.gguf` has "),
+        "{:?}",
+        other.differences(&contract)
+    );
+    tiny_checkpoint(&here.path().join("base"), &TinySpec::default());
+    let folder = Opened::new(&here.path().join("base")).differences(&contract);
+    assert!(
+        folder[0].contains("trained over `llama_f32.gguf`, and this is `model.safetensors`"),
+        "{folder:?}"
+    );
 }
 
 #[test]

@@ -30,6 +30,9 @@ pub const CONTRACT_FILE: &str = "taper.json";
 /// The layout that is written, and the newest that is read.
 pub const CONTRACT_SCHEMA: u32 = 1;
 
+/// Golden prompts that are read: who wrote the file must not choose the work.
+const MOST_GOLDEN: usize = 64;
+
 /// The longest contract that is read: a template of 1 MiB and some thousand layers fit many times.
 const MAX_CONTRACT_BYTES: u64 = 16 << 20;
 
@@ -197,6 +200,12 @@ impl Contract {
             None => return Err("it has no number `schema`".into()),
         }
         let contract: Self = serde_json::from_value(value).map_err(|e| e.to_string())?;
+        if contract.golden.len() > MOST_GOLDEN {
+            return Err(format!(
+                "{} golden prompts, and at most {MOST_GOLDEN} are computed",
+                contract.golden.len()
+            ));
+        }
         let wrong = contract.hashes().find(|(_, hash)| !hash.is_sha256());
         let wrong = wrong.map(|(what, hash)| format!("the hash of {what} is `{hash}`, and no SHA-256"));
         wrong.map_or(Ok(contract), Err)
@@ -284,12 +293,15 @@ mod tests {
     fn what_is_no_contract_is_refused_with_the_reason() {
         let here = tempfile::tempdir().unwrap();
         let good = serde_json::to_string(&contract()).unwrap();
+        let prompt = r#"{"text":"","rendered":false,"input_ids":[1],"top":[]}"#;
+        let many = format!("\"golden\":[{}]", vec![prompt; MOST_GOLDEN + 1].join(","));
         let hash = Fingerprint::of_bytes(b"x");
         for (text, reason) in [
             ("{".to_owned(), "EOF"),
             ("[]".to_owned(), "no number `schema`"),
             (good.replace("\"schema\":1", "\"schema\":2"), "its layout is 2, and this version reads 1"),
             (good.replace("\"schema\":1", "\"schema\":1,\"extra\":0"), "extra"),
+            (good.replace("\"golden\":[]", &many), "65 golden prompts"),
             (good.replace(hash.as_str(), "abc"), "the hash of model.safetensors is `abc`"),
         ] {
             fs_err::write(here.path().join(CONTRACT_FILE), text).unwrap();
