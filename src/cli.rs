@@ -16,7 +16,7 @@ Exit codes:
     2  what was given is wrong: a recipe, a file, a flag
     4  nothing was evaluated
     5  inconclusive: not enough data to say
-  100  a gate failed
+  100  a gate failed, or an export lost what was trained
   130  interrupted; a checkpoint was written";
 
 const PLAN_HELP: &str = "\
@@ -33,11 +33,12 @@ Examples:
   taper export my.toml --format peft,merged             the adapter, and a whole model
   taper export my.toml --format merged --set export.merged_dtype=bf16
 
-Each artefact is read back from the disk and compared with base and adapter on held-out examples: the
-divergence of their predictions, and the share of the adapter's gain on the loss that is kept. Below
-`export.min_gain_kept` (0.9) the export fails with exit code 100. The numbers go into the model card.
-A merged model is written matrix by matrix, so a large base needs no memory of its size for that; it
-is loaded for the proof.";
+Each artefact is read back from the disk and held against base and adapter on held-out examples:
+how far its predictions are, and which share of the adapter's gain on the loss it keeps. Below
+`export.min_gain_kept` (0.9) the export fails with exit code 100. The numbers go into the card.
+
+A merged model is written matrix by matrix: that takes the memory of the largest one. For its
+proof it is loaded, or read from the disk where it is larger than the memory that is free.";
 
 /// Fine-tune small language models from JSONL by a recipe, prove the adapter, export it, generate with it.
 #[derive(Debug, Parser)]

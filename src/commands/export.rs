@@ -3,11 +3,12 @@
 use super::eval::{Judged, load_trained, trained_folder};
 use crate::cli::ExportArgs;
 use crate::fault::{OrFault, exit_code, user_error};
+use crate::memory::available_bytes;
 use crate::output::{print, say};
 use crate::session::Session;
 use crate::{card, contract};
 use candle_core::DType;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use taper_diagnostics::{ExitCode, list_names, write_bytes_atomically};
 use taper_export::{
     Exactness, ExportFormat, ExportProof, MergeOptions, ProofText, ReferenceLogits, SupervisedLosses,
@@ -177,9 +178,28 @@ fn merged(session: &Session) -> anyhow::Result<Artefact> {
     };
     let written = write_merged(model.as_mut(), &session.base.files, &folder, &options).or_fault()?;
     drop(model);
-    let files = ModelFiles::of_folder(&folder).or_fault()?;
-    let model = taper_models::load(&files, LoadOptions::default()).or_fault()?;
+    let model = read_back(&folder, written.weight_bytes)?;
     Ok(Artefact { folder, exactness: written.dtype.into(), model })
+}
+
+/// The model in a folder, for its proof. A base that was quantised to fit may be written in more than the memory there is; its matrices
+/// are then read from the disk for each text.
+fn read_back(folder: &Path, weight_bytes: u64) -> anyhow::Result<Box<dyn CausalLm>> {
+    let files = ModelFiles::of_folder(folder).or_fault()?;
+    if fits(weight_bytes, available_bytes()) {
+        return taper_models::load(&files, LoadOptions::default()).or_fault();
+    }
+    say(&format!(
+        "{} takes more memory than is free: it is proven from the disk, which takes longer",
+        folder.display()
+    ));
+    taper_models::load_on_disk(&files, LoadOptions::default()).or_fault()
+}
+
+/// Whether a model of that many bytes can be held, with a quarter more for what is computed. Where the system does not say what is
+/// free, it is tried.
+fn fits(weight_bytes: u64, available: Option<u64>) -> bool {
+    available.is_none_or(|free| weight_bytes.saturating_add(weight_bytes / 4) <= free)
 }
 
 /// How the recipe asks for a whole model, with the chat format of the training.
@@ -216,4 +236,14 @@ fn record(session: &Session, exports: &Exports) -> anyhow::Result<()> {
         write_bytes_atomically(&path, text.as_bytes())?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fits;
+
+    #[test]
+    fn a_model_fits_with_a_quarter_more_than_its_weights() {
+        assert!(fits(8, Some(10)) && !fits(9, Some(10)) && fits(u64::MAX, None) && !fits(u64::MAX, Some(1)));
+    }
 }
