@@ -35,7 +35,7 @@ pub use module::{ModuleMut, VisitModules};
 pub use norm::{RmsNorm, with_f32_activations};
 pub use parameter::{Parameter, ParameterKind};
 pub use storage::{to_vec_f32, update_f32, with_f32};
-pub use weight::{FrozenWeight, Weight};
+pub use weight::{FrozenWeight, ReadWeight, Weight};
 
 /// What the arithmetic returns: candle's own error, with the module that failed in its context.
 pub type Result<T> = candle_core::Result<T>;
