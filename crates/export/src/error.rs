@@ -65,6 +65,12 @@ pub enum Error {
     /// What was written is the trained model, but rounding took what the training gave.
     #[error("the written model does not keep enough of what the adapter gained: {0}")]
     GainLost(Box<ExportProof>),
+    /// A bias of the adapter in a layer that has none.
+    #[error("the adapter has a bias for `{path}`, and the model has no place for one there")]
+    BiasWithoutPlace {
+        /// The layer.
+        path: String,
+    },
     /// The arithmetic failed.
     #[error("failed to {doing}")]
     Arithmetic {
@@ -114,6 +120,9 @@ impl Diagnose for Error {
                     .into(),
             ),
             Self::GoldenPrompt { .. } => Some("the adapter belongs to another base".into()),
+            Self::BiasWithoutPlace { .. } => {
+                Some("export the adapter itself (\"peft\"), or train without `adapter.lora_bias`".into())
+            }
             Self::Files(error) => error.hint(),
             Self::Text(error) => error.hint(),
             Self::Proof(_) => Some("this is a fault of taper: keep the files and report it".into()),

@@ -126,6 +126,7 @@ pub fn write_merged(
 fn plan(model: &mut dyn CausalLm) -> Result<(Vec<Entry>, bool)> {
     let mut entries = Vec::new();
     let mut tied = false;
+    let mut homeless = None;
     let mut add = |path: &str, suffix: &str, shape: &[usize]| {
         entries.push(Entry { name: format!("{path}.{suffix}"), shape: shape.to_vec() });
     };
@@ -135,8 +136,11 @@ fn plan(model: &mut dyn CausalLm) -> Result<(Vec<Entry>, bool)> {
                 ModuleMut::Linear(m) if shares_its_weight(m) => tied = true,
                 ModuleMut::Linear(m) => {
                     add(m.path(), "weight", &[m.out_features(), m.in_features()]);
-                    if let Some(bias) = m.bias() {
+                    if let Some(bias) = merged_bias(m)? {
                         add(m.path(), "bias", bias.dims());
+                        if m.bias().is_none() {
+                            homeless.get_or_insert_with(|| m.path().to_owned());
+                        }
                     }
                 }
                 ModuleMut::Embedding(m) => {
@@ -148,12 +152,22 @@ fn plan(model: &mut dyn CausalLm) -> Result<(Vec<Entry>, bool)> {
             Ok(())
         })
         .map_err(doing("list the model's tensors"))?;
-    Ok((entries, tied))
+    match homeless {
+        Some(path) => Err(Error::BiasWithoutPlace { path }),
+        None => Ok((entries, tied)),
+    }
 }
 
-/// A head over the embedding's table that nothing was added to.
+/// A head over the embedding's table that nothing was added to but what was added there.
 fn shares_its_weight(linear: &Linear) -> bool {
-    linear.is_tied() && linear.adapter().is_none()
+    linear.is_tied() && linear.adapter().is_none_or(|adapter| adapter.follows_embedding())
+}
+
+fn merged_bias(linear: &Linear) -> taper_nn::Result<Option<Tensor>> {
+    match linear.adapter() {
+        Some(adapter) => adapter.merged_bias(linear),
+        None => Ok(linear.bias()),
+    }
 }
 
 /// Show each tensor of the plan, made when it is asked for.
@@ -163,25 +177,30 @@ fn each_tensor(
 ) -> Result<()> {
     // The visit speaks candle's errors; ours waits outside.
     let mut failed = None;
-    let visited = model.visit_modules(&mut |module| {
-        let outcome = match module {
-            ModuleMut::Linear(m) if shares_its_weight(m) => Ok(()),
-            ModuleMut::Linear(m) => {
-                take(format!("{}.weight", m.path()), &|| linear_weight(m)).and_then(|()| match m.bias() {
-                    Some(bias) => take(format!("{}.bias", m.path()), &|| Ok(bias.clone())),
-                    None => Ok(()),
-                })
-            }
-            ModuleMut::Embedding(m) => take(format!("{}.weight", m.path()), &|| {
-                stored(m.weight()).map_err(doing("read an embedding"))
-            }),
-            ModuleMut::RmsNorm(m) => take(format!("{}.weight", m.path()), &|| Ok(m.weight())),
-        };
-        outcome.or_else(|error| {
-            failed = Some(error);
-            candle_core::bail!("stopped")
-        })
-    });
+    let visited =
+        model.visit_modules(&mut |module| {
+            let outcome =
+                match module {
+                    ModuleMut::Linear(m) if shares_its_weight(m) => Ok(()),
+                    ModuleMut::Linear(m) => take(format!("{}.weight", m.path()), &|| linear_weight(m))
+                        .and_then(|()| match merged_bias(m).map_err(doing("merge a bias"))? {
+                            Some(bias) => take(format!("{}.bias", m.path()), &|| Ok(bias.clone())),
+                            None => Ok(()),
+                        }),
+                    ModuleMut::Embedding(m) => take(format!("{}.weight", m.path()), &|| {
+                        match m.adapter() {
+                            Some(adapter) => adapter.merged_weight(m),
+                            None => stored(m.weight()),
+                        }
+                        .map_err(doing("read an embedding"))
+                    }),
+                    ModuleMut::RmsNorm(m) => take(format!("{}.weight", m.path()), &|| Ok(m.weight())),
+                };
+            outcome.or_else(|error| {
+                failed = Some(error);
+                candle_core::bail!("stopped")
+            })
+        });
     match (failed, visited) {
         (Some(error), _) => Err(error),
         (None, visited) => visited.map_err(doing("read the model's tensors")),

@@ -12,7 +12,7 @@ use taper_hub::ModelFiles;
 use taper_hub::safetensors::{Dtype, Header};
 use taper_models::{CausalLm, LoadOptions, forward_logits, load, load_on_disk};
 use taper_nn::{ForwardContext, SequenceLayout};
-use taper_peft::LoadMode;
+use taper_peft::{AdapterSection, LoadMode};
 use taper_testkit::{TinySpec, golden, largest_difference, read_json, read_safetensors, tiny_checkpoint};
 
 /// The rows of peft/batch.safetensors without padding.
@@ -75,6 +75,22 @@ fn every_golden_adapter_merged_and_read_back_gives_the_golden_logits() {
         "lora_exclude",
         "lora_train_bias_all",
         "lora_train_bias_lora_only",
+        "lora_bias",
+        "lora_embed",
+        "lora_token_indices",
+        "dora",
+        "dora_rslora_qv",
+        "ia3",
+        "vera",
+        "loha",
+        "lokr",
+        "lokr_full",
+        "tied_embed_saved",
+        "tied_head_saved",
+        "tied_saved_as_one",
+        "tied_token_indices",
+        "tied_embed_lora",
+        "tied_head_lora",
     ];
     for name in adapters {
         let here = tempfile::tempdir().unwrap();
@@ -90,7 +106,24 @@ fn every_golden_adapter_merged_and_read_back_gives_the_golden_logits() {
         }
         let proof = prove(model.as_ref(), &written);
         assert!(proof.passed() && proof.top1_agreement == 1.0, "{name}: {proof}");
+        // A table and a head that are one in the end are written once.
+        let config = read_json(&written.folder.join("config.json"));
+        let stays_tied = ["lora_tied", "tied_saved_as_one", "tied_token_indices"].contains(&name);
+        assert_eq!(config["tie_word_embeddings"], stays_tied, "{name}");
     }
+}
+
+#[test]
+fn a_bias_that_the_model_has_no_place_for_stops_the_writing() {
+    let files = ModelFiles::of_folder(&golden("models/llama_untied")).unwrap();
+    let mut model = load(&files, LoadOptions::default()).unwrap();
+    let section = AdapterSection { lora_bias: true, ..AdapterSection::default() };
+    taper_peft::attach(model.as_mut(), &section.to_config("base"), "llama", 1).unwrap();
+    let here = tempfile::tempdir().unwrap();
+    let error = write_merged(model.as_mut(), &files, &here.path().join("merged"), &MergeOptions::default());
+    let error = error.unwrap_err();
+    assert!(matches!(&error, Error::BiasWithoutPlace { path } if path.contains("q_proj")), "{error}");
+    assert!(!here.path().join("merged").exists());
 }
 
 #[test]

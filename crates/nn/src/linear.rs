@@ -26,6 +26,11 @@ pub trait LinearAdapter: Send + Sync + std::fmt::Debug {
     fn merged_bias(&self, base: &Linear) -> Result<Option<Tensor>> {
         Ok(base.bias())
     }
+
+    /// Whether a head that shares the embedding's table still does with this: it is the same change on both.
+    fn follows_embedding(&self) -> bool {
+        false
+    }
 }
 
 /// `y = x W^T + b`, or what the adapter makes of it.

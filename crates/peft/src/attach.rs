@@ -117,7 +117,7 @@ impl Adapter {
                 }
                 match module {
                     // It gets its weight from the embedding.
-                    ModuleMut::Linear(m) if m.is_tied() && self.follows(m.path()) => m.set_adapter(None),
+                    ModuleMut::Linear(m) if m.is_tied() && follows(m) => m.set_adapter(None),
                     ModuleMut::Linear(m) => {
                         let (weight, bias) = match m.adapter() {
                             Some(adapter) => (adapter.merged_weight(m)?, adapter.merged_bias(m)?),
@@ -140,11 +140,9 @@ impl Adapter {
     }
 }
 
-impl Adapter {
-    /// Whether the head at `path` takes part in what is trained of the embedding.
-    fn follows(&self, path: &str) -> bool {
-        !self.layers.iter().any(|layer| layer.path == path)
-    }
+/// Whether a head that shares the embedding's table is changed with it, or not at all.
+fn follows(head: &Linear) -> bool {
+    head.adapter().is_none_or(|adapter| adapter.follows_embedding())
 }
 
 pub(crate) fn frozen(weight: &Tensor) -> taper_nn::Result<Weight> {

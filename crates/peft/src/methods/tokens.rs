@@ -50,6 +50,10 @@ impl LinearAdapter for TokenHead {
         ops::replace_columns(&logits, &own, &self.0.ids)
     }
 
+    fn follows_embedding(&self) -> bool {
+        true
+    }
+
     fn merged_weight(&self, base: &Linear) -> taper_nn::Result<Tensor> {
         self.0.merged(&base.weight().to_f32()?)
     }
