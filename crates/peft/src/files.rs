@@ -2,17 +2,18 @@
 
 use crate::attach::apply;
 use crate::error::doing;
+use crate::foreign::{AdapterFile, HeadLayout, misfit};
 use crate::modules::{TrainedParameter, inventory};
 use crate::plan::{Author, Plan, plan};
 use crate::sizes::Sizes;
 use crate::{Adapter, Error, LoraConfig, Result};
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 use taper_diagnostics::write_bytes_atomically;
 use taper_hub::safetensors::{Dtype as FileDtype, Header, TensorInfo};
-use taper_nn::{ParameterKind, VisitModules, to_vec_f32};
+use taper_nn::{VisitModules, to_vec_f32};
 
 /// The configuration's file name.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -35,30 +36,13 @@ pub struct AdapterWeights {
 }
 
 impl AdapterWeights {
-    /// Read `adapter_model.safetensors` of an adapter's folder; f16 and bf16 are widened.
+    /// Read the weights in an adapter's folder, PEFT's or mlx-lm's, under PEFT's names and in its shapes; f16 and bf16 are widened.
     ///
     /// # Errors
-    /// When the file is missing, is something else (a git-lfs pointer, a pickle, an mlx adapter), is broken, or holds NaN.
+    /// When the file is missing, is something else (a git-lfs pointer, a pickle), is broken, holds NaN, or is torchtune's with an
+    /// order of rows that only the base tells (see [`AdapterFile::into_weights`]).
     pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join(WEIGHTS_FILE);
-        let bytes = fs_err::read(&path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => absent(folder),
-            _ => Error::Read { path: path.clone(), source },
-        })?;
-        if bytes.is_empty() {
-            return Err(not_an_adapter(&path, "the file is empty", "copy the adapter again"));
-        }
-        let header = Header::parse(&bytes).map_err(|source| Error::Header { path: path.clone(), source })?;
-        if header.tensors.is_empty() {
-            return Err(not_an_adapter(&path, "the file holds no tensor", "train or copy the adapter again"));
-        }
-        let mut tensors = BTreeMap::new();
-        for (name, info) in &header.tensors {
-            let tensor = read_tensor(&path, name, info, &bytes)?;
-            check_finite(Some(&path), name, &tensor)?;
-            tensors.insert(name.clone(), tensor);
-        }
-        Ok(Self { tensors })
+        AdapterFile::read(folder)?.into_weights(None)
     }
 
     /// The tensor of that name.
@@ -134,66 +118,77 @@ impl Adapter {
 /// # Errors
 /// When the files are not a sound LoRA adapter, or it does not fit the model; the model is then as it was.
 pub fn load(folder: &Path, model: &mut dyn VisitModules, mode: LoadMode) -> Result<Adapter> {
+    load_for(folder, model, mode, None)
+}
+
+/// [`load`] for a base of which it is known how torchtune orders the rows of query and key.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_for(
+    folder: &Path,
+    model: &mut dyn VisitModules,
+    mode: LoadMode,
+    heads: Option<HeadLayout>,
+) -> Result<Adapter> {
     let config = match LoraConfig::read(folder) {
         // What the weights' file is says more than a missing configuration.
         Err(Error::NotAnAdapter { path, what, remedy }) => {
-            return Err(match AdapterWeights::read(folder) {
-                Err(error @ Error::NotAnAdapter { .. }) => error,
+            return Err(match AdapterFile::read(folder) {
+                Err(error @ (Error::Misfit { .. } | Error::NotAnAdapter { .. })) => error,
                 _ => Error::NotAnAdapter { path, what, remedy },
             });
         }
         other => other?,
     };
-    let weights = AdapterWeights::read(folder)?;
+    let file = AdapterFile::read(folder)?;
+    let path = file.path.clone();
+    let weights = file.into_weights(heads)?;
     let modules = inventory(model)?;
     let plan = plan(&config, &modules, None, Author::File)?;
-    fits(&plan, &weights, &folder.join(WEIGHTS_FILE))?;
+    let paths = modules.iter().map(|m| m.path.as_str()).collect();
+    fits(&plan, &weights, &path, &paths)?;
     apply(model, &plan, weights.tensors, mode)
 }
 
 /// Every tensor is expected, every expected tensor is there, and the shapes agree.
-fn fits(plan: &Plan, weights: &AdapterWeights, path: &Path) -> Result<()> {
+fn fits(plan: &Plan, weights: &AdapterWeights, path: &Path, paths: &BTreeSet<&str>) -> Result<()> {
+    let base = plan.config.base_model_name_or_path.as_deref();
     let slots: BTreeMap<&str, &TrainedParameter> = plan.slots().map(|s| (s.name.as_str(), s)).collect();
     let names: Vec<String> =
         weights.tensors.keys().filter(|n| !slots.contains_key(n.as_str())).cloned().collect();
     if !names.is_empty() {
-        return Err(Error::UnexpectedTensors { path: path.to_owned(), names });
+        return Err(misfit::other_method(path, &names)
+            .or_else(|| misfit::no_module(path, &names, paths, base))
+            .unwrap_or_else(|| Error::UnexpectedTensors { path: path.to_owned(), names }));
     }
     let names: Vec<String> =
         plan.slots().map(|s| s.name.clone()).filter(|n| weights.get(n).is_none()).collect();
     if !names.is_empty() {
         return Err(Error::MissingTensors { path: path.to_owned(), names });
     }
-    for (name, tensor) in weights.iter() {
-        let slot = slots[name];
-        if tensor.dims() != slot.shape {
-            return Err(Error::Shape {
-                path: path.to_owned(),
-                name: name.to_owned(),
-                given: tensor.dims().into(),
-                expected: slot.shape.as_slice().into(),
-                remedy: explain_shape(slot, tensor.dims()),
-            });
-        }
-    }
-    Ok(())
+    let misfit = misfit::unexplained_ranks(path, &slots, weights)
+        .or_else(|| misfit::other_widths(path, &slots, weights, base));
+    misfit.map_or(Ok(()), Err)
 }
 
-fn explain_shape(slot: &TrainedParameter, given: &[usize]) -> String {
-    let rank_axis = match slot.kind {
-        ParameterKind::LoraA => 0,
-        ParameterKind::LoraB => 1,
-        _ => return "the adapter belongs to another base: its widths differ".into(),
-    };
-    let transposed = given.iter().rev().eq(slot.shape.iter());
-    match (given.get(rank_axis), slot.shape.get(1 - rank_axis) == given.get(1 - rank_axis)) {
-        (Some(rank), true) => {
-            let expected = slot.shape[rank_axis];
-            format!("its rank is {rank}, and `r` with `rank_pattern` in {CONFIG_FILE} says {expected}")
-        }
-        _ if transposed => "it is transposed, as adapters of mlx are".into(),
-        _ => "the adapter belongs to another base: its widths differ".into(),
+/// Every tensor of a safetensors file, f32.
+pub(crate) fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let bytes = fs_err::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    if bytes.is_empty() {
+        return Err(not_an_adapter(path, "the file is empty", "copy the adapter again"));
     }
+    let header = Header::parse(&bytes).map_err(|source| Error::Header { path: path.to_owned(), source })?;
+    if header.tensors.is_empty() {
+        return Err(not_an_adapter(path, "the file holds no tensor", "train or copy the adapter again"));
+    }
+    let mut tensors = BTreeMap::new();
+    for (name, info) in &header.tensors {
+        let tensor = read_tensor(path, name, info, &bytes)?;
+        check_finite(Some(path), name, &tensor)?;
+        tensors.insert(name.clone(), tensor);
+    }
+    Ok(tensors)
 }
 
 fn read_tensor(path: &Path, name: &str, info: &TensorInfo, bytes: &[u8]) -> Result<Tensor> {
@@ -222,30 +217,6 @@ fn check_finite(path: Option<&Path>, name: &str, tensor: &Tensor) -> Result<()> 
             total: values.len(),
         }),
     }
-}
-
-/// The weights' file is not there: what is there instead?
-fn absent(folder: &Path) -> Error {
-    if folder.join("adapters.safetensors").is_file() {
-        return not_an_adapter(
-            folder,
-            "this is an adapter of mlx-lm (`adapters.safetensors`), not of PEFT",
-            "fuse it with mlx_lm (`mlx_lm.fuse`) and use the fused model as the base",
-        );
-    }
-    if folder.join("adapter_model.bin").is_file() {
-        return not_an_adapter(
-            folder,
-            "the weights are a pickle (`adapter_model.bin`), which can run any code when it is read",
-            "convert it where you trust it: load it with PEFT and save it again, which writes safetensors",
-        );
-    }
-    let what = format!("there is no `{WEIGHTS_FILE}` in the folder");
-    not_an_adapter(
-        folder,
-        &what,
-        "name the folder that holds adapter_config.json and adapter_model.safetensors",
-    )
 }
 
 fn not_an_adapter(path: &Path, what: &str, remedy: &'static str) -> Error {
@@ -310,17 +281,14 @@ mod tests {
         let text = told_of(&[(A, &[2, 3])]);
         assert!(text.contains("missing") && text.contains(B), "{text}");
         let text = told_of(&[("model.q_proj.lora_a", &[2, 3]), (B, &[5, 2])]);
-        assert!(
-            text.contains("begin with `base_model.model.`") || text.contains("belong to no module"),
-            "{text}"
-        );
+        assert!(text.contains("as mlx-lm names") || text.contains("as PEFT names"), "{text}");
     }
 
     #[test]
     fn a_shape_that_does_not_fit_says_what_the_difference_means() {
         let told_of = |tensors: &[(&str, &[usize])]| told(load_files(CONFIG, &weights(tensors)));
         let text = told_of(&[(A, &[4, 3]), (B, &[5, 4])]);
-        assert!(text.contains("[4, 3], expected [2, 3]") && text.contains("its rank is 4"), "{text}");
+        assert!(text.contains("its rank is 4") && text.contains("`\"r\": 4` would explain"), "{text}");
         let text = told_of(&[(A, &[3, 2]), (B, &[2, 5])]);
         assert!(text.contains("transposed"), "{text}");
         let text = told_of(&[(A, &[2, 7]), (B, &[5, 2])]);
@@ -351,7 +319,8 @@ mod tests {
             told(load(folder.path(), &mut one(), LoadMode::Inference))
         };
         assert!(told_with(&[]).contains("adapter_model.safetensors"));
-        assert!(told_with(&["adapters.safetensors"]).contains("mlx-lm"));
+        let text = told_with(&[CONFIG_FILE, "adapters.safetensors"]);
+        assert!(text.contains("adapters.safetensors") || text.contains("cannot be read"), "{text}");
         assert!(told_with(&[CONFIG_FILE, "adapter_model.bin"]).contains("pickle"));
         assert!(told_with(&[CONFIG_FILE]).contains("there is no `adapter_model.safetensors`"));
     }
