@@ -27,6 +27,27 @@ Reads config.json, the headers of the weights and the data; no weights. The peak
 largest phase, not a sum of all. When it is more than the memory that is free, settings with which
 it fits are named.";
 
+const ADAPTER_HELP: &str = "\
+Examples:
+  taper adapter show runs/my/adapter
+  taper adapter check lora-from-the-hub --base models/llama --prompt 'Hello'
+
+An adapter is a folder as PEFT, mlx-lm or torchtune write it.";
+
+const SHOW_HELP: &str = "\
+Example:
+  taper adapter show runs/my/adapter --json
+
+Reads the adapter's two files alone. The table at the end tells for PEFT, transformers, vLLM,
+llama.cpp, Ollama, MLX and taper what each would scale wrongly, drop or refuse.";
+
+const CHECK_HELP: &str = "\
+Example:
+  taper adapter check runs/my/adapter --base models/tiny --prompt 'Where is my order?'
+
+Exit codes: 0 when the adapter fits and moves the logits; 100 when it loads but moves nothing, or
+makes logits that are NaN or infinite; 2 when it cannot be used on this base.";
+
 /// Fine-tune small language models from JSONL by a recipe, prove the adapter, export it, generate with it.
 #[derive(Debug, Parser)]
 #[command(name = "taper", version, after_help = AFTER_HELP, max_term_width = 110)]
@@ -56,6 +77,12 @@ pub(crate) enum Verb {
     Generate(GenerateArgs),
     /// Chat in the terminal
     Chat(ChatArgs),
+    /// Look at an adapter, whoever wrote it: what it is, whether it works on a base
+    #[command(after_help = ADAPTER_HELP)]
+    Adapter {
+        #[command(subcommand)]
+        verb: AdapterVerb,
+    },
     /// The built-in recipes
     Recipe {
         #[command(subcommand)]
@@ -229,6 +256,47 @@ pub(crate) struct ChatArgs {
     pub(crate) system: Option<String>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+}
+
+/// What to ask of an adapter.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum AdapterVerb {
+    /// Tell what it is: method, base, ranks, scale, norms, and what would be lost where; loads no base
+    Show(AdapterShowArgs),
+    /// Load it on a base and tell whether it fits and moves the logits
+    Check(AdapterCheckArgs),
+}
+
+/// An adapter to show.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = SHOW_HELP)]
+pub(crate) struct AdapterShowArgs {
+    /// The adapter's folder
+    pub(crate) dir: PathBuf,
+    /// List the norm of every module, not the largest and smallest alone
+    #[arg(long)]
+    pub(crate) modules: bool,
+    /// Print one machine-readable object on stdout, with every module
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// An adapter and a base to hold it against.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = CHECK_HELP)]
+pub(crate) struct AdapterCheckArgs {
+    /// The adapter's folder
+    pub(crate) dir: PathBuf,
+    /// The base: a folder, a GGUF file, or a hub id `owner/name`
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) base: String,
+    #[command(flatten)]
+    pub(crate) quantize: QuantizeArgs,
+    /// A text to compare the logits on; may be given more than once [default: four built-in texts]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Vec<String>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
 }
 
 /// What to do with the built-in recipes.

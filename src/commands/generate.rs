@@ -10,7 +10,6 @@ use std::ops::ControlFlow;
 use taper_diagnostics::{ExitCode, Location, Problems};
 use taper_infer::{Engine, EngineOptions, GenerationConfig, Request};
 use taper_models::CausalLm;
-use taper_peft::LoadMode;
 use taper_text::{Message, RenderOptions};
 
 pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
@@ -86,7 +85,7 @@ pub(crate) fn open_model(args: &ModelArgs) -> anyhow::Result<(Base, Box<dyn Caus
     let (base, options) = Base::named(args)?;
     let mut model = base.load(options)?;
     if let Some(folder) = &args.adapter {
-        let adapter = taper_peft::load(folder, model.as_mut(), LoadMode::Inference).or_fault()?;
+        let adapter = super::adapter::load_adapter(folder, model.as_mut())?;
         let count: usize = adapter.weights().iter().map(|(_, tensor)| tensor.elem_count()).sum();
         say(&format!("adapter {}: {} parameters", folder.display(), count));
     }

@@ -32,6 +32,20 @@ pub enum Error {
         /// As `config.json` says.
         given: String,
     },
+    /// A part of an adapter that mlx-lm's layout cannot say.
+    #[error("`{tensor}` has no place in an adapter of mlx-lm: {why}")]
+    NotInMlx {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// The adapter's tensors cannot be written.
+    #[error("failed to lay out the adapter")]
+    Adapter {
+        /// Why.
+        source: taper_peft::Error,
+    },
     /// A proof without a position.
     #[error("there is no token to prove the export on")]
     NothingToProve,
@@ -82,6 +96,8 @@ impl Diagnose for Error {
                 Some("the training was not stable: lower `optimizer.learning_rate`".into())
             }
             Self::Dtype { .. } => Some("set `export.merged_dtype` to \"f32\", \"bf16\" or \"f16\"".into()),
+            Self::NotInMlx { .. } => Some("export \"merged\", and convert the model with `mlx_lm.convert`".into()),
+            Self::Adapter { source } => source.hint(),
             Self::Proof(_) => Some("this is a fault of taper: keep the files and report it".into()),
             _ => None,
         }
@@ -90,7 +106,9 @@ impl Diagnose for Error {
     fn location(&self) -> Option<Location> {
         match self {
             Self::Config { path, .. } => Some(Location::file(path)),
-            Self::NotFinite { tensor, .. } => Some(Location::default().with_key(tensor)),
+            Self::NotFinite { tensor, .. } | Self::NotInMlx { tensor, .. } => {
+                Some(Location::default().with_key(tensor))
+            }
             _ => None,
         }
     }

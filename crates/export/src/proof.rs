@@ -11,8 +11,8 @@ use taper_nn::{ForwardContext, SequenceLayout, to_vec_f32, with_f32_activations}
 /// The logits of the trained model on some token sequences, kept so that it can be dropped before the written one is loaded.
 #[derive(Debug, Clone)]
 pub struct ReferenceLogits {
-    sequences: Vec<Vec<u32>>,
-    logits: Vec<Tensor>,
+    pub(crate) sequences: Vec<Vec<u32>>,
+    pub(crate) logits: Vec<Tensor>,
 }
 
 impl ReferenceLogits {
@@ -116,7 +116,7 @@ pub fn kl_limit(dtype: DType) -> f64 {
     }
 }
 
-fn logits(model: &dyn CausalLm, ids: &[u32]) -> Result<Tensor> {
+pub(crate) fn logits(model: &dyn CausalLm, ids: &[u32]) -> Result<Tensor> {
     let layout = SequenceLayout::single(ids.len());
     let mut ctx = ForwardContext::new(&layout);
     // In f32 whatever the model computes in: rounding would hide what the proof is to find.
@@ -125,7 +125,7 @@ fn logits(model: &dyn CausalLm, ids: &[u32]) -> Result<Tensor> {
 }
 
 /// `sum p ln(p / q)` of the softmaxes of two rows of logits, in f64.
-fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
+pub(crate) fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
     let (log_p, log_q) = (log_sum_exp(p), log_sum_exp(q));
     p.iter()
         .zip(q)
@@ -141,7 +141,7 @@ fn log_sum_exp(row: &[f32]) -> f64 {
     top + row.iter().map(|&x| (f64::from(x) - top).exp()).sum::<f64>().ln()
 }
 
-fn argmax(row: &[f32]) -> usize {
+pub(crate) fn argmax(row: &[f32]) -> usize {
     (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
 }
 

@@ -2,6 +2,7 @@
 
 use crate::attach::apply;
 use crate::error::doing;
+use crate::foreign::folder::absent;
 use crate::foreign::{AdapterFile, HeadLayout, misfit};
 use crate::modules::{TrainedParameter, inventory};
 use crate::plan::{Author, Plan, plan};
@@ -36,6 +37,11 @@ pub struct AdapterWeights {
 }
 
 impl AdapterWeights {
+    /// Tensors by the names they get in a file.
+    pub fn from_tensors(tensors: BTreeMap<String, Tensor>) -> Self {
+        Self { tensors }
+    }
+
     /// Read the weights in an adapter's folder, PEFT's or mlx-lm's, under PEFT's names and in its shapes; f16 and bf16 are widened.
     ///
     /// # Errors
@@ -131,6 +137,9 @@ pub fn load_for(
     mode: LoadMode,
     heads: Option<HeadLayout>,
 ) -> Result<Adapter> {
+    if !folder.is_dir() {
+        return Err(absent(folder));
+    }
     let config = match LoraConfig::read(folder) {
         // What the weights' file is says more than a missing configuration.
         Err(Error::NotAnAdapter { path, what, remedy }) => {
@@ -167,7 +176,7 @@ fn fits(plan: &Plan, weights: &AdapterWeights, path: &Path, paths: &BTreeSet<&st
     if !names.is_empty() {
         return Err(Error::MissingTensors { path: path.to_owned(), names });
     }
-    let misfit = misfit::unexplained_ranks(path, &slots, weights)
+    let misfit = misfit::unexplained_ranks(path, &slots, weights, plan.config.r)
         .or_else(|| misfit::other_widths(path, &slots, weights, base));
     misfit.map_or(Ok(()), Err)
 }

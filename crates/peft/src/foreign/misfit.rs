@@ -51,64 +51,67 @@ pub(crate) fn unexplained_ranks(
     path: &Path,
     slots: &BTreeMap<&str, &TrainedParameter>,
     weights: &AdapterWeights,
+    r: usize,
 ) -> Option<Error> {
-    let mut odd: BTreeMap<usize, BTreeSet<String>> = BTreeMap::new();
-    let (mut first, mut expected_ranks) = (None, BTreeSet::new());
+    let mut ranks: BTreeMap<&str, usize> = BTreeMap::new();
+    let mut odd: BTreeMap<usize, Vec<&str>> = BTreeMap::new();
+    let mut first = None;
     for (name, tensor) in weights.iter() {
         let Some(module) = name.strip_prefix(PREFIX).and_then(|n| n.strip_suffix(".lora_A.weight")) else {
             continue;
         };
         let (Some(slot), &[rank, width]) = (slots.get(name), tensor.dims()) else { continue };
+        ranks.insert(module, rank);
         if let &[expected, expected_width] = slot.shape.as_slice()
             && rank != expected
             && width == expected_width
         {
-            odd.entry(rank).or_default().insert(module.to_owned());
-            expected_ranks.insert(expected);
+            odd.entry(rank).or_default().push(module);
             first.get_or_insert(name);
         }
     }
     let first = first?;
-    let total = slots.keys().filter(|name| name.ends_with(".lora_A.weight")).count();
-    let count: usize = odd.values().map(BTreeSet::len).sum();
-    let ranks: Vec<String> = odd
+    let count: usize = odd.values().map(Vec::len).sum();
+    let listed: Vec<String> = odd
         .iter()
-        .map(|(rank, modules)| format!("its rank is {rank} in {} modules ({})", modules.len(), list_names(modules, 3)))
+        .map(|(rank, modules)| format!("its rank is {rank} in {} ({})", modules.len(), list_names(modules, 3)))
         .collect();
-    let says: Vec<String> = expected_ranks.iter().map(usize::to_string).collect();
-    let remedy = match odd.first_key_value() {
-        Some((rank, _)) if count == total && odd.len() == 1 => {
-            format!("`\"r\": {rank}` would explain them, if `lora_alpha` is that of this adapter too; where the file is another adapter's, take both from one folder")
-        }
-        _ => format!("`\"rank_pattern\": {}` would explain them; the scale is lora_alpha / rank", pattern(&odd)),
+    let mut distinct = ranks.values().copied().collect::<BTreeSet<_>>().into_iter();
+    let remedy = match (distinct.next(), distinct.next()) {
+        (Some(rank), None) => format!(
+            "`\"r\": {rank}` without `rank_pattern` would explain them, if `lora_alpha` is this adapter's too; else take both files from one folder"
+        ),
+        _ => format!("`\"rank_pattern\": {}` would explain them; the scale is lora_alpha / rank", pattern(&ranks, r)),
     };
     Some(Error::Misfit {
         path: path.to_owned(),
         key: Some(first.to_owned()),
         what: format!(
-            "{count} of {total} adapted modules have another rank than `r` with `rank_pattern` in {CONFIG_FILE} gives them ({}): {}",
-            says.join(", "),
-            ranks.join("; ")
+            "{count} of {} adapted modules have another rank than `r` with `rank_pattern` in {CONFIG_FILE} gives them: {}",
+            ranks.len(),
+            listed.join("; ")
         ),
         remedy,
     })
 }
 
-/// A `rank_pattern` as JSON: by last segments where these tell the ranks apart, else by whole paths.
-fn pattern(odd: &BTreeMap<usize, BTreeSet<String>>) -> String {
-    const MOST: usize = 12;
+/// The whole `rank_pattern` as JSON: last segments where all modules of that name have one rank, else whole paths.
+fn pattern(ranks: &BTreeMap<&str, usize>, r: usize) -> String {
+    const MOST: usize = 64;
     let last = |path: &str| path.rsplit('.').next().unwrap_or(path).to_owned();
-    let mut short: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
-    for (rank, modules) in odd {
-        modules.iter().for_each(|path| {
-            short.entry(last(path)).or_default().insert(*rank);
-        });
+    let mut by_name: BTreeMap<String, BTreeSet<usize>> = BTreeMap::new();
+    for (path, rank) in ranks {
+        by_name.entry(last(path)).or_default().insert(*rank);
     }
-    let entries: Vec<String> = if short.values().all(|ranks| ranks.len() == 1) {
-        short.iter().map(|(name, ranks)| entry(name, ranks.first().copied().unwrap_or(0))).collect()
-    } else {
-        odd.iter().flat_map(|(rank, modules)| modules.iter().map(|path| entry(path, *rank))).collect()
-    };
+    let mut entries: Vec<String> = Vec::new();
+    for (path, rank) in ranks.iter().filter(|(_, rank)| **rank != r) {
+        let name = last(path);
+        let one_rank = by_name.get(&name).is_some_and(|ranks| ranks.len() == 1);
+        let entry = entry(if one_rank { &name } else { path }, *rank);
+        if !entries.contains(&entry) {
+            entries.push(entry);
+        }
+    }
     let more = if entries.len() > MOST { ", …" } else { "" };
     format!("{{{}{more}}}", entries.iter().take(MOST).cloned().collect::<Vec<_>>().join(", "))
 }
