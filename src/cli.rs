@@ -184,7 +184,7 @@ pub(crate) struct ModelArgs {
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) quantize: QuantizeArgs,
-    /// A folder with a LoRA in PEFT's format
+    /// A folder with a LoRA, as PEFT, mlx-lm or torchtune write it
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
     #[command(flatten)]

@@ -10,7 +10,7 @@ use std::path::Path;
 use taper_diagnostics::ExitCode;
 use taper_export::{LogitShift, ReferenceLogits};
 use taper_models::{CausalLm, ModelConfig, ModelType};
-use taper_peft::{Adapter, HeadLayout, Inspection, InspectedModule, LoadMode};
+use taper_peft::{Adapter, HeadLayout, InspectedModule, Inspection, LoadMode};
 use taper_text::{Message, RenderOptions};
 
 /// Texts that say little of a task: whatever an adapter was trained for, some of its change shows in them.
@@ -145,7 +145,8 @@ impl Found {
 
     fn told(&self, adapter: &Inspection, shift: &LogitShift) -> String {
         let mut out = String::new();
-        let _ = writeln!(out, "fits       {} modules, {} parameters", adapter.modules.len(), adapter.parameters);
+        let _ =
+            writeln!(out, "fits       {} modules, {} parameters", adapter.modules.len(), adapter.parameters);
         let _ = writeln!(
             out,
             "logits     moved by {:.3e} on average, {:.3e} at most; KL {:.3e} nats; another likeliest token at {:.1} % of {} positions",
@@ -254,14 +255,20 @@ fn norms(adapter: &Inspection, all: bool, out: &mut String) {
     if sorted.is_empty() {
         return;
     }
-    let _ = writeln!(out, "\nnorm of the change to a weight, ||s B A||_F; {zeros} of {} are zero (untrained)", sorted.len());
+    let _ = writeln!(
+        out,
+        "\nnorm of the change to a weight, ||s B A||_F; {zeros} of {} are zero (untrained)",
+        sorted.len()
+    );
     let both_ends = sorted.len() > 2 * LISTED && !all;
     for (at, (module, norm)) in sorted.iter().enumerate() {
         if both_ends && at == LISTED {
             let _ = writeln!(out, "  …          {} more, `--modules` lists all", sorted.len() - 2 * LISTED);
         }
         if !both_ends || at < LISTED || at >= sorted.len() - LISTED {
-            let _ = writeln!(out, "  {norm:<10.4e} {}", module.path);
+            let norm =
+                if *norm == 0.0 || *norm >= 1e-3 { format!("{norm:.4}") } else { format!("{norm:.3e}") };
+            let _ = writeln!(out, "  {norm:<10} {}", module.path);
         }
     }
 }
@@ -271,6 +278,37 @@ fn consumers(adapter: &Inspection, out: &mut String) {
     for consumer in &adapter.consumers {
         let why = consumer.why.join("; ");
         let verdict = consumer.verdict.to_string();
-        let _ = writeln!(out, "  {:<13} {}", consumer.name, if why.is_empty() { verdict } else { format!("{verdict}: {why}") });
+        let text = if why.is_empty() { verdict } else { format!("{verdict}: {why}") };
+        wrapped(&format!("  {:<13} ", consumer.name), &text, out);
+    }
+}
+
+/// Words in lines of 100 columns, all but the first indented as far as the first begins.
+fn wrapped(first: &str, text: &str, out: &mut String) {
+    const COLUMNS: usize = 100;
+    let indent = " ".repeat(first.len());
+    let mut line = first.to_owned();
+    for word in text.split(' ') {
+        if line.chars().count() + word.chars().count() > COLUMNS && line.trim() != first.trim() {
+            let _ = writeln!(out, "{}", line.trim_end());
+            line.clone_from(&indent);
+        }
+        line.push_str(word);
+        line.push(' ');
+    }
+    let _ = writeln!(out, "{}", line.trim_end());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::wrapped;
+
+    #[test]
+    fn long_lines_are_broken_between_words() {
+        let mut out = String::new();
+        wrapped("  PEFT  ", &"word ".repeat(40), &mut out);
+        assert!(out.lines().count() == 3 && out.lines().all(|line| line.len() <= 100), "{out}");
+        assert!(out.lines().skip(1).all(|line| line.starts_with("        word")), "{out}");
+        assert_eq!(out.matches("word").count(), 40);
     }
 }

@@ -96,7 +96,9 @@ impl Diagnose for Error {
                 Some("the training was not stable: lower `optimizer.learning_rate`".into())
             }
             Self::Dtype { .. } => Some("set `export.merged_dtype` to \"f32\", \"bf16\" or \"f16\"".into()),
-            Self::NotInMlx { .. } => Some("export \"merged\", and convert the model with `mlx_lm.convert`".into()),
+            Self::NotInMlx { .. } => {
+                Some("export \"merged\", and convert the model with `mlx_lm.convert`".into())
+            }
             Self::Adapter { source } => source.hint(),
             Self::Proof(_) => Some("this is a fault of taper: keep the files and report it".into()),
             _ => None,

@@ -29,7 +29,8 @@ pub fn write_mlx_adapter(adapter: &Adapter, folder: &Path) -> Result<PathBuf> {
     let (mut tensors, mut dora, mut ranks) = (BTreeMap::new(), false, BTreeMap::new());
     for (name, tensor) in adapter.weights().iter() {
         let (path, part) = part_of(name)?;
-        let own = scales.get(path).ok_or_else(|| not_in_mlx(name, "it belongs to no layer with an adapter"))?;
+        let own =
+            scales.get(path).ok_or_else(|| not_in_mlx(name, "it belongs to no layer with an adapter"))?;
         let tensor = match part {
             Part::Magnitude => {
                 dora = true;
@@ -45,7 +46,8 @@ pub fn write_mlx_adapter(adapter: &Adapter, folder: &Path) -> Result<PathBuf> {
     }
     let rank = ranks.into_iter().max_by_key(|(_, count)| *count).map_or(0, |(rank, _)| rank);
     let config = config(adapter, scale, rank, dora);
-    let bytes = AdapterWeights::from_tensors(tensors).to_bytes().map_err(|source| Error::Adapter { source })?;
+    let bytes =
+        AdapterWeights::from_tensors(tensors).to_bytes().map_err(|source| Error::Adapter { source })?;
     let new = NewFolder::new(folder)?;
     write(&new.path().join(WEIGHTS), &bytes)?;
     write(&new.path().join(CONFIG_FILE), format!("{config:#}\n").as_bytes())?;
@@ -73,7 +75,11 @@ impl Part {
 /// The module's path and the tensor's part in it.
 fn part_of(name: &str) -> Result<(&str, Part)> {
     let inside = name.strip_prefix(PREFIX).unwrap_or(name);
-    let parts = [(".lora_A.weight", Part::A), (".lora_B.weight", Part::B), (".lora_magnitude_vector", Part::Magnitude)];
+    let parts = [
+        (".lora_A.weight", Part::A),
+        (".lora_B.weight", Part::B),
+        (".lora_magnitude_vector", Part::Magnitude),
+    ];
     let found = parts.into_iter().find_map(|(suffix, part)| Some((inside.strip_suffix(suffix)?, part)));
     match found {
         Some((path, _)) if path.split('.').any(|segment| segment == "experts") => {
@@ -84,7 +90,9 @@ fn part_of(name: &str) -> Result<(&str, Part)> {
             Err(not_in_mlx(name, "over a tied base mlx-lm would apply it to the output head as well"))
         }
         None if inside.ends_with(".bias") => Err(not_in_mlx(name, "its adapters have no biases")),
-        None if inside.ends_with(".weight") => Err(not_in_mlx(name, "it is a module that was trained in full")),
+        None if inside.ends_with(".weight") => {
+            Err(not_in_mlx(name, "it is a module that was trained in full"))
+        }
         None => Err(not_in_mlx(name, "it is of a method that mlx-lm does not have")),
     }
 }
@@ -100,7 +108,9 @@ fn commonest_scale(layers: &[AdaptedLayer]) -> Result<f64> {
         *counts.entry(layer.scale.to_bits()).or_default() += 1;
     }
     let commonest = counts.into_iter().max_by_key(|(_, count)| *count);
-    commonest.map(|(bits, _)| f64::from_bits(bits)).ok_or_else(|| not_in_mlx("", "the adapter has no low-rank layer"))
+    commonest
+        .map(|(bits, _)| f64::from_bits(bits))
+        .ok_or_else(|| not_in_mlx("", "the adapter has no low-rank layer"))
 }
 
 /// A factor transposed and multiplied; by 1 its bits stay.

@@ -69,15 +69,20 @@ fn the_files_are_those_that_mlx_lm_loads() {
     write_mlx_adapter(&ours, &written).unwrap();
     let config = read_json(&written.join("adapter_config.json"));
     assert_eq!((config["fine_tune_type"].as_str(), config["num_layers"].as_i64()), (Some("lora"), Some(-1)));
-    let keys: Vec<&str> = config["lora_parameters"]["keys"].as_array().unwrap().iter().filter_map(|k| k.as_str()).collect();
+    let keys: Vec<&str> =
+        config["lora_parameters"]["keys"].as_array().unwrap().iter().filter_map(|k| k.as_str()).collect();
     assert!(keys.contains(&"self_attn.q_proj") && keys.contains(&"mlp.down_proj"), "{keys:?}");
     let scale = config["lora_parameters"]["scale"].as_f64().unwrap();
     // As mlx-lm computes it: scale * (x a) b, against s B A of each layer.
     let tensors = read_safetensors(&written.join("adapters.safetensors"));
     let weights = ours.weights();
     for layer in &ours.layers {
-        let theirs = tensors[&format!("{}.lora_a", layer.path)].matmul(&tensors[&format!("{}.lora_b", layer.path)]).unwrap();
-        let own = |part: &str| weights.get(&format!("{}{}.{part}.weight", taper_peft::PREFIX, layer.path)).unwrap().clone();
+        let theirs = tensors[&format!("{}.lora_a", layer.path)]
+            .matmul(&tensors[&format!("{}.lora_b", layer.path)])
+            .unwrap();
+        let own = |part: &str| {
+            weights.get(&format!("{}{}.{part}.weight", taper_peft::PREFIX, layer.path)).unwrap().clone()
+        };
         let delta = (own("lora_B").matmul(&own("lora_A")).unwrap().t().unwrap() * layer.scale).unwrap();
         let off = largest_difference(&(theirs * scale).unwrap(), &delta);
         assert!(off < 1e-5, "{}: off by {off}", layer.path);
@@ -92,7 +97,10 @@ fn what_mlx_cannot_say_is_refused_and_nothing_is_written() {
         let mut model = base_of(case);
         let ours = adapter(case, model.as_mut());
         let error = write_mlx_adapter(&ours, &folder.path().join("mlx")).unwrap_err();
-        assert!(matches!(&error, Error::NotInMlx { tensor: given, .. } if given.ends_with(tensor)), "{case}: {error}");
+        assert!(
+            matches!(&error, Error::NotInMlx { tensor: given, .. } if given.ends_with(tensor)),
+            "{case}: {error}"
+        );
         assert!(!folder.path().join("mlx").exists());
     }
 }

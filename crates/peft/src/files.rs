@@ -154,8 +154,16 @@ pub fn load_for(
     let path = file.path.clone();
     let weights = file.into_weights(heads)?;
     let modules = inventory(model)?;
-    let plan = plan(&config, &modules, None, Author::File)?;
     let paths = modules.iter().map(|m| m.path.as_str()).collect();
+    let plan = plan(&config, &modules, None, Author::File).map_err(|error| match error {
+        // Where the base has none of the modules, their names say more than the targets.
+        Error::NoTargets { .. } => {
+            let names: Vec<String> = weights.tensors.keys().cloned().collect();
+            let base = config.base_model_name_or_path.as_deref();
+            misfit::no_module(&path, &names, &paths, base).unwrap_or(error)
+        }
+        other => other,
+    })?;
     fits(&plan, &weights, &path, &paths)?;
     apply(model, &plan, weights.tensors, mode)
 }
@@ -297,7 +305,7 @@ mod tests {
     fn a_shape_that_does_not_fit_says_what_the_difference_means() {
         let told_of = |tensors: &[(&str, &[usize])]| told(load_files(CONFIG, &weights(tensors)));
         let text = told_of(&[(A, &[4, 3]), (B, &[5, 4])]);
-        assert!(text.contains("its rank is 4") && text.contains("`\"r\": 4` would explain"), "{text}");
+        assert!(text.contains("its rank is 4") && text.contains("`\"r\": 4` without"), "{text}");
         let text = told_of(&[(A, &[3, 2]), (B, &[2, 5])]);
         assert!(text.contains("transposed"), "{text}");
         let text = told_of(&[(A, &[2, 7]), (B, &[5, 2])]);

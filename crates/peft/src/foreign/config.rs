@@ -54,7 +54,9 @@ fn merged_linear(folder: &Path, map: &Map<String, Value>) -> Result<()> {
         Some(given) => Err(Error::Misfit {
             path: folder.join(CONFIG_FILE),
             key: Some("enable_lora".into()),
-            what: format!("`enable_lora` is {given}: parts of a fused layer are adapted, as PEFT did before 0.3 (`MergedLinear`)"),
+            what: format!(
+                "`enable_lora` is {given}: parts of a fused layer are adapted, as PEFT did before 0.3 (`MergedLinear`)"
+            ),
             remedy: "merge it with that version of PEFT and use the merged model as the base".into(),
         }),
     }
@@ -108,7 +110,9 @@ mod tests {
 
     #[test]
     fn parts_of_fused_layers_and_unknown_keys_stay_refused() {
-        let error = read(r#"{"peft_type": "LORA", "r": 8, "enable_lora": [true, false, true], "target_modules": ["c_attn"]}"#);
+        let error = read(
+            r#"{"peft_type": "LORA", "r": 8, "enable_lora": [true, false, true], "target_modules": ["c_attn"]}"#,
+        );
         assert!(error.unwrap_err().to_string().contains("MergedLinear"));
         read(r#"{"peft_type": "LORA", "r": 8, "target_modules": ["q"], "use_doraa": true}"#).unwrap_err();
     }

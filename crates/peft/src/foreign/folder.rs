@@ -7,10 +7,19 @@ use taper_diagnostics::list_names;
 /// Files that are run when they are read, or that no reader here knows.
 const PICKLES: [(&str, &str); 5] = [
     ("adapter_model.bin", "load it with PEFT and save it again, which writes safetensors"),
-    ("adapter_model.pt", "save its state dictionary with `safetensors.torch.save_file`; torchtune's names are read"),
-    ("adapter_0.pt", "save its state dictionary with `safetensors.torch.save_file`; torchtune's names are read"),
+    (
+        "adapter_model.pt",
+        "save its state dictionary with `safetensors.torch.save_file`; torchtune's names are read",
+    ),
+    (
+        "adapter_0.pt",
+        "save its state dictionary with `safetensors.torch.save_file`; torchtune's names are read",
+    ),
     ("adapter.pt", "save its state dictionary with `safetensors.torch.save_file`"),
-    ("adapters.npz", "load it with `mlx.core.load` and save it with `mlx.core.save_safetensors` as adapters.safetensors"),
+    (
+        "adapters.npz",
+        "load it with `mlx.core.load` and save it with `mlx.core.save_safetensors` as adapters.safetensors",
+    ),
 ];
 
 /// Entries of a folder that are looked at, so that a folder of a million files takes no time.
@@ -29,7 +38,10 @@ pub(crate) fn absent(folder: &Path) -> Error {
         return refuse(
             folder,
             "it is a file, and an adapter is a folder".into(),
-            format!("name the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}, perhaps `{}`", name.display()),
+            format!(
+                "name the folder that holds {CONFIG_FILE} and {WEIGHTS_FILE}, perhaps `{}`",
+                name.display()
+            ),
         );
     }
     for (name, how) in PICKLES {
@@ -54,7 +66,9 @@ pub(crate) fn absent(folder: &Path) -> Error {
         return refuse(
             folder,
             "this is the folder of a model (`config.json`), not of an adapter".into(),
-            format!("a base goes with `--model` or `--base`; an adapter's folder holds {CONFIG_FILE} and {WEIGHTS_FILE}"),
+            format!(
+                "a base goes with `--model` or `--base`; an adapter's folder holds {CONFIG_FILE} and {WEIGHTS_FILE}"
+            ),
         );
     }
     let what = if folder.is_dir() {

@@ -7,7 +7,7 @@ use std::path::Path;
 use taper_diagnostics::list_names;
 
 /// Parts of names that only one method of PEFT has.
-const METHODS: [(&str, &str); 15] = [
+const METHODS: [(&str, &str); 14] = [
     (".lora_E", "AdaLoRA"),
     (".vera_", "VeRA"),
     ("base_model.vera_", "VeRA"),
@@ -22,7 +22,6 @@ const METHODS: [(&str, &str); 15] = [
     (".bone_", "Bone"),
     (".ln_tuning_layers", "LN tuning"),
     ("prompt_embeddings", "prompt tuning or prefix tuning"),
-    (".trainable_tokens_delta", "trainable tokens"),
 ];
 
 /// The method of PEFT that a tensor's name belongs to, when it is not plain LoRA.
@@ -74,14 +73,19 @@ pub(crate) fn unexplained_ranks(
     let count: usize = odd.values().map(Vec::len).sum();
     let listed: Vec<String> = odd
         .iter()
-        .map(|(rank, modules)| format!("its rank is {rank} in {} ({})", modules.len(), list_names(modules, 3)))
+        .map(|(rank, modules)| {
+            format!("its rank is {rank} in {} ({})", modules.len(), list_names(modules, 3))
+        })
         .collect();
     let mut distinct = ranks.values().copied().collect::<BTreeSet<_>>().into_iter();
     let remedy = match (distinct.next(), distinct.next()) {
         (Some(rank), None) => format!(
             "`\"r\": {rank}` without `rank_pattern` would explain them, if `lora_alpha` is this adapter's too; else take both files from one folder"
         ),
-        _ => format!("`\"rank_pattern\": {}` would explain them; the scale is lora_alpha / rank", pattern(&ranks, r)),
+        _ => format!(
+            "`\"rank_pattern\": {}` would explain them; the scale is lora_alpha / rank",
+            pattern(&ranks, r)
+        ),
     };
     Some(Error::Misfit {
         path: path.to_owned(),
@@ -148,7 +152,10 @@ pub(crate) fn other_widths(
     Some(Error::Misfit {
         path: path.to_owned(),
         key: Some(first.to_owned()),
-        what: format!("{count} of the adapter's tensors have other widths than the model{named}: {}", listed.join("; ")),
+        what: format!(
+            "{count} of the adapter's tensors have other widths than the model{named}: {}",
+            listed.join("; ")
+        ),
         remedy: if transposed {
             "each is transposed, as adapters of mlx are, under PEFT's names: write it again with the tool it came from".into()
         } else {
@@ -158,13 +165,19 @@ pub(crate) fn other_widths(
 }
 
 /// Tensors for which the model has no module: a base with fewer layers, or none of those names.
-pub(crate) fn no_module(path: &Path, unexpected: &[String], paths: &BTreeSet<&str>, base: Option<&str>) -> Option<Error> {
+pub(crate) fn no_module(
+    path: &Path,
+    unexpected: &[String],
+    paths: &BTreeSet<&str>,
+    base: Option<&str>,
+) -> Option<Error> {
     let module = |name: &str| -> Option<String> {
         let inside = name.strip_prefix(PREFIX)?;
         let end = inside.find(".lora_").unwrap_or(inside.len());
         Some(inside[..end].to_owned())
     };
-    let missing: BTreeSet<String> = unexpected.iter().filter_map(|name| module(name)).filter(|m| !paths.contains(m.as_str())).collect();
+    let missing: BTreeSet<String> =
+        unexpected.iter().filter_map(|name| module(name)).filter(|m| !paths.contains(m.as_str())).collect();
     if missing.is_empty() || missing.len() < unexpected.len() / 3 {
         return None;
     }
@@ -178,6 +191,8 @@ pub(crate) fn no_module(path: &Path, unexpected: &[String], paths: &BTreeSet<&st
             missing.len(),
             list_names(&missing, 3)
         ),
-        remedy: "the base is not the one that the adapter was trained on: it has fewer layers, or other names".into(),
+        remedy:
+            "the base is not the one that the adapter was trained on: it has fewer layers, or other names"
+                .into(),
     })
 }

@@ -17,7 +17,8 @@ pub(crate) const MLX_WEIGHTS: &str = "adapters.safetensors";
 
 /// Whether an `adapter_config.json` is mlx-lm's.
 pub(super) fn is_config(map: &Map<String, Value>) -> bool {
-    !map.contains_key("peft_type") && (map.contains_key("lora_parameters") || map.contains_key("fine_tune_type"))
+    !map.contains_key("peft_type")
+        && (map.contains_key("lora_parameters") || map.contains_key("fine_tune_type"))
 }
 
 /// Tensors under PEFT's names, in PEFT's shapes.
@@ -34,7 +35,10 @@ pub(super) fn to_peft(path: &Path, found: BTreeMap<String, Tensor>) -> Result<BT
             part => {
                 let factor = if part == "lora_a" { "lora_A" } else { "lora_B" };
                 let turned = tensor.t().and_then(|t| t.contiguous());
-                (format!("{PREFIX}{module}.{factor}.weight"), turned.map_err(crate::error::doing("turn a factor of mlx"))?)
+                (
+                    format!("{PREFIX}{module}.{factor}.weight"),
+                    turned.map_err(crate::error::doing("turn a factor of mlx"))?,
+                )
             }
         };
         tensors.insert(renamed, tensor);
@@ -45,11 +49,18 @@ pub(super) fn to_peft(path: &Path, found: BTreeMap<String, Tensor>) -> Result<BT
 /// Refuse what has no place in a LoRA on a linear layer.
 fn linear_only(path: &Path, name: &str, module: &str, part: &str, dimensions: usize) -> Result<()> {
     let refuse = |what: String, remedy: &str| {
-        Err(Error::Misfit { path: path.to_owned(), key: Some(name.to_owned()), what, remedy: remedy.to_owned() })
+        Err(Error::Misfit {
+            path: path.to_owned(),
+            key: Some(name.to_owned()),
+            what,
+            remedy: remedy.to_owned(),
+        })
     };
     match (part, dimensions) {
         ("lora_a" | "lora_b" | "m", _) if module.ends_with("embed_tokens") => refuse(
-            format!("`{module}` is an embedding with an adapter, which mlx-lm also applies to an output head that shares its table"),
+            format!(
+                "`{module}` is an embedding with an adapter, which mlx-lm also applies to an output head that shares its table"
+            ),
             FUSE,
         ),
         ("lora_a" | "lora_b", 2) | ("m", 1) => Ok(()),
@@ -59,7 +70,10 @@ fn linear_only(path: &Path, name: &str, module: &str, part: &str, dimensions: us
         ("lora_a" | "lora_b" | "m", n) => {
             refuse(format!("`{name}` has {n} dimensions, and a factor has 2, a magnitude 1"), FUSE)
         }
-        _ => refuse(format!("`{name}` is no factor of an adapter of mlx-lm: those are `lora_a`, `lora_b` and `m`"), FUSE),
+        _ => refuse(
+            format!("`{name}` is no factor of an adapter of mlx-lm: those are `lora_a`, `lora_b` and `m`"),
+            FUSE,
+        ),
     }
 }
 
@@ -70,7 +84,9 @@ pub(super) fn no_factors(path: &Path, tensors: usize) -> Error {
     Error::Misfit {
         path: path.to_owned(),
         key: None,
-        what: format!("none of its {tensors} tensors is a factor of an adapter: mlx-lm trained whole weights (`fine_tune_type` full)"),
+        what: format!(
+            "none of its {tensors} tensors is a factor of an adapter: mlx-lm trained whole weights (`fine_tune_type` full)"
+        ),
         remedy: FUSE.into(),
     }
 }
@@ -86,7 +102,12 @@ pub(super) fn config(folder: &Path, map: &Map<String, Value>) -> Result<Value> {
         "lora" => old_dora,
         "dora" => true,
         "full" => {
-            return Err(refuse(folder, "fine_tune_type", "mlx-lm trained whole weights (`fine_tune_type` is \"full\"), no adapter".into(), FUSE));
+            return Err(refuse(
+                folder,
+                "fine_tune_type",
+                "mlx-lm trained whole weights (`fine_tune_type` is \"full\"), no adapter".into(),
+                FUSE,
+            ));
         }
         other => {
             let what = format!("`fine_tune_type` is \"{other}\", known are \"lora\", \"dora\" and \"full\"");
@@ -124,12 +145,23 @@ pub(super) fn config(folder: &Path, map: &Map<String, Value>) -> Result<Value> {
 ///
 /// Until the middle of 2024 it was `scale * alpha / rank`, then `scale` alone, while `alpha` went on being written. Files that have
 /// `num_layers` or `fine_tune_type` are from after the change; others with an `alpha` that matters could be either.
-fn scale(folder: &Path, map: &Map<String, Value>, parameters: &Map<String, Value>, rank: usize) -> Result<f64> {
+fn scale(
+    folder: &Path,
+    map: &Map<String, Value>,
+    parameters: &Map<String, Value>,
+    rank: usize,
+) -> Result<f64> {
     let key = "lora_parameters.scale";
     let number = |key: &str| parameters.get(key).and_then(Value::as_f64);
     let Some(scale) = number("scale") else {
-        let what = "`lora_parameters` has no number `scale`, by which mlx-lm multiplies the adapter".to_owned();
-        return Err(refuse(folder, key, what, "add the `scale` it was trained with; where `alpha` is meant as in PEFT, that is alpha / rank"));
+        let what =
+            "`lora_parameters` has no number `scale`, by which mlx-lm multiplies the adapter".to_owned();
+        return Err(refuse(
+            folder,
+            key,
+            what,
+            "add the `scale` it was trained with; where `alpha` is meant as in PEFT, that is alpha / rank",
+        ));
     };
     let after_change = map.contains_key("num_layers") || map.contains_key("fine_tune_type");
     match number("alpha") {
@@ -138,7 +170,12 @@ fn scale(folder: &Path, map: &Map<String, Value>, parameters: &Map<String, Value
                 "the scale can be read in two ways: mlx-lm before mid-2024 used scale * alpha / rank = {}, later versions scale = {scale}",
                 scale * alpha / rank as f64
             );
-            Err(refuse(folder, key, what, "write the right one as `scale` and take `alpha` out of `lora_parameters`"))
+            Err(refuse(
+                folder,
+                key,
+                what,
+                "write the right one as `scale` and take `alpha` out of `lora_parameters`",
+            ))
         }
         _ => Ok(scale),
     }
@@ -173,5 +210,10 @@ fn commonest(ranks: impl Iterator<Item = usize>) -> Option<usize> {
 }
 
 fn refuse(folder: &Path, key: &str, what: String, remedy: &str) -> Error {
-    Error::Misfit { path: folder.join(CONFIG_FILE), key: Some(key.to_owned()), what, remedy: remedy.to_owned() }
+    Error::Misfit {
+        path: folder.join(CONFIG_FILE),
+        key: Some(key.to_owned()),
+        what,
+        remedy: remedy.to_owned(),
+    }
 }

@@ -125,7 +125,9 @@ fn layout_of<'a>(path: &Path, names: impl Iterator<Item = &'a str> + Clone) -> R
                 return Err(Error::Misfit {
                     path: path.to_owned(),
                     key: Some(name.to_owned()),
-                    what: format!("`{other}` is named as {first} names its tensors, `{name}` as {layout} does"),
+                    what: format!(
+                        "`{other}` is named as {first} names its tensors, `{name}` as {layout} does"
+                    ),
                     remedy: format!(
                         "an adapter's file has one layout: names in PEFT's begin with `{}`",
                         crate::PREFIX
@@ -144,7 +146,6 @@ fn layout_of<'a>(path: &Path, names: impl Iterator<Item = &'a str> + Clone) -> R
 
 /// The names and shapes in a file, without its values.
 fn header(path: &Path) -> Result<Header> {
-    let bytes =
-        fs_err::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    let bytes = fs_err::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
     Header::parse(&bytes).map_err(|source| Error::Header { path: path.to_owned(), source })
 }

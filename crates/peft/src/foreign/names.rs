@@ -79,7 +79,8 @@ pub(super) fn to_peft(
         }
     }
     // A prefix is missing from all names or from none.
-    changes.unprefixed = !renamed.is_empty() && renamed.iter().all(|(_, new, _)| !new.starts_with("base_model."));
+    changes.unprefixed =
+        !renamed.is_empty() && renamed.iter().all(|(_, new, _)| !new.starts_with("base_model."));
     let mut tensors = BTreeMap::new();
     let mut origins: BTreeMap<String, String> = BTreeMap::new();
     for (name, new, tensor) in renamed {
@@ -247,7 +248,10 @@ mod tests {
     fn parameters_of_every_method_lose_the_adapters_name_and_nothing_else() {
         for (given, expected) in [
             ("base_model.model.e.lora_embedding_A.default", "base_model.model.e.lora_embedding_A"),
-            ("base_model.model.q.lora_magnitude_vector.default.weight", "base_model.model.q.lora_magnitude_vector"),
+            (
+                "base_model.model.q.lora_magnitude_vector.default.weight",
+                "base_model.model.q.lora_magnitude_vector",
+            ),
             ("base_model.model.q.lora_magnitude_vector.weight", "base_model.model.q.lora_magnitude_vector"),
             ("base_model.model.q.lora_magnitude_vector.default", "base_model.model.q.lora_magnitude_vector"),
             ("base_model.model.q.lora_B.default.bias", "base_model.model.q.lora_B.bias"),
@@ -283,7 +287,8 @@ mod tests {
     #[test]
     fn two_adapters_and_two_names_of_one_tensor_are_refused() {
         let stem = A.strip_suffix(".weight").unwrap();
-        let error = renamed(&[&format!("{stem}.one.weight"), &format!("{}.two.weight", stem.replace('0', "1"))]);
+        let error =
+            renamed(&[&format!("{stem}.one.weight"), &format!("{}.two.weight", stem.replace('0', "1"))]);
         let text = error.unwrap_err().to_string();
         assert!(text.contains("several adapters: `one`, `two`"), "{text}");
         let error = renamed(&[A, &format!("_orig_mod.{A}")]);

@@ -101,14 +101,23 @@ pub(super) fn reorder_rows(
         }
         let heads = match heads {
             Some(HeadLayout::Halves) => continue,
-            Some(HeadLayout::Interleaved { query: n, key: k }) => if query { n } else { k },
+            Some(HeadLayout::Interleaved { query: n, key: k }) => {
+                if query {
+                    n
+                } else {
+                    k
+                }
+            }
             None => return Err(unknown_order(path, name)),
         };
         *tensor = halves(tensor, heads).map_err(crate::error::doing("reorder rows"))?.ok_or_else(|| {
             Error::Misfit {
                 path: path.to_owned(),
                 key: Some(name.clone()),
-                what: format!("`{name}` has {:?} rows, which are not {heads} heads of even size", tensor.dims().first()),
+                what: format!(
+                    "`{name}` has {:?} rows, which are not {heads} heads of even size",
+                    tensor.dims().first()
+                ),
                 remedy: "the adapter belongs to another base: its heads differ".into(),
             }
         })?;
@@ -145,18 +154,29 @@ mod tests {
     #[test]
     fn names_are_hfs_and_unknown_ones_are_refused() {
         for (given, expected) in [
-            ("layers.3.attn.output_proj.lora_a.weight", "base_model.model.model.layers.3.self_attn.o_proj.lora_A.weight"),
+            (
+                "layers.3.attn.output_proj.lora_a.weight",
+                "base_model.model.model.layers.3.self_attn.o_proj.lora_A.weight",
+            ),
             ("layers.0.mlp.w1.lora_b.weight", "base_model.model.model.layers.0.mlp.gate_proj.lora_B.weight"),
             ("layers.0.mlp.w2.lora_b.weight", "base_model.model.model.layers.0.mlp.down_proj.lora_B.weight"),
-            ("layers.0.mlp.w3.magnitude", "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector"),
+            (
+                "layers.0.mlp.w3.magnitude",
+                "base_model.model.model.layers.0.mlp.up_proj.lora_magnitude_vector",
+            ),
             ("output.lora_a.weight", "base_model.model.lm_head.lora_A.weight"),
         ] {
             assert_eq!(rename(given).as_deref(), Some(expected));
         }
-        for wrong in ["layers.x.attn.q_proj.lora_a.weight", "layers.0.attn.wq.lora_a.weight", "layers.0.mlp.w1.weight"] {
+        for wrong in
+            ["layers.x.attn.q_proj.lora_a.weight", "layers.0.attn.wq.lora_a.weight", "layers.0.mlp.w1.weight"]
+        {
             assert_eq!(rename(wrong), None);
         }
-        assert_eq!(["output_proj", "w1", "w2", "w3", "output", "q_proj"].map(target), ["o_proj", "gate_proj", "down_proj", "up_proj", "lm_head", "q_proj"]);
+        assert_eq!(
+            ["output_proj", "w1", "w2", "w3", "output", "q_proj"].map(target),
+            ["o_proj", "gate_proj", "down_proj", "up_proj", "lm_head", "q_proj"]
+        );
     }
 
     /// By the definition: HF's row h D + p D/2 + i is torchtune's h D + 2 i + p.

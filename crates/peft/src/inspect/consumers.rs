@@ -144,7 +144,8 @@ fn gguf(adapter: &Inspection, case: &mut Case) {
     misscaled(adapter, case, |rank| alpha / rank);
     biases(adapter, case);
     if adapter.modules.iter().any(|m| m.name() == "lm_head") {
-        case.remarks.push("an adapter on `lm_head` fails to load over a base that ties it to the embedding".into());
+        case.remarks
+            .push("an adapter on `lm_head` fails to load over a base that ties it to the embedding".into());
     }
 }
 
@@ -167,15 +168,11 @@ fn mlx(adapter: &Inspection) -> Consumer {
     let mut case = Case::new("MLX");
     if adapter.layout_kind != Layout::Mlx {
         case.refusals.push("it reads its own layout only: export it as `mlx`".into());
-        let mut inside = Case::new("MLX");
-        whole(adapter, &mut inside);
-        biases(adapter, &mut inside);
-        let dora = is(adapter, "use_dora");
-        if !dora {
-            lora_only(adapter, &mut inside);
-        }
-        if !inside.refusals.is_empty() || !inside.losses.is_empty() {
-            case.refusals = vec!["neither its layout nor its adapters can say this one: export a merged model".into()];
+        let sayable = is_lora(adapter) || adapter.method.starts_with("DoRA");
+        if !sayable || !adapter.whole.is_empty() || is(adapter, "lora_bias") {
+            case.refusals = vec![
+                "its own layout, which alone it reads, cannot say this adapter: export a merged model".into(),
+            ];
         }
     }
     case.close()
@@ -198,8 +195,12 @@ fn number(adapter: &Inspection, key: &str, default: f64) -> f64 {
     adapter.config.get(key).and_then(Value::as_f64).unwrap_or(default)
 }
 
+fn is_lora(adapter: &Inspection) -> bool {
+    ["LoRA", "rsLoRA"].contains(&adapter.method.as_str())
+}
+
 fn lora_only(adapter: &Inspection, case: &mut Case) {
-    if !["LoRA", "rsLoRA"].contains(&adapter.method.as_str()) {
+    if !is_lora(adapter) {
         case.refusals.push(format!("{} is not supported", adapter.method));
     }
 }

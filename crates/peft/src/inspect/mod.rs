@@ -69,7 +69,7 @@ pub struct Inspection {
     pub parameters: usize,
     /// Modules with an adapter, in the order of their layers.
     pub modules: Vec<InspectedModule>,
-    /// Modules that were trained in full (`modules_to_save`, biases), by path, and whatever else is no adapter's.
+    /// Weights and biases that were trained in full (`modules_to_save`, `bias`), by their names in the model.
     pub whole: Vec<String>,
     /// What was unusual in the names of the tensors.
     pub notes: Vec<String>,
@@ -101,7 +101,8 @@ pub fn inspect(folder: &Path) -> Result<Inspection> {
     for info in header.tensors.values() {
         *dtypes.entry(info.dtype.to_string()).or_default() += 1;
     }
-    let text = |key: &str| config.get(key).and_then(Value::as_str).filter(|t| !t.is_empty()).map(str::to_owned);
+    let text =
+        |key: &str| config.get(key).and_then(Value::as_str).filter(|t| !t.is_empty()).map(str::to_owned);
     let (modules, whole) = modules_of(&file, &sizes_config(&config))?;
     let mut inspection = Inspection {
         method: method(&config, file.tensors.keys()),
@@ -166,7 +167,9 @@ fn method<'a>(config: &Map<String, Value>, mut names: impl Iterator<Item = &'a S
     let is = |key: &str| config.get(key).and_then(Value::as_bool).unwrap_or(false);
     let kind = config.get("peft_type").and_then(Value::as_str).unwrap_or("unknown");
     if !kind.eq_ignore_ascii_case("LORA") {
-        return kind.to_owned();
+        let known = [("VERA", "VeRA"), ("LOHA", "LoHa"), ("LOKR", "LoKr"), ("ADALORA", "AdaLoRA")];
+        let written = known.iter().find(|(key, _)| kind.eq_ignore_ascii_case(key)).map(|(_, name)| *name);
+        return written.map_or_else(|| kind.replace('_', " "), str::to_owned);
     }
     if let Some(other) = names.find_map(|name| misfit::method_of(name)) {
         return format!("LoRA by its configuration, {other} by its tensors");
@@ -193,9 +196,7 @@ fn writer(config: &Map<String, Value>, layout: Layout) -> String {
         (Layout::Peft, _) if unsloth => "Unsloth over PEFT".into(),
         // PEFT notes its version since 0.18; this program writes the key and leaves it empty.
         (Layout::Peft, Some(Value::Null)) => "taper, or another tool that notes no version".into(),
-        (Layout::Peft, _) if config.contains_key("merge_weights") || config.contains_key("enable_lora") => {
-            "PEFT 0.2".into()
-        }
+        (Layout::Peft, _) if config.contains_key("enable_lora") => "PEFT 0.2".into(),
         (Layout::Peft, _) => "PEFT before 0.18, or another tool in its format".into(),
     }
 }
@@ -206,16 +207,18 @@ fn modules_of(file: &AdapterFile, sizes: &Option<LoraConfig>) -> Result<(Vec<Ins
     let mut by_path: BTreeMap<String, Vec<(&str, &Tensor)>> = BTreeMap::new();
     let mut whole = Vec::new();
     for (name, tensor) in &file.tensors {
-        let inside = name.strip_prefix(PREFIX).unwrap_or(name);
-        match split(inside) {
+        let inside = name.strip_prefix(PREFIX);
+        match split(inside.unwrap_or(name)) {
             Some((path, parameter)) => by_path.entry(path.to_owned()).or_default().push((parameter, tensor)),
-            None => whole.push(inside.to_owned()),
+            // Outside of every module lie VeRA's shared factors and the embeddings of prompts.
+            None => whole.extend(inside.map(str::to_owned)),
         }
     }
     let mut modules = Vec::new();
     for (path, tensors) in by_path {
         let factor = |names: [&str; 2]| tensors.iter().find(|(n, _)| names.contains(n)).map(|(_, t)| *t);
-        let pair = factor(["lora_A.weight", "lora_embedding_A"]).zip(factor(["lora_B.weight", "lora_embedding_B"]));
+        let pair =
+            factor(["lora_A.weight", "lora_embedding_A"]).zip(factor(["lora_B.weight", "lora_embedding_B"]));
         let (alpha, scale) = match (&sizes, pair) {
             (Some(sizes), Some(_)) => (Some(sizes.alpha_of(&path)?), Some(sizes.scale_of(&path)?)),
             _ => (None, None),
