@@ -105,6 +105,15 @@ pub(super) fn to_peft(
             remedy: "save each in a folder of its own with PEFT's `save_pretrained`".into(),
         });
     }
+    if tensors.is_empty() {
+        return Err(Error::Misfit {
+            path: path.to_owned(),
+            key: None,
+            what: "the file holds copies of the base's tensors (`original_module`) and none of an adapter"
+                .into(),
+            remedy: "save the adapter again with PEFT's `save_pretrained`".into(),
+        });
+    }
     Ok((tensors, changes.notes()))
 }
 
