@@ -2,7 +2,8 @@
 //!
 //! A layer there is `x W^T + scale * (x a) b`: `lora_a` `[in, r]` and `lora_b` `[r, out]` are A and B transposed, `m` is DoRA's magnitude.
 //! The file has one `scale`, the multiplier itself; a module that was trained with another has the quotient multiplied into its `lora_b`,
-//! so that rsLoRA and patterns arrive. Ranks are those of the tensors. `num_layers` is -1, every layer: one without tensors keeps mlx-lm's
+//! so that rsLoRA and patterns arrive. It has one `rank` too, to whose shapes mlx-lm holds every tensor, so that smaller factors are filled up
+//! with zeros, which change no product. `num_layers` is -1, every layer: one without tensors keeps mlx-lm's
 //! first values, whose `lora_b` is zero, and so does nothing. Source: mlx-lm `tuner/utils.py` (`load_adapters`), `tuner/lora.py`, `tuner/dora.py`.
 
 use crate::error::doing;
@@ -26,7 +27,8 @@ const WEIGHTS: &str = "adapters.safetensors";
 pub fn write_mlx_adapter(adapter: &Adapter, folder: &Path) -> Result<PathBuf> {
     let scale = commonest_scale(&adapter.layers)?;
     let scales: BTreeMap<&str, f64> = adapter.layers.iter().map(|l| (l.path.as_str(), l.scale)).collect();
-    let (mut tensors, mut dora, mut ranks) = (BTreeMap::new(), false, BTreeMap::new());
+    let rank = adapter.layers.iter().map(|layer| layer.rank).max().unwrap_or(0);
+    let (mut tensors, mut dora) = (BTreeMap::new(), false);
     for (name, tensor) in adapter.weights().iter() {
         let (path, part) = part_of(name)?;
         let own =
@@ -36,15 +38,11 @@ pub fn write_mlx_adapter(adapter: &Adapter, folder: &Path) -> Result<PathBuf> {
                 dora = true;
                 tensor.clone()
             }
-            Part::A => {
-                *ranks.entry(tensor.dims().first().copied().unwrap_or(0)).or_insert(0usize) += 1;
-                turned(tensor, 1.0)?
-            }
-            Part::B => turned(tensor, own / scale)?,
+            Part::A => filled(&turned(tensor, 1.0)?, 1, rank)?,
+            Part::B => filled(&turned(tensor, own / scale)?, 0, rank)?,
         };
         tensors.insert(format!("{path}.{}", part.name()), tensor);
     }
-    let rank = ranks.into_iter().max_by_key(|(_, count)| *count).map_or(0, |(rank, _)| rank);
     let config = config(adapter, scale, rank, dora);
     let bytes =
         AdapterWeights::from_tensors(tensors).to_bytes().map_err(|source| Error::Adapter { source })?;
@@ -118,6 +116,13 @@ fn turned(factor: &Tensor, times: f64) -> Result<Tensor> {
     let turned = factor.t().and_then(|t| t.contiguous());
     let turned = if times == 1.0 { turned } else { turned.and_then(|t| t * times) };
     turned.map_err(doing("turn a factor of the adapter"))
+}
+
+/// A factor with its dimension `dim` filled up to `rank` with zeros.
+fn filled(factor: &Tensor, dim: usize, rank: usize) -> Result<Tensor> {
+    let has = factor.dims().get(dim).copied().unwrap_or(rank);
+    let filled = factor.pad_with_zeros(dim, 0, rank.saturating_sub(has));
+    filled.map_err(doing("fill up a factor of the adapter"))
 }
 
 /// `keys` name modules inside a layer, or by their whole path outside of the layers.

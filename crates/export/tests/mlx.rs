@@ -20,8 +20,12 @@ fn adapter(case: &str, model: &mut dyn CausalLm) -> Adapter {
     taper_peft::load(&golden("peft").join(case), model, LoadMode::Inference).unwrap()
 }
 
+fn ids() -> Vec<u32> {
+    (3..40).map(|i| i * 7 % 90).collect()
+}
+
 fn logits(model: &dyn CausalLm) -> Tensor {
-    let ids: Vec<u32> = (3..40).map(|i| i * 7 % 90).collect();
+    let ids = ids();
     let layout = SequenceLayout::single(ids.len());
     forward_logits(model, &ids, &mut ForwardContext::new(&layout)).unwrap()
 }
@@ -88,6 +92,39 @@ fn the_files_are_those_that_mlx_lm_loads() {
         assert!(off < 1e-5, "{}: off by {off}", layer.path);
     }
     assert_eq!(tensors.len(), 2 * ours.layers.len());
+    // It holds every tensor to the one rank of the configuration.
+    let rank = config["lora_parameters"]["rank"].as_u64().unwrap() as usize;
+    assert!(tensors.iter().all(|(name, t)| t.dims()[usize::from(name.ends_with("lora_a"))] == rank));
+    assert!(ours.layers.iter().any(|layer| layer.rank < rank));
+}
+
+/// Files for `tests/mlx_roundtrip.py`, which holds them to mlx-lm.
+#[test]
+#[ignore = "writes to $TAPER_MLX_OUT for tests/mlx_roundtrip.py"]
+fn write_adapters_for_mlx() {
+    let out =
+        std::path::PathBuf::from(std::env::var_os("TAPER_MLX_OUT").expect("set TAPER_MLX_OUT to a folder"));
+    for case in [
+        "lora_all",
+        "lora_default",
+        "rslora",
+        "lora_patterns",
+        "lora_layers",
+        "lora_qwen3",
+        "lora_tied",
+        "lora_gemma2",
+    ] {
+        let mut model = base_of(case);
+        let ours = adapter(case, model.as_mut());
+        let folder = write_mlx_adapter(&ours, &out.join(case)).unwrap();
+        let ids = Tensor::from_iter(ids().into_iter().map(i64::from), &candle_core::Device::Cpu).unwrap();
+        let expected =
+            std::collections::HashMap::from([("input_ids", ids), ("logits", logits(model.as_ref()))]);
+        candle_core::safetensors::save(&expected, folder.join("expected.safetensors")).unwrap();
+        let info = read_json(&golden("peft").join(case).join("golden.json"));
+        let base = fs_err::canonicalize(golden(info["base"].as_str().unwrap())).unwrap();
+        fs_err::write(folder.join("base.txt"), base.to_str().unwrap()).unwrap();
+    }
 }
 
 #[test]

@@ -7,7 +7,7 @@
 //! | vLLM | `lora/peft_helper.py`: r and lora_alpha of the whole file, rsLoRA honoured; DoRA and `modules_to_save` refused |
 //! | llama.cpp | `convert_lora_to_gguf.py`, `llama-adapter.cpp`: one alpha a file, divided by each tensor's rank |
 //! | Ollama | `convert_adapter.go`: as llama.cpp, for llama and gemma2 alone, alpha a whole number |
-//! | mlx-lm | `tuner/utils.py`: its own layout, one scale a file, any rank a tensor |
+//! | mlx-lm | `tuner/utils.py`: its own layout, one scale and one rank a file |
 
 use super::Inspection;
 use crate::foreign::Layout;

@@ -41,13 +41,19 @@ fn scaled(mut values: Vec<f32>) -> (Vec<f32>, f64) {
 mod tests {
     use super::*;
     use candle_core::{DType, Device};
+    use taper_kernels::rng::CounterRng;
 
     #[test]
     fn the_norm_is_that_of_the_formed_product() {
         let device = Device::Cpu;
         for (r, n_in, n_out, size) in [(1, 3, 5, 1.0), (4, 7, 2, 1e-6), (8, 33, 17, 1e10)] {
-            let a = Tensor::randn(0f32, 1.0, (r, n_in), &device).unwrap();
-            let b = (Tensor::randn(0f32, 1.0, (n_out, r), &device).unwrap() * size).unwrap();
+            let normal = |stream: u64, rows: usize, columns: usize| {
+                let mut values = vec![0f32; rows * columns];
+                CounterRng::new(3, stream).fill_normal(0, 1.0, &mut values);
+                Tensor::from_vec(values, (rows, columns), &device).unwrap()
+            };
+            let a = normal(1, r, n_in);
+            let b = (normal(2, n_out, r) * size).unwrap();
             let norm = delta_norm(&a, &b).unwrap().unwrap();
             let (a, b) = (a.to_dtype(DType::F64).unwrap(), b.to_dtype(DType::F64).unwrap());
             let product = b.matmul(&a).unwrap();

@@ -105,7 +105,7 @@ fn as_mlx(tensors: Named) -> Named {
 }
 
 /// As `mlx_lm.lora` writes it; the golden adapter has r 8, alpha 16 and so the scale 2.
-fn mlx_config(parameters: Value) -> Value {
+fn mlx_config(parameters: &Value) -> Value {
     json!({"fine_tune_type": "lora", "num_layers": 16, "model": "tiny", "lora_parameters": parameters, "iters": 100, "train": true})
 }
 
@@ -113,20 +113,20 @@ fn mlx_config(parameters: Value) -> Value {
 fn an_adapter_of_mlx_gives_the_logits_of_pefts() {
     let expected = golden_logits("lora_all", BASE);
     let parameters = json!({"rank": 8, "scale": 2.0, "dropout": 0.0, "keys": ["self_attn.q_proj"]});
-    let written = folder(MLX_FILE, as_mlx(tensors("lora_all")), &mlx_config(parameters));
+    let written = folder(MLX_FILE, as_mlx(tensors("lora_all")), &mlx_config(&parameters));
     assert_eq!(bits(&logits(written.path(), BASE, None)), bits(&expected));
     // An `alpha` beside it says nothing since mid-2024.
     let parameters = json!({"rank": 8, "alpha": 64, "scale": 2.0, "dropout": 0.0});
-    let written = folder(MLX_FILE, as_mlx(tensors("lora_all")), &mlx_config(parameters));
+    let written = folder(MLX_FILE, as_mlx(tensors("lora_all")), &mlx_config(&parameters));
     assert_eq!(bits(&logits(written.path(), BASE, None)), bits(&expected));
     // Another scale is another adapter.
     let parameters = json!({"rank": 8, "scale": 1.0});
-    let written = folder(MLX_FILE, as_mlx(tensors("lora_all")), &mlx_config(parameters));
+    let written = folder(MLX_FILE, as_mlx(tensors("lora_all")), &mlx_config(&parameters));
     assert!(furthest(&logits(written.path(), BASE, None), &expected) > 0.1);
     // Ranks are those of the tensors, and the scale stays.
     let parameters = json!({"rank": 3, "scale": 2.0});
     let mixed = tensors("lora_patterns");
-    let written = folder(MLX_FILE, as_mlx(mixed), &mlx_config(parameters));
+    let written = folder(MLX_FILE, as_mlx(mixed), &mlx_config(&parameters));
     let seen = inspect(written.path()).unwrap();
     let mut ranks: Vec<usize> = seen.modules.iter().filter_map(|m| m.rank).collect();
     ranks.sort_unstable();
@@ -134,6 +134,38 @@ fn an_adapter_of_mlx_gives_the_logits_of_pefts() {
     assert_eq!(ranks, [2, 4, 8, 16]);
     assert!(seen.modules.iter().all(|m| m.scale == Some(2.0)));
     load(written.path(), &mut *model(BASE), LoadMode::Inference).unwrap();
+}
+
+/// `tests/golden/mlx`: made, saved and read back by mlx-lm itself.
+#[test]
+fn adapters_that_mlx_lm_wrote_give_its_logits() {
+    for case in ["lora", "lora_keys", "dora"] {
+        let folder = golden(&format!("mlx/{case}"));
+        let expected =
+            candle_core::safetensors::load(folder.join("golden.safetensors"), &Device::Cpu).unwrap();
+        let ids: Vec<u32> =
+            expected["input_ids"].to_dtype(candle_core::DType::U32).unwrap().to_vec1().unwrap();
+        let mut model = model(BASE);
+        let outcome = load(&folder, &mut *model, LoadMode::Inference);
+        if case == "dora" {
+            let names: Vec<String> =
+                AdapterWeights::read(&folder).unwrap().iter().map(|(n, _)| n.to_owned()).collect();
+            assert_eq!(names.iter().filter(|n| n.ends_with(".lora_magnitude_vector")).count(), 4);
+            assert_eq!(inspect(&folder).unwrap().method, "DoRA");
+            // Where DoRA itself is not supported, it is refused by its key.
+            if let Err(error) = &outcome {
+                assert!(error.to_string().contains("use_dora"), "{error}");
+                continue;
+            }
+        }
+        outcome.unwrap();
+        let layout = taper_nn::SequenceLayout::single(ids.len());
+        let mut ctx = taper_nn::ForwardContext::new(&layout);
+        let given = taper_models::forward_logits(&*model, &ids, &mut ctx).unwrap();
+        let off = furthest(&given, &expected["logits"]);
+        println!("{case}: logits off by {off:e}");
+        assert!(off < 1e-4, "{case}: off by {off}");
+    }
 }
 
 #[test]
@@ -148,7 +180,7 @@ fn dora_of_mlx_has_pefts_names_and_configuration() {
             Tensor::ones(width, candle_core::DType::F32, &Device::Cpu).unwrap(),
         );
     }
-    let mut config = mlx_config(json!({"rank": 8, "scale": 2.0}));
+    let mut config = mlx_config(&json!({"rank": 8, "scale": 2.0}));
     config["fine_tune_type"] = "dora".into();
     let written = folder(MLX_FILE, all, &config);
     let file = AdapterFile::read(written.path()).unwrap();
@@ -179,17 +211,17 @@ fn what_mlx_leaves_open_or_cannot_be_read_is_refused_with_the_reason() {
     assert!(text.contains("whole weights"), "{text}");
     let mut extra = plain();
     extra.insert("model.norm.weight".into(), Tensor::ones(4, candle_core::DType::F32, &Device::Cpu).unwrap());
-    let text = told(MLX_FILE, extra, mlx_config(json!({"scale": 2.0})));
+    let text = told(MLX_FILE, extra, mlx_config(&json!({"scale": 2.0})));
     assert!(text.contains("`model.norm.weight` is no factor"), "{text}");
     let mut experts = plain();
     let stack = Tensor::ones((2, 3, 4), candle_core::DType::F32, &Device::Cpu).unwrap();
     experts.insert("model.layers.0.mlp.switch_mlp.gate_proj.lora_a".into(), stack);
-    assert!(told(MLX_FILE, experts, mlx_config(json!({"scale": 2.0}))).contains("experts"));
+    assert!(told(MLX_FILE, experts, mlx_config(&json!({"scale": 2.0}))).contains("experts"));
     let mut embedding = plain();
     let table = Tensor::ones((9, 2), candle_core::DType::F32, &Device::Cpu).unwrap();
     embedding.insert("model.embed_tokens.lora_a".into(), table);
-    assert!(told(MLX_FILE, embedding, mlx_config(json!({"scale": 2.0}))).contains("output head"));
-    let text = told(WEIGHTS_FILE, tensors("lora_all"), mlx_config(json!({"scale": 2.0})));
+    assert!(told(MLX_FILE, embedding, mlx_config(&json!({"scale": 2.0}))).contains("output head"));
+    let text = told(WEIGHTS_FILE, tensors("lora_all"), mlx_config(&json!({"scale": 2.0})));
     assert!(text.contains("named as PEFT names them"), "{text}");
     // Without anything older to be ambiguous, the older layout is read.
     let written = folder(MLX_FILE, plain(), &old(json!({"rank": 8, "alpha": 8, "scale": 2.0})));
