@@ -47,7 +47,7 @@ fn torchtune_heads(config: &ModelConfig) -> Option<HeadLayout> {
             query: config.num_attention_heads,
             key: config.num_key_value_heads,
         }),
-        ModelType::Qwen2 | ModelType::Qwen3 => Some(HeadLayout::Halves),
+        ModelType::Qwen2 => Some(HeadLayout::Halves),
         _ => None,
     }
 }

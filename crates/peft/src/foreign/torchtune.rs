@@ -4,7 +4,10 @@
 //! (1, D/2 + 1), …`. So the rows of `q_proj` and `k_proj` lie in another order: HF's row `h D + p D/2 + i` is torchtune's
 //! `h D + 2 i + p` (p in 0, 1). Of an adapter that moves the rows of B and of DoRA's magnitude, not A. torchtune's Qwen models turn halves, as HF
 //! does, and keep the order. Its trainer writes adapters in PEFT's format too; what is native is the pickle beside it, which is read
-//! once it has been saved as safetensors. Source: torchtune `models/convert_weights.py` (`_FROM_HF`, `tune_to_peft_adapter_weights`).
+//! once it has been saved as safetensors. Source: torchtune 0.6.1 `models/convert_weights.py` (`_FROM_HF`, `tune_to_peft_adapter_weights`).
+//!
+//! By reading its source, what its trainer writes as PEFT is off in two cases, and nothing in the file shows it: rows of query and key are
+//! reordered for Qwen 2 too, whose base it does not reorder, and those of DoRA's magnitude are not reordered for the others.
 
 use crate::{Error, PREFIX, Result};
 use candle_core::Tensor;

@@ -182,7 +182,8 @@ fn taper(adapter: &Inspection) -> Consumer {
     let mut case = Case::new("taper");
     case.refusals.extend(adapter.refused.iter().cloned());
     if adapter.layout_kind == Layout::Torchtune {
-        case.remarks.push("over Llama, Mistral, Gemma and Qwen bases, whose order of rows is known".into());
+        case.remarks
+            .push("over Llama, Mistral, Gemma 2 and Qwen 2 bases, whose order of rows is known".into());
     }
     case.close()
 }

@@ -262,6 +262,25 @@ fn as_torchtune(tensors: Named, heads: Option<(usize, usize)>) -> Named {
         .collect()
 }
 
+/// `tests/golden/torchtune`: torchtune's own conversion of its names and rows.
+#[test]
+fn torchtunes_names_and_rows_become_what_its_own_converter_makes_of_them() {
+    let folder = golden("torchtune");
+    let expected = candle_core::safetensors::load(folder.join("peft.safetensors"), &Device::Cpu).unwrap();
+    let heads = HeadLayout::Interleaved { query: 4, key: 2 };
+    let file = AdapterFile::read(&folder).unwrap();
+    assert_eq!(file.layout, Layout::Torchtune);
+    let weights = file.into_weights(Some(heads)).unwrap();
+    assert_eq!(weights.iter().count(), expected.len());
+    for (name, tensor) in weights.iter() {
+        assert_eq!(tensor.dims(), expected[name].dims(), "{name}");
+        assert_eq!(bits(tensor), bits(&expected[name]), "{name}");
+    }
+    let mut model = model(BASE);
+    let adapter = load_for(&folder, &mut *model, LoadMode::Inference, Some(heads)).unwrap();
+    assert!(adapter.layers.len() == 14 && adapter.layers.iter().all(|layer| layer.scale == 2.0));
+}
+
 #[test]
 fn an_adapter_of_torchtune_gives_the_logits_of_pefts() {
     let expected = golden_logits("lora_all", BASE);
