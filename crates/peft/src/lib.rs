@@ -24,7 +24,7 @@ pub use attach::{AdaptedLayer, Adapter, attach, merged_weight};
 pub use config::{Bias, InitLoraWeights, LoraConfig};
 pub use error::{Error, Result};
 pub use files::{AdapterWeights, CONFIG_FILE, LoadMode, WEIGHTS_FILE, load, load_for};
-pub use foreign::{AdapterFile, HeadLayout, Layout};
+pub use foreign::{AdapterFile, HeadLayout, Layout, NameChange};
 pub use inspect::{Consumer, InspectedModule, Inspection, Verdict, inspect};
 pub use lora::LoraLayer;
 pub use modules::{ModuleKind, ModuleShape, TrainedModule, TrainedParameter, inventory, trained_modules};

@@ -22,6 +22,7 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use taper_hub::safetensors::Header;
 
+pub use names::NameChange;
 pub use torchtune::HeadLayout;
 pub(crate) use {config::peft_text, mlx::MLX_WEIGHTS, names::parameter_of};
 
@@ -54,8 +55,8 @@ pub struct AdapterFile {
     pub path: PathBuf,
     /// In which layout it is.
     pub layout: Layout,
-    /// What was changed in its names, for people.
-    pub notes: Vec<String>,
+    /// What was unusual in its names.
+    pub changes: Vec<NameChange>,
     /// Under PEFT's names, in PEFT's shapes; rows of query and key are still torchtune's where the layout is.
     pub(crate) tensors: BTreeMap<String, Tensor>,
 }
@@ -94,12 +95,12 @@ fn weights_path(folder: &Path) -> Result<PathBuf> {
 /// Bring tensors into PEFT's names and shapes, whatever names they have.
 pub(crate) fn translate(path: PathBuf, found: BTreeMap<String, Tensor>) -> Result<AdapterFile> {
     let layout = layout_of(&path, found.keys().map(String::as_str))?;
-    let (tensors, notes) = match layout {
+    let (tensors, changes) = match layout {
         Layout::Peft => names::to_peft(&path, found)?,
         Layout::Mlx => (mlx::to_peft(&path, found)?, Vec::new()),
         Layout::Torchtune => (torchtune::to_peft(&path, found)?, Vec::new()),
     };
-    Ok(AdapterFile { path, layout, notes, tensors })
+    Ok(AdapterFile { path, layout, changes, tensors })
 }
 
 /// The layout that all names agree on.

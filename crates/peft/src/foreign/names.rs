@@ -7,6 +7,7 @@
 use crate::{Error, PREFIX, Result};
 use candle_core::Tensor;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::path::Path;
 use taper_diagnostics::list_names;
 
@@ -16,6 +17,44 @@ const WRAPPERS: [(&str, &str); 3] = [
     ("_checkpoint_wrapped_module", "activation checkpointing"),
     ("_fsdp_wrapped_module", "FSDP"),
 ];
+
+/// What was unusual in the names of an adapter's tensors and was taken out of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum NameChange {
+    /// Segments of a wrapper, named here, in the paths.
+    Wrapper(&'static str),
+    /// `module.` in front.
+    DataParallel,
+    /// The prefix more than once.
+    Doubled,
+    /// No prefix.
+    Unprefixed,
+    /// The adapter's name behind its parameters.
+    AdapterName(String),
+    /// Modules that were trained in full, beside the base's own copies, as they lie in memory.
+    InMemory {
+        /// Copies that were left out.
+        copies: usize,
+    },
+}
+
+impl fmt::Display for NameChange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Wrapper(who) => write!(f, "names had segments of {who} in them"),
+            Self::DataParallel => {
+                f.write_str("names began with `module.`, as DistributedDataParallel leaves them")
+            }
+            Self::Doubled => write!(f, "names began with `{PREFIX}` twice"),
+            Self::Unprefixed => write!(f, "names had no prefix `{PREFIX}`"),
+            Self::AdapterName(name) => write!(f, "names held that of the adapter, `{name}`"),
+            Self::InMemory { copies } => write!(
+                f,
+                "modules trained in full were named as in memory; {copies} copies of the base's own tensors were left out"
+            ),
+        }
+    }
+}
 
 /// What comes behind the parameter of an adapter, without the adapter's name.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -70,7 +109,7 @@ pub(crate) fn parameter_of(name: &str) -> Option<&'static str> {
 pub(super) fn to_peft(
     path: &Path,
     found: BTreeMap<String, Tensor>,
-) -> Result<(BTreeMap<String, Tensor>, Vec<String>)> {
+) -> Result<(BTreeMap<String, Tensor>, Vec<NameChange>)> {
     let mut changes = Changes::default();
     let mut renamed: Vec<(String, String, Tensor)> = Vec::with_capacity(found.len());
     for (name, tensor) in found {
@@ -114,7 +153,7 @@ pub(super) fn to_peft(
             remedy: "save the adapter again with PEFT's `save_pretrained`".into(),
         });
     }
-    Ok((tensors, changes.notes()))
+    Ok((tensors, changes.list()))
 }
 
 /// What was found in names and taken out of them.
@@ -125,6 +164,7 @@ struct Changes {
     data_parallel: bool,
     doubled: bool,
     adapters: BTreeSet<String>,
+    in_memory: bool,
     originals: usize,
 }
 
@@ -184,32 +224,22 @@ impl Changes {
                 segments.pop();
             }
             Some(Tail::Module) => {
+                self.in_memory = true;
                 segments.remove(at);
             }
             _ => {}
         }
     }
 
-    fn notes(self) -> Vec<String> {
-        let mut notes: Vec<String> =
-            self.wrappers.iter().map(|who| format!("names had segments of {who} in them")).collect();
-        if self.data_parallel {
-            notes.push("names began with `module.`, as DistributedDataParallel leaves them".into());
-        }
-        if self.doubled {
-            notes.push(format!("names began with `{PREFIX}` twice"));
-        }
-        if self.unprefixed {
-            notes.push(format!("names had no prefix `{PREFIX}`"));
-        }
-        notes.extend(self.adapters.iter().map(|name| format!("names held that of the adapter, `{name}`")));
-        if self.originals > 0 {
-            notes.push(format!(
-                "{} of the base's own tensors (`original_module`) were left out: the adapter replaces them",
-                self.originals
-            ));
-        }
-        notes
+    fn list(self) -> Vec<NameChange> {
+        let mut list: Vec<NameChange> = self.wrappers.iter().map(|who| NameChange::Wrapper(who)).collect();
+        list.extend(self.data_parallel.then_some(NameChange::DataParallel));
+        list.extend(self.doubled.then_some(NameChange::Doubled));
+        list.extend(self.unprefixed.then_some(NameChange::Unprefixed));
+        list.extend(self.adapters.into_iter().map(NameChange::AdapterName));
+        let in_memory = self.in_memory || self.originals > 0;
+        list.extend(in_memory.then_some(NameChange::InMemory { copies: self.originals }));
+        list
     }
 }
 
@@ -221,7 +251,7 @@ mod tests {
 
     const A: &str = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight";
 
-    fn renamed(names: &[&str]) -> Result<(Vec<String>, Vec<String>)> {
+    fn renamed(names: &[&str]) -> Result<(Vec<String>, Vec<NameChange>)> {
         let zero = Tensor::zeros(1, DType::F32, &Device::Cpu).unwrap();
         let found = names.iter().map(|name| ((*name).to_owned(), zero.clone())).collect();
         let (tensors, notes) = to_peft(Path::new("x.safetensors"), found)?;
@@ -290,7 +320,7 @@ mod tests {
         ])
         .unwrap();
         assert_eq!(names, [format!("{head}.weight")]);
-        assert!(notes.iter().any(|n| n.contains("original_module")), "{notes:?}");
+        assert!(notes.contains(&NameChange::InMemory { copies: 1 }), "{notes:?}");
     }
 
     #[test]

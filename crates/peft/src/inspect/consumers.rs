@@ -2,15 +2,15 @@
 //!
 //! | consumer | read in its source |
 //! | --- | --- |
-//! | PEFT 0.21 | `peft_model.py`, `save_and_load.py`: keys that it does not find are left as they are, with a warning |
-//! | transformers 5 | `integrations/peft.py`: PEFT's methods but those of prompts |
+//! | PEFT 0.21 | keys that it does not find are left as they are, with a warning; which names it takes was tried |
+//! | transformers 5.23 | `integrations/peft.py`; tried on adapters of PEFT: DoRA's magnitudes do not arrive, VeRA and prompts are refused |
 //! | vLLM | `lora/peft_helper.py`: r and lora_alpha of the whole file, rsLoRA honoured; DoRA and `modules_to_save` refused |
 //! | llama.cpp | `convert_lora_to_gguf.py`, `llama-adapter.cpp`: one alpha a file, divided by each tensor's rank |
 //! | Ollama | `convert_adapter.go`: as llama.cpp, for llama and gemma2 alone, alpha a whole number |
 //! | mlx-lm | `tuner/utils.py`: its own layout, one scale and one rank a file |
 
 use super::Inspection;
-use crate::foreign::Layout;
+use crate::foreign::{Layout, NameChange};
 use serde::Serialize;
 use serde_json::Value;
 use std::fmt;
@@ -76,7 +76,7 @@ impl Case {
 /// The table.
 pub(super) fn consumers(adapter: &Inspection) -> Vec<Consumer> {
     vec![
-        peft(adapter, "PEFT"),
+        peft(adapter),
         transformers(adapter),
         vllm(adapter),
         llama_cpp(adapter),
@@ -86,32 +86,49 @@ pub(super) fn consumers(adapter: &Inspection) -> Vec<Consumer> {
     ]
 }
 
-fn peft(adapter: &Inspection, name: &'static str) -> Consumer {
-    let mut case = Case::new(name);
-    peft_layout(adapter, &mut case);
+fn peft(adapter: &Inspection) -> Consumer {
+    let mut case = Case::new("PEFT");
+    layout(adapter, &mut case);
+    names(adapter, &mut case, |change| matches!(change, NameChange::AdapterName(_)));
     case.close()
-}
-
-/// Whoever reads PEFT's files reads only those.
-fn peft_layout(adapter: &Inspection, case: &mut Case) {
-    if adapter.layout_kind != Layout::Peft {
-        case.refusals.push(format!("the file is in {}'s layout; export it as `peft`", adapter.layout));
-    } else if !adapter.notes.is_empty() {
-        case.losses.push(
-            "the names of the tensors are not PEFT's, so that none is found and the adapter does nothing; save it again here"
-                .into(),
-        );
-    }
 }
 
 fn transformers(adapter: &Inspection) -> Consumer {
     let mut case = Case::new("transformers");
-    peft_layout(adapter, &mut case);
+    layout(adapter, &mut case);
+    names(adapter, &mut case, |change| matches!(change, NameChange::Unprefixed | NameChange::Doubled));
     let kind = adapter.config.get("peft_type").and_then(Value::as_str).unwrap_or("");
-    if ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING"].contains(&kind) {
-        case.refusals.push("methods of prompts cannot be injected into a model".into());
+    if ["PROMPT_TUNING", "PREFIX_TUNING", "P_TUNING", "VERA"].contains(&kind) {
+        case.refusals.push(format!("{} cannot be injected into a model", adapter.method));
+    }
+    if is(adapter, "use_dora") {
+        case.losses.push("DoRA's magnitudes do not arrive: load it through PEFT's `PeftModel`".into());
     }
     case.close()
+}
+
+/// Whoever reads PEFT's files reads only those.
+fn layout(adapter: &Inspection, case: &mut Case) {
+    if adapter.layout_kind != Layout::Peft {
+        case.refusals.push(format!("the file is in {}'s layout; export it as `peft`", adapter.layout));
+    }
+}
+
+/// Names that a consumer does not look for: it finds nothing, and the adapter does nothing.
+fn names(adapter: &Inspection, case: &mut Case, takes: impl Fn(&NameChange) -> bool) {
+    if adapter.changes.iter().any(|change| !takes(change)) {
+        case.losses.push(
+            "the tensors are not named as it looks for them, so that the adapter does nothing; save it again here".into(),
+        );
+    }
+}
+
+/// Tools that take PEFT's names alone.
+fn peft_layout(adapter: &Inspection, case: &mut Case) {
+    layout(adapter, case);
+    if !adapter.changes.is_empty() {
+        case.refusals.push("its tensors are not named as PEFT names them; save it again here".into());
+    }
 }
 
 fn vllm(adapter: &Inspection) -> Consumer {

@@ -6,7 +6,7 @@
 mod consumers;
 mod measure;
 
-use crate::foreign::{AdapterFile, Layout, misfit};
+use crate::foreign::{AdapterFile, Layout, NameChange, misfit};
 use crate::sizes::Sizes;
 use crate::{CONFIG_FILE, Error, LoraConfig, PREFIX, Result, foreign};
 use candle_core::Tensor;
@@ -81,6 +81,8 @@ pub struct Inspection {
     config: Map<String, Value>,
     #[serde(skip)]
     layout_kind: Layout,
+    #[serde(skip)]
+    changes: Vec<NameChange>,
 }
 
 /// Look into an adapter's folder. A method that cannot be loaded is described all the same.
@@ -117,11 +119,12 @@ pub fn inspect(folder: &Path) -> Result<Inspection> {
         parameters: file.tensors.values().map(Tensor::elem_count).sum(),
         modules,
         whole,
-        notes: file.notes,
+        notes: file.changes.iter().map(NameChange::to_string).collect(),
         refused,
         consumers: Vec::new(),
         config,
         layout_kind: file.layout,
+        changes: file.changes,
     };
     inspection.consumers = consumers::consumers(&inspection);
     Ok(inspection)
