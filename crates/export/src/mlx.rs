@@ -25,6 +25,12 @@ const WEIGHTS: &str = "adapters.safetensors";
 /// [`Error::NotInMlx`] for what the layout cannot say (modules trained in full, biases, experts, embeddings, other methods), or when the
 /// disk fails.
 pub fn write_mlx_adapter(adapter: &Adapter, folder: &Path) -> Result<PathBuf> {
+    if adapter.has_beginning() {
+        return Err(not_in_mlx(
+            "lora_A",
+            "its beginning was taken off the base's weights: save it, and write what is loaded again",
+        ));
+    }
     let scale = commonest_scale(&adapter.layers)?;
     let scales: BTreeMap<&str, f64> = adapter.layers.iter().map(|l| (l.path.as_str(), l.scale)).collect();
     let rank = adapter.layers.iter().map(|layer| layer.rank).max().unwrap_or(0);

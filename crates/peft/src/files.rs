@@ -1,13 +1,13 @@
 //! `adapter_model.safetensors` and `adapter_config.json`, as PEFT writes and reads them.
 
-use crate::attach::apply;
+use crate::attach::{Values, apply};
 use crate::error::doing;
 use crate::foreign::folder::absent;
 use crate::foreign::{AdapterFile, HeadLayout, misfit};
 use crate::modules::{TrainedParameter, inventory};
 use crate::plan::{Author, Plan, plan};
 use crate::sizes::Sizes;
-use crate::{Adapter, Error, LoraConfig, Result};
+use crate::{Adapter, Error, InitLoraWeights, LoraConfig, Result};
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -87,18 +87,75 @@ impl AdapterWeights {
     }
 }
 
+/// Put an adapter that is at hand on `model`, as [`load`] does one from a folder.
+///
+/// # Errors
+/// When it does not fit the model; the model is then as it was.
+pub fn load_parts(
+    config: &LoraConfig,
+    weights: AdapterWeights,
+    model: &mut dyn VisitModules,
+    mode: LoadMode,
+) -> Result<Adapter> {
+    put_on(config, weights, Path::new(WEIGHTS_FILE), model, mode)
+}
+
 impl Adapter {
-    /// Write the adapter to `folder` as PEFT would: both files whole, or as they were (invariant 9).
+    /// Write the adapter to `folder` as PEFT would: both files whole, or as they were (invariant 9). One whose beginning was taken off the base
+    /// (PiSSA, OLoRA, LoftQ) is written as plain LoRA of twice the rank over the base as it was: `B A - B0 A0 = [B, -B0] [A; A0]`.
     ///
     /// # Errors
     /// When the disk fails, a value is not finite, or the patterns mean something else once they are sorted.
     pub fn save(&self, folder: &Path) -> Result<()> {
+        if self.beginnings.is_empty() {
+            return self.save_state(folder);
+        }
+        let (config, weights) = self.over_the_base()?;
+        write_files(folder, &config, &weights)
+    }
+
+    /// The same without that conversion, for training to go on from.
+    ///
+    /// # Errors
+    /// As [`Self::save`].
+    pub fn save_state(&self, folder: &Path) -> Result<()> {
         let config = LoraConfig { inference_mode: true, ..self.config.clone() };
         self.patterns_survive_sorting(&config)?;
-        let bytes = self.weights().to_bytes()?;
-        let named = |source| Error::Write { folder: folder.to_owned(), source };
-        write_bytes_atomically(&folder.join(WEIGHTS_FILE), &bytes).map_err(named)?;
-        write_bytes_atomically(&folder.join(CONFIG_FILE), config.to_json().as_bytes()).map_err(named)
+        write_files(folder, &config, &self.weights())
+    }
+
+    /// Whether its tensors are meant over other weights than the base's files hold (PiSSA, OLoRA, LoftQ), until [`Self::save`] converts them.
+    pub fn has_beginning(&self) -> bool {
+        !self.beginnings.is_empty()
+    }
+
+    fn over_the_base(&self) -> Result<(LoraConfig, AdapterWeights)> {
+        let mut weights = self.weights();
+        for (path, (a0, b0)) in &self.beginnings {
+            let names = ["lora_A", "lora_B"].map(|name| format!("{}{path}.{name}.weight", crate::PREFIX));
+            let joined = || -> candle_core::Result<[Tensor; 2]> {
+                let (a, b) = (&weights.tensors[&names[0]], &weights.tensors[&names[1]]);
+                Ok([Tensor::cat(&[a, a0], 0)?.contiguous()?, Tensor::cat(&[b, &b0.neg()?], 1)?.contiguous()?])
+            };
+            let joined = joined().map_err(doing("join an adapter and its beginning"))?;
+            names
+                .into_iter()
+                .zip(joined)
+                .for_each(|(name, tensor)| drop(weights.tensors.insert(name, tensor)));
+        }
+        // Twice the rank under the same scale.
+        let factor = if self.config.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+        let config = LoraConfig {
+            inference_mode: true,
+            init_lora_weights: InitLoraWeights::Default,
+            r: 2 * self.config.r,
+            lora_alpha: factor * self.config.lora_alpha,
+            rank_pattern: self.config.rank_pattern.iter().map(|(k, r)| (k.clone(), 2 * r)).collect(),
+            alpha_pattern: self.config.alpha_pattern.iter().map(|(k, a)| (k.clone(), factor * a)).collect(),
+            ..self.config.clone()
+        };
+        self.patterns_survive_sorting(&self.config)?;
+        Ok((config, weights))
     }
 
     /// The first matching pattern counts and files have their keys sorted, so an order that matters cannot be saved.
@@ -117,6 +174,17 @@ impl Adapter {
         }
         Ok(())
     }
+}
+
+/// Write an adapter's two files to `folder`, each whole, or as it was.
+///
+/// # Errors
+/// When the disk fails or a value is not finite.
+pub fn write_files(folder: &Path, config: &LoraConfig, weights: &AdapterWeights) -> Result<()> {
+    let bytes = weights.to_bytes()?;
+    let named = |source| Error::Write { folder: folder.to_owned(), source };
+    write_bytes_atomically(&folder.join(WEIGHTS_FILE), &bytes).map_err(named)?;
+    write_bytes_atomically(&folder.join(CONFIG_FILE), config.to_json().as_bytes()).map_err(named)
 }
 
 /// Put the adapter in `folder` on `model`. Every tensor of the file is used, and none is missing.
@@ -153,27 +221,39 @@ pub fn load_for(
     let file = AdapterFile::read(folder)?;
     let path = file.path.clone();
     let weights = file.into_weights(heads)?;
+    put_on(&config, weights, &path, model, mode)
+}
+
+/// Put an adapter of these parts on `model`; `path` is where its tensors are from.
+fn put_on(
+    config: &LoraConfig,
+    weights: AdapterWeights,
+    path: &Path,
+    model: &mut dyn VisitModules,
+    mode: LoadMode,
+) -> Result<Adapter> {
     let modules = inventory(model)?;
     let paths = modules.iter().map(|m| m.path.as_str()).collect();
-    let plan = plan(&config, &modules, None, Author::File).map_err(|error| match error {
+    let plan = plan(config, &modules, None, Author::File).map_err(|error| match error {
         // Where the base has none of the modules, their names say more than the targets.
         Error::NoTargets { .. } => {
             let names: Vec<String> = weights.tensors.keys().cloned().collect();
             let base = config.base_model_name_or_path.as_deref();
-            misfit::no_module(&path, &names, &paths, base).unwrap_or(error)
+            misfit::no_module(path, &names, &paths, base).unwrap_or(error)
         }
         other => other,
     })?;
-    fits(&plan, &weights, &path, &paths)?;
-    apply(model, &plan, weights.tensors, mode)
+    fits(&plan, &weights, path, &paths)?;
+    apply(model, &plan, Values::Read(weights.tensors), mode)
 }
 
 /// Every tensor is expected, every expected tensor is there, and the shapes agree.
 fn fits(plan: &Plan, weights: &AdapterWeights, path: &Path, paths: &BTreeSet<&str>) -> Result<()> {
     let base = plan.config.base_model_name_or_path.as_deref();
     let slots: BTreeMap<&str, &TrainedParameter> = plan.slots().map(|s| (s.name.as_str(), s)).collect();
-    let names: Vec<String> =
-        weights.tensors.keys().filter(|n| !slots.contains_key(n.as_str())).cloned().collect();
+    let optional = plan.optional();
+    let known = |name: &str| slots.contains_key(name) || optional.iter().any(|slot| slot.name == name);
+    let names: Vec<String> = weights.tensors.keys().filter(|n| !known(n)).cloned().collect();
     if !names.is_empty() {
         return Err(misfit::other_method(path, &names)
             .or_else(|| misfit::no_module(path, &names, paths, base))
@@ -184,6 +264,7 @@ fn fits(plan: &Plan, weights: &AdapterWeights, path: &Path, paths: &BTreeSet<&st
     if !names.is_empty() {
         return Err(Error::MissingTensors { path: path.to_owned(), names });
     }
+    let slots = plan.slots().chain(&optional).map(|s| (s.name.as_str(), s)).collect();
     let misfit = misfit::unexplained_ranks(path, &slots, weights, plan.config.r)
         .or_else(|| misfit::other_widths(path, &slots, weights, base));
     misfit.map_or(Ok(()), Err)
@@ -321,9 +402,8 @@ mod tests {
         let text = told(load_files(CONFIG, pointer));
         assert!(text.contains("git-lfs pointer") && text.contains("git lfs pull"), "{text}");
         assert!(told(load_files(CONFIG, &sound[..sound.len() - 4])).contains("cannot be read"));
-        assert!(
-            told(load_files("{\"peft_type\": \"LORA\", \"use_dora\": true}", &sound)).contains("use_dora")
-        );
+        let unsupported = "{\"peft_type\": \"LORA\", \"use_qalora\": true}";
+        assert!(told(load_files(unsupported, &sound)).contains("use_qalora"));
     }
 
     #[test]

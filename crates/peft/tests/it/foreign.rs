@@ -401,7 +401,7 @@ fn tensors_of_another_method_are_named() {
 fn folders_that_are_no_adapter_say_what_they_are() {
     assert!(told_of(&golden(BASE), BASE).contains("folder of a model"));
     let text = told_of(&golden("peft"), BASE);
-    assert!(text.contains("adapters inside it") && text.contains("lora_all"), "{text}");
+    assert!(text.contains("adapters inside it") && text.contains("peft/dora"), "{text}");
     let text = told_of(&golden("peft/lora_all").join(WEIGHTS_FILE), BASE);
     assert!(text.contains("an adapter is a folder"), "{text}");
     let error = load(Path::new("nowhere"), &mut *model(BASE), LoadMode::Inference).unwrap_err();

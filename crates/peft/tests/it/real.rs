@@ -33,9 +33,8 @@ fn real_configurations_are_read_or_refused_by_the_right_name() {
         let path = entry.unwrap().path();
         let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
         let expected: &[&str] = match name.as_str() {
-            n if !n.starts_with("lora__") => &["peft_type"],
+            n if n.starts_with("trainable_tokens") => &["peft_type"],
             n if n.ends_with("bdlora") => &["use_bdlora"],
-            n if n.ends_with("dora") => &["use_dora"],
             n if n.ends_with("kasa") => &["kasa_config"],
             n if n.ends_with("mica") => &["init_lora_weights"],
             _ => &[],
