@@ -45,6 +45,38 @@ def safetensors():
     write("safetensors", "index_outside", {"weight_map": {"a": "../a.safetensors"}})
 
 
+def adapter():
+    q, v = "model.layers.0.self_attn.q_proj", "model.layers.1.self_attn.v_proj"
+    lora = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj", "v_proj"]}
+    pair = lambda path, r, n_in, n_out: {f"{path}.lora_A.weight": [r, n_in], f"{path}.lora_B.weight": [n_out, r]}
+    peft = {f"base_model.model.{k}": s for part in (pair(q, 2, 4, 4), pair("model.layers.1.self_attn.q_proj", 2, 4, 4),
+            pair("model.layers.0.self_attn.v_proj", 2, 4, 2), pair(v, 2, 4, 2)) for k, s in part.items()}
+    renamed = lambda change: {change(k): s for k, s in peft.items()}
+    mlx = {"model.layers.0.self_attn.q_proj.lora_a": [4, 2], "model.layers.0.self_attn.q_proj.lora_b": [2, 4]}
+    tune = {"layers.0.attn.q_proj.lora_a.weight": [2, 4], "layers.0.attn.q_proj.lora_b.weight": [4, 2]}
+    say = lambda name, config, tensors, mlx=False: write("adapter", name, {"config": config, "mlx": mlx, "tensors": tensors})
+    say("peft", lora, peft)
+    say("default_in_names", lora, renamed(lambda k: k.replace(".weight", ".default.weight")))
+    say("no_prefix", lora, renamed(lambda k: k.removeprefix("base_model.model.")))
+    say("compiled", lora, renamed(lambda k: "_orig_mod.module." + k))
+    say("two_adapters", lora, {**renamed(lambda k: k.replace(".weight", ".a.weight")), **renamed(lambda k: k.replace(".weight", ".b.weight"))})
+    say("other_rank", {**lora, "r": 3}, peft)
+    say("scalar", lora, {**peft, "base_model.model.lm_head.lora_A.weight": []})
+    say("no_values", lora, {**peft, "base_model.model.lm_head.lora_A.weight": [0, 4], "base_model.model.lm_head.lora_B.weight": [4, 0]})
+    say("mlx", {"fine_tune_type": "lora", "num_layers": 2, "lora_parameters": {"rank": 2, "scale": 2.0}}, mlx, True)
+    say("mlx_dora", {"fine_tune_type": "dora", "lora_parameters": {"scale": 2.0}}, {**mlx, "model.layers.0.self_attn.q_proj.m": [4]}, True)
+    say("mlx_two_ways", {"lora_layers": 2, "lora_parameters": {"rank": 2, "alpha": 16, "scale": 2.0}}, mlx, True)
+    say("mlx_negative", {"num_layers": -1, "lora_parameters": {"scale": -1e308}}, mlx, True)
+    say("mlx_flat", {"num_layers": 2, "lora_parameters": {"scale": 2.0}}, {"x.lora_a": [3], "x.lora_b": []}, True)
+    say("torchtune", {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj", "output_proj"]}, tune)
+    say("torchtune_odd_rows", {"r": 2, "lora_alpha": 4, "target_modules": ["q_proj"]}, {**tune, "layers.0.attn.q_proj.lora_b.weight": [3, 2]})
+    say("mixed", lora, {**peft, **mlx})
+    say("old", {**lora, "enable_lora": None, "merge_weights": False, "fan_in_fan_out": True}, peft)
+    say("merged_linear", {**lora, "enable_lora": [True, False]}, peft)
+    write("adapter", "raw", json.dumps(lora).encode() + b"\n=====\n" + struct.pack("<Q", 2) + b"{}")
+    write("adapter", "cut", json.dumps(lora).encode() + b"\n=====\n" + struct.pack("<Q", 400) + b'{"a":')
+
+
 def adapter_config():
     for folder in ["lora_all", "lora_all_linear", "lora_bias", "lora_layers", "lora_exclude", "lora_modules_to_save", "lora_patterns", "rslora"]:
         config = json.loads((GOLDEN / "peft" / folder / "adapter_config.json").read_text())
@@ -206,5 +238,5 @@ def gguf():
 
 
 if __name__ == "__main__":
-    for make in [safetensors, adapter_config, config, template, tokenizer, gguf]:
+    for make in [safetensors, adapter, adapter_config, config, template, tokenizer, gguf]:
         make()

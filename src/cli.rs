@@ -40,6 +40,35 @@ how far its predictions are, and which share of the adapter's gain on the loss i
 A merged model is written matrix by matrix: that takes the memory of the largest one. For its
 proof it is loaded, or read from the disk where it is larger than the memory that is free.";
 
+const ADAPTER_HELP: &str = "\
+Examples:
+  taper adapter show runs/my/adapter
+  taper adapter check lora-from-the-hub --base models/llama --prompt 'Hello'
+
+An adapter is a folder as PEFT, mlx-lm or torchtune write it.";
+
+const SHOW_HELP: &str = "\
+Example:
+  taper adapter show runs/my/adapter --json
+
+Reads the adapter's two files alone. The table at the end tells for PEFT, transformers, vLLM,
+llama.cpp, Ollama, MLX and taper what each would scale wrongly, drop or refuse.";
+
+const COMBINE_HELP: &str = "\
+Examples:
+  taper adapter combine runs/a/adapter=0.7 runs/b/adapter=0.3 --out both
+  taper adapter combine runs/a/adapter runs/b/adapter --combination-type ties --density 0.5 --out both
+
+`cat` is the weighted sum of the deltas, exactly, with the ranks added up; `svd` cuts it to a rank. The other
+types are PEFT's of the same names. Adapters that have more than A and B are refused.";
+
+const CHECK_HELP: &str = "\
+Example:
+  taper adapter check runs/my/adapter --base models/tiny --prompt 'Where is my order?'
+
+Exit codes: 0 when the adapter fits and moves the logits; 100 when it loads but moves nothing, or
+makes logits that are NaN or infinite; 2 when it cannot be used on this base.";
+
 /// Fine-tune small language models from JSONL by a recipe, prove the adapter, export it, generate with it.
 #[derive(Debug, Parser)]
 #[command(name = "taper", version, after_help = AFTER_HELP, max_term_width = 110)]
@@ -69,6 +98,12 @@ pub(crate) enum Verb {
     Generate(GenerateArgs),
     /// Chat in the terminal
     Chat(ChatArgs),
+    /// Look at an adapter, whoever wrote it: what it is, whether it works on a base
+    #[command(after_help = ADAPTER_HELP)]
+    Adapter {
+        #[command(subcommand)]
+        verb: AdapterVerb,
+    },
     /// The built-in recipes
     Recipe {
         #[command(subcommand)]
@@ -176,6 +211,26 @@ pub(crate) struct ExportArgs {
     pub(crate) force: bool,
 }
 
+/// An adapter's folder, and how much of it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct WeightedFolder {
+    pub(crate) folder: PathBuf,
+    pub(crate) weight: f64,
+}
+
+/// `DIR` or `DIR=WEIGHT`; what follows a last `=` and is no number belongs to the folder's name.
+fn weighted_folder(text: &str) -> Result<WeightedFolder, String> {
+    if let Some((folder, weight)) = text.rsplit_once('=')
+        && let Ok(weight) = weight.parse::<f64>()
+    {
+        if !weight.is_finite() || folder.is_empty() {
+            return Err("expected a folder and a weight, as runs/my/adapter=0.5".to_owned());
+        }
+        return Ok(WeightedFolder { folder: folder.into(), weight });
+    }
+    Ok(WeightedFolder { folder: text.into(), weight: 1.0 })
+}
+
 /// A model, perhaps with an adapter.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ModelArgs {
@@ -184,9 +239,9 @@ pub(crate) struct ModelArgs {
     pub(crate) model: String,
     #[command(flatten)]
     pub(crate) quantize: QuantizeArgs,
-    /// A folder with a LoRA in PEFT's format
-    #[arg(long, value_name = "DIR")]
-    pub(crate) adapter: Option<PathBuf>,
+    /// A folder with an adapter, as PEFT, mlx-lm or torchtune write it; may be given several times, each with a weight: their deltas are summed
+    #[arg(long, value_name = "DIR[=WEIGHT]", value_parser = weighted_folder)]
+    pub(crate) adapter: Vec<WeightedFolder>,
     /// Use the adapter even where its taper.json says that it was trained over another base, tokenizer or chat template
     #[arg(long, requires = "adapter")]
     pub(crate) force: bool,
@@ -259,6 +314,79 @@ pub(crate) struct ChatArgs {
     pub(crate) system: Option<String>,
     #[command(flatten)]
     pub(crate) sampling: SamplingArgs,
+}
+
+/// What to ask of an adapter.
+#[derive(Debug, Clone, Subcommand)]
+pub(crate) enum AdapterVerb {
+    /// Tell what it is: method, base, ranks, scale, norms, and what would be lost where; loads no base
+    Show(AdapterShowArgs),
+    /// Load it on a base and tell whether it fits and moves the logits
+    Check(AdapterCheckArgs),
+    /// Make one adapter of several, weighted
+    Combine(AdapterCombineArgs),
+}
+
+/// Adapters to combine.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = COMBINE_HELP)]
+pub(crate) struct AdapterCombineArgs {
+    /// The adapters' folders, each perhaps with a weight
+    #[arg(required = true, num_args = 2.., value_name = "DIR[=WEIGHT]", value_parser = weighted_folder)]
+    pub(crate) adapters: Vec<WeightedFolder>,
+    /// The new adapter's folder, which must not be there yet
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: PathBuf,
+    /// How, by PEFT's names
+    #[arg(long, value_name = "TYPE", default_value = "cat", value_parser = [
+        "cat", "linear", "svd", "ties", "ties_svd", "dare_linear", "dare_ties", "dare_linear_svd", "dare_ties_svd",
+        "magnitude_prune", "magnitude_prune_svd",
+    ])]
+    pub(crate) combination_type: String,
+    /// Share of the numbers that pruning leaves (ties, dare and magnitude_prune)
+    #[arg(long)]
+    pub(crate) density: Option<f64>,
+    /// Rank of what is cut to one (the types on svd) [default: the largest of the adapters']
+    #[arg(long)]
+    pub(crate) svd_rank: Option<usize>,
+    /// In the vote on a sign (ties), count adapters in place of summing their numbers
+    #[arg(long)]
+    pub(crate) majority_by_frequency: bool,
+    /// Seed of what is dropped at random (dare)
+    #[arg(long, default_value_t = 0)]
+    pub(crate) seed: u64,
+}
+
+/// An adapter to show.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = SHOW_HELP)]
+pub(crate) struct AdapterShowArgs {
+    /// The adapter's folder
+    pub(crate) dir: PathBuf,
+    /// List the norm of every module, not the largest and smallest alone
+    #[arg(long)]
+    pub(crate) modules: bool,
+    /// Print one machine-readable object on stdout, with every module
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// An adapter and a base to hold it against.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = CHECK_HELP)]
+pub(crate) struct AdapterCheckArgs {
+    /// The adapter's folder
+    pub(crate) dir: PathBuf,
+    /// The base: a folder, a GGUF file, or a hub id `owner/name`
+    #[arg(long, value_name = "MODEL")]
+    pub(crate) base: String,
+    #[command(flatten)]
+    pub(crate) quantize: QuantizeArgs,
+    /// A text to compare the logits on; may be given more than once [default: four built-in texts]
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) prompt: Vec<String>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
 }
 
 /// What to do with the built-in recipes.

@@ -160,6 +160,20 @@ pub(crate) fn add_scores(session: &Session) -> anyhow::Result<()> {
     Ok(())
 }
 
+fn listed(contract: &Contract, base: &Base) -> anyhow::Result<Vec<String>> {
+    let (name, hashes) = (base.source.to_string(), HashCache::from_env());
+    let differences = contract.differences(&in_use(base, &name, hashes.as_ref())).or_fault()?;
+    Ok(differences.iter().map(ToString::to_string).collect())
+}
+
+/// In what a base is not the one that the adapter in `folder` was trained over, as far as the adapter says.
+pub(crate) fn differences(folder: &Path, base: &Base) -> anyhow::Result<Vec<String>> {
+    match Contract::read(folder).or_fault()? {
+        Some(contract) => listed(&contract, base),
+        None => Ok(Vec::new()),
+    }
+}
+
 /// Refuse a base on which the adapter in `folder` was not trained, with what differs; with `force` say it and go on. An adapter
 /// without a contract passes, and that nothing was checked is said.
 pub(crate) fn hold(folder: &Path, base: &Base, force: bool) -> anyhow::Result<()> {
@@ -181,8 +195,7 @@ pub(crate) fn hold(folder: &Path, base: &Base, force: bool) -> anyhow::Result<()
         ));
         return Ok(());
     };
-    let (name, hashes) = (base.source.to_string(), HashCache::from_env());
-    let differences = contract.differences(&in_use(base, &name, hashes.as_ref())).or_fault()?;
+    let (name, differences) = (base.source.to_string(), listed(&contract, base)?);
     if differences.is_empty() {
         return Ok(());
     }

@@ -1,5 +1,6 @@
 //! `taper`: fine-tune small language models from JSONL by a recipe, prove the adapter, export it, generate with it.
 
+mod adapters;
 mod card;
 mod cli;
 mod commands;

@@ -80,8 +80,8 @@ impl Base {
     pub(crate) fn named(args: &ModelArgs) -> anyhow::Result<(Self, LoadOptions)> {
         let mut section = model_section(&args.quantize, &args.model, "auto")?;
         // An adapter that was trained with a template of its own has it beside it.
-        let template = args.adapter.as_ref().map(|folder| folder.join(TEMPLATE_FILE));
-        section.chat_template = template.filter(|path| path.is_file());
+        let mut templates = args.adapter.iter().map(|adapter| adapter.folder.join(TEMPLATE_FILE));
+        section.chat_template = templates.find(|path| path.is_file());
         Ok((Self::open(&section, &args.common)?, (&section).into()))
     }
 

@@ -1,9 +1,10 @@
 //! `taper generate`: one prompt, answered on stdout as it is written.
 
+use crate::adapters::put_on;
 use crate::cli::{GenerateArgs, ModelArgs, SamplingArgs};
 use crate::contract;
 use crate::fault::{OrFault, user_error};
-use crate::output::{print, print_piece, say};
+use crate::output::{print, print_piece};
 use crate::workspace::{Base, check_device};
 use serde_json::json;
 use std::io::Read;
@@ -11,7 +12,6 @@ use std::ops::ControlFlow;
 use taper_diagnostics::{ExitCode, Location, Problems};
 use taper_infer::{Engine, EngineOptions, GenerationConfig, Request};
 use taper_models::CausalLm;
-use taper_peft::LoadMode;
 use taper_text::{Message, RenderOptions};
 
 pub(crate) fn generate(args: &GenerateArgs) -> anyhow::Result<ExitCode> {
@@ -85,15 +85,11 @@ fn read_prompt(given: &str) -> anyhow::Result<String> {
 pub(crate) fn open_model(args: &ModelArgs) -> anyhow::Result<(Base, Box<dyn CausalLm>)> {
     check_device(&args.common)?;
     let (base, options) = Base::named(args)?;
-    if let Some(folder) = &args.adapter {
-        contract::hold(folder, &base, args.force)?;
+    for adapter in &args.adapter {
+        contract::hold(&adapter.folder, &base, args.force)?;
     }
     let mut model = base.load(options)?;
-    if let Some(folder) = &args.adapter {
-        let adapter = taper_peft::load(folder, model.as_mut(), LoadMode::Inference).or_fault()?;
-        let count: usize = adapter.weights().iter().map(|(_, tensor)| tensor.elem_count()).sum();
-        say(&format!("adapter {}: {} parameters", folder.display(), count));
-    }
+    put_on(&args.adapter, model.as_mut())?;
     Ok((base, model))
 }
 

@@ -1,8 +1,10 @@
 //! The verbs, one file each.
 
+mod adapter;
 mod bench;
 mod chat;
 mod check;
+mod combine;
 pub(crate) mod eval;
 mod explain;
 pub(crate) mod export;
@@ -27,6 +29,7 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Export(args) => export::export(&args),
         Verb::Generate(args) => generate::generate(&args),
         Verb::Chat(args) => chat::chat(&args),
+        Verb::Adapter { verb } => adapter::adapter(&verb),
         Verb::Recipe { verb } => recipe::recipe(&verb),
         Verb::Bench { verb } => bench::bench(&verb),
     }

@@ -135,7 +135,12 @@ fn a_base_or_adapter_that_is_not_one_is_told_with_what_is_missing() {
         "nowhere",
         "help:",
     ]);
-    with(&["--model", "base", "--adapter", "base"]).tells(&["adapter_model.safetensors", "base", "help:"]);
+    with(&["--model", "base", "--adapter", "base"]).tells(&[
+        "folder of a model",
+        "base",
+        "help:",
+        "`--model`",
+    ]);
     fs_err::remove_file(desk.path("base/tokenizer.json")).unwrap();
     with(&["--model", "base"]).tells(&["no `tokenizer.json`", "help:"]);
     fs_err::remove_file(desk.path("base/config.json")).unwrap();

@@ -20,12 +20,21 @@ fn help_of_the_whole_lists_verbs_examples_and_exit_codes() {
 
 #[test]
 fn help_of_each_verb_says_what_it_does_and_every_default() {
-    for verb in
-        ["run", "check", "explain", "train", "eval", "export", "generate", "chat", "recipe", "bench", "plan"]
-    {
+    for verb in [
+        "run", "check", "explain", "train", "eval", "export", "generate", "chat", "recipe", "bench", "plan",
+        "adapter",
+    ] {
         help(verb, &[verb]);
     }
-    for (verb, under) in [("recipe", "cp"), ("recipe", "show"), ("bench", "train"), ("bench", "generate")] {
+    for (verb, under) in [
+        ("recipe", "cp"),
+        ("recipe", "show"),
+        ("bench", "train"),
+        ("bench", "generate"),
+        ("adapter", "show"),
+        ("adapter", "check"),
+        ("adapter", "combine"),
+    ] {
         help(&format!("{verb}_{under}"), &[verb, under]);
     }
 }

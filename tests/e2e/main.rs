@@ -4,6 +4,8 @@
 //! network is out of reach. Whatever happens, no run may show the trace of a panic: [`desk::Desk::taper`] looks for it each time.
 
 #[cfg(test)]
+mod adapter;
+#[cfg(test)]
 mod chat;
 #[cfg(test)]
 mod check;

@@ -56,6 +56,20 @@ pub enum Error {
         /// As `config.json` says.
         given: String,
     },
+    /// A part of an adapter that mlx-lm's layout cannot say.
+    #[error("`{tensor}` has no place in an adapter of mlx-lm: {why}")]
+    NotInMlx {
+        /// The tensor.
+        tensor: String,
+        /// Why.
+        why: &'static str,
+    },
+    /// The adapter's tensors cannot be written.
+    #[error("failed to lay out the adapter")]
+    Adapter {
+        /// Why.
+        source: taper_peft::Error,
+    },
     /// A proof without a position.
     #[error("there is no token to prove the export on")]
     NothingToProve,
@@ -123,6 +137,10 @@ impl Diagnose for Error {
             Self::BiasWithoutPlace { .. } => {
                 Some("export the adapter itself (\"peft\"), or train without `adapter.lora_bias`".into())
             }
+            Self::NotInMlx { .. } => {
+                Some("export \"merged\", and convert the model with `mlx_lm.convert`".into())
+            }
+            Self::Adapter { source } => source.hint(),
             Self::Files(error) => error.hint(),
             Self::Text(error) => error.hint(),
             Self::Proof(_) => Some("this is a fault of taper: keep the files and report it".into()),
@@ -142,7 +160,9 @@ impl Diagnose for Error {
             Self::Config { path, .. } | Self::Contract { path, .. } => Some(Location::file(path)),
             Self::Files(error) => error.location(),
             Self::Text(error) => error.location(),
-            Self::NotFinite { tensor, .. } => Some(Location::default().with_key(tensor)),
+            Self::NotFinite { tensor, .. } | Self::NotInMlx { tensor, .. } => {
+                Some(Location::default().with_key(tensor))
+            }
             _ => None,
         }
     }

@@ -2,17 +2,19 @@
 //!
 //! [`write_merged`] writes a whole model in the Hub's layout, tensor by tensor; [`ReferenceLogits`] and [`ExportProof`] hold what is
 //! read back against the trained model, and what it keeps of the adapter's gain; a [`Contract`] beside an adapter says what it was
-//! trained over; a [`ModelCard`] tells people all of that. Every folder appears as a whole.
+//! trained over; [`write_mlx_adapter`] writes an adapter in mlx-lm's layout; a [`ModelCard`] tells people all of that. Every folder appears as a whole.
 
 mod card;
 mod contract;
 mod error;
 mod folder;
 mod merged;
+mod mlx;
 mod proof;
 mod reference;
 mod section;
 mod shards;
+mod shift;
 
 pub use card::{BaseTerms, CardData, CardKind, ModelCard, write_card};
 pub use contract::{
@@ -22,6 +24,8 @@ pub use contract::{
 };
 pub use error::{Error, Result};
 pub use merged::{MAX_SHARD_BYTES, MergeOptions, WrittenModel, write_merged};
+pub use mlx::write_mlx_adapter;
 pub use proof::{Exactness, ExportProof, Gain, kl_limit};
 pub use reference::{ProofText, REFERENCE_BYTES, ReferenceLogits, SupervisedLosses};
 pub use section::{ExportFormat, ExportSection, MergedDtype};
+pub use shift::LogitShift;

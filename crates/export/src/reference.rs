@@ -125,27 +125,41 @@ impl ReferenceLogits {
     pub fn compare(&self, written: &dyn CausalLm, exactness: impl Into<Exactness>) -> Result<ExportProof> {
         let mut proof = ExportProof { kl_limit: exactness.into().kl_limit(), ..ExportProof::default() };
         let (mut kl_sum, mut agreed) = (0.0, 0usize);
-        let mut losses = Vec::with_capacity(self.texts.len());
-        for sampled in &self.texts {
-            let v = sampled.logits.len() / sampled.rows.len().max(1);
-            losses.push(pass(written, &sampled.text, &sampled.rows, &mut |index, q| {
-                if q.len() != v {
-                    let message = format!("{} logits where the trained model has {v}", q.len());
-                    return Err(doing("compare logits")(candle_core::Error::Msg(message)));
-                }
-                let p = &sampled.logits[index * v..(index + 1) * v];
-                proof.positions += 1;
-                kl_sum += kl_divergence(p, q);
-                agreed += usize::from(argmax(p) == argmax(q));
-                proof.max_abs_diff = worse(proof.max_abs_diff, p, q);
-                Ok(())
-            })?);
-        }
+        let losses = self.each_row(written, &mut |p, q| {
+            proof.positions += 1;
+            kl_sum += kl_divergence(p, q);
+            agreed += usize::from(argmax(p) == argmax(q));
+            proof.max_abs_diff = worse(proof.max_abs_diff, p, q);
+        })?;
         proof.mean_kl = kl_sum / proof.positions as f64;
         proof.top1_agreement = agreed as f64 / proof.positions as f64;
         let base = self.base.as_ref().map(|base| base.0.as_slice());
         proof.gain = Gain::of(base, &self.losses.0, &losses);
         Ok(proof)
+    }
+
+    /// Show the logits that are kept beside those of `other` at the same positions; gives the losses of `other`.
+    ///
+    /// # Errors
+    /// When it has another vocabulary, or the arithmetic fails.
+    pub(crate) fn each_row(
+        &self,
+        other: &dyn CausalLm,
+        show: &mut dyn FnMut(&[f32], &[f32]),
+    ) -> Result<Vec<Vec<f64>>> {
+        let mut losses = Vec::with_capacity(self.texts.len());
+        for sampled in &self.texts {
+            let v = sampled.logits.len() / sampled.rows.len().max(1);
+            losses.push(pass(other, &sampled.text, &sampled.rows, &mut |index, q| {
+                if q.len() != v {
+                    let message = format!("{} logits where the trained model has {v}", q.len());
+                    return Err(doing("compare logits")(candle_core::Error::Msg(message)));
+                }
+                show(&sampled.logits[index * v..(index + 1) * v], q);
+                Ok(())
+            })?);
+        }
+        Ok(losses)
     }
 }
 
@@ -222,7 +236,7 @@ fn loss(logits: &[f32], target: u32) -> Result<f64> {
 }
 
 /// `sum p ln(p / q)` of the softmaxes of two rows of logits, in f64.
-fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
+pub(crate) fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
     let (log_p, log_q) = (log_sum_exp(p), log_sum_exp(q));
     p.iter()
         .zip(q)
@@ -238,7 +252,7 @@ fn log_sum_exp(row: &[f32]) -> f64 {
     top + row.iter().map(|&x| (f64::from(x) - top).exp()).sum::<f64>().ln()
 }
 
-fn argmax(row: &[f32]) -> usize {
+pub(crate) fn argmax(row: &[f32]) -> usize {
     (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
 }
 

@@ -390,7 +390,8 @@ impl<'de> Visitor<'de> for HeaderVisitor {
                 return Err(twice(&name));
             }
             if name == "__metadata__" {
-                metadata = Some(access.next_value()?);
+                // mlx writes null where it has nothing to say.
+                metadata = Some(access.next_value::<Option<UniqueMap<String>>>()?.unwrap_or_default());
             } else {
                 tensors.insert(name, access.next_value()?);
             }

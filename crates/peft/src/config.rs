@@ -229,6 +229,7 @@ impl LoraConfig {
             },
             _ => Error::Read { path: path.clone(), source },
         })?;
+        let text = crate::foreign::peft_text(folder, text)?;
         keys::parse(&text).map_err(|problems| {
             let mut placed = Problems::new();
             for problem in problems.iter() {

@@ -38,6 +38,18 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
+    /// The adapter is not what its configuration, its file's name or the model say.
+    #[error("{what}")]
+    Misfit {
+        /// The file or folder.
+        path: PathBuf,
+        /// The tensor or key.
+        key: Option<String>,
+        /// What is wrong.
+        what: String,
+        /// What to do.
+        remedy: String,
+    },
     /// The file is not a sound safetensors file.
     #[error("the adapter's weights cannot be read")]
     Header {
@@ -190,7 +202,9 @@ impl Diagnose for Error {
     fn hint(&self) -> Option<String> {
         match self {
             Self::NotAnAdapter { remedy, .. } | Self::Conflict { remedy, .. } => Some((*remedy).into()),
-            Self::Shape { remedy, .. } | Self::MatchesNothing { remedy, .. } => Some(remedy.clone()),
+            Self::Shape { remedy, .. } | Self::MatchesNothing { remedy, .. } | Self::Misfit { remedy, .. } => {
+                Some(remedy.clone())
+            }
             Self::NoDefaultTargets { .. } => {
                 Some("set `target_modules` to \"all-linear\" or to a list of module names".into())
             }
@@ -232,6 +246,7 @@ impl Diagnose for Error {
             Self::UnexpectedTensors { path, .. } | Self::MissingTensors { path, .. } => {
                 Some(Location::file(path))
             }
+            Self::Misfit { path, key, .. } => Some(Location { key: key.clone(), ..Location::file(path) }),
             Self::Shape { path, name, .. } | Self::Type { path, name, .. } => {
                 Some(Location::file(path).with_key(name))
             }

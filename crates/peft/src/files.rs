@@ -2,17 +2,19 @@
 
 use crate::attach::{Values, apply};
 use crate::error::doing;
+use crate::foreign::folder::absent;
+use crate::foreign::{AdapterFile, HeadLayout, misfit};
 use crate::modules::{TrainedParameter, inventory};
 use crate::plan::{Author, Plan, plan};
 use crate::sizes::Sizes;
 use crate::{Adapter, Error, InitLoraWeights, LoraConfig, Result};
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
-use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::{Path, PathBuf};
 use taper_diagnostics::write_bytes_atomically;
 use taper_hub::safetensors::{Dtype as FileDtype, Header, TensorInfo};
-use taper_nn::{ParameterKind, VisitModules, to_vec_f32};
+use taper_nn::{VisitModules, to_vec_f32};
 
 /// The configuration's file name.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -35,30 +37,18 @@ pub struct AdapterWeights {
 }
 
 impl AdapterWeights {
-    /// Read `adapter_model.safetensors` of an adapter's folder; f16 and bf16 are widened.
+    /// Tensors by the names they get in a file.
+    pub fn from_tensors(tensors: BTreeMap<String, Tensor>) -> Self {
+        Self { tensors }
+    }
+
+    /// Read the weights in an adapter's folder, PEFT's or mlx-lm's, under PEFT's names and in its shapes; f16 and bf16 are widened.
     ///
     /// # Errors
-    /// When the file is missing, is something else (a git-lfs pointer, a pickle, an mlx adapter), is broken, or holds NaN.
+    /// When the file is missing, is something else (a git-lfs pointer, a pickle), is broken, holds NaN, or is torchtune's with an
+    /// order of rows that only the base tells (see [`AdapterFile::into_weights`]).
     pub fn read(folder: &Path) -> Result<Self> {
-        let path = folder.join(WEIGHTS_FILE);
-        let bytes = fs_err::read(&path).map_err(|source| match source.kind() {
-            std::io::ErrorKind::NotFound => absent(folder),
-            _ => Error::Read { path: path.clone(), source },
-        })?;
-        if bytes.is_empty() {
-            return Err(not_an_adapter(&path, "the file is empty", "copy the adapter again"));
-        }
-        let header = Header::parse(&bytes).map_err(|source| Error::Header { path: path.clone(), source })?;
-        if header.tensors.is_empty() {
-            return Err(not_an_adapter(&path, "the file holds no tensor", "train or copy the adapter again"));
-        }
-        let mut tensors = BTreeMap::new();
-        for (name, info) in &header.tensors {
-            let tensor = read_tensor(&path, name, info, &bytes)?;
-            check_finite(Some(&path), name, &tensor)?;
-            tensors.insert(name.clone(), tensor);
-        }
-        Ok(Self { tensors })
+        AdapterFile::read(folder)?.into_weights(None)
     }
 
     /// The tensor of that name.
@@ -107,9 +97,7 @@ pub fn load_parts(
     model: &mut dyn VisitModules,
     mode: LoadMode,
 ) -> Result<Adapter> {
-    let plan = plan(config, &inventory(model)?, None, Author::File)?;
-    fits(&plan, &weights, Path::new(WEIGHTS_FILE))?;
-    apply(model, &plan, Values::Read(weights.tensors), mode)
+    put_on(config, weights, Path::new(WEIGHTS_FILE), model, mode)
 }
 
 impl Adapter {
@@ -134,6 +122,11 @@ impl Adapter {
         let config = LoraConfig { inference_mode: true, ..self.config.clone() };
         self.patterns_survive_sorting(&config)?;
         write_files(folder, &config, &self.weights())
+    }
+
+    /// Whether its tensors are meant over other weights than the base's files hold (PiSSA, OLoRA, LoftQ), until [`Self::save`] converts them.
+    pub fn has_beginning(&self) -> bool {
+        !self.beginnings.is_empty()
     }
 
     fn over_the_base(&self) -> Result<(LoraConfig, AdapterWeights)> {
@@ -199,66 +192,113 @@ pub fn write_files(folder: &Path, config: &LoraConfig, weights: &AdapterWeights)
 /// # Errors
 /// When the files are not a sound LoRA adapter, or it does not fit the model; the model is then as it was.
 pub fn load(folder: &Path, model: &mut dyn VisitModules, mode: LoadMode) -> Result<Adapter> {
+    load_for(folder, model, mode, None)
+}
+
+/// [`load`] for a base of which it is known how torchtune orders the rows of query and key.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_for(
+    folder: &Path,
+    model: &mut dyn VisitModules,
+    mode: LoadMode,
+    heads: Option<HeadLayout>,
+) -> Result<Adapter> {
+    let (config, weights, path) = parts(folder, heads)?;
+    put_on(&config, weights, &path, model, mode)
+}
+
+/// The configuration and the tensors in an adapter's folder, whoever wrote it, in PEFT's names and shapes.
+///
+/// # Errors
+/// When the files are not a sound adapter.
+pub fn read_parts(folder: &Path, heads: Option<HeadLayout>) -> Result<(LoraConfig, AdapterWeights)> {
+    parts(folder, heads).map(|(config, weights, _)| (config, weights))
+}
+
+fn parts(folder: &Path, heads: Option<HeadLayout>) -> Result<(LoraConfig, AdapterWeights, PathBuf)> {
+    if !folder.is_dir() {
+        return Err(absent(folder));
+    }
     let config = match LoraConfig::read(folder) {
         // What the weights' file is says more than a missing configuration.
         Err(Error::NotAnAdapter { path, what, remedy }) => {
-            return Err(match AdapterWeights::read(folder) {
-                Err(error @ Error::NotAnAdapter { .. }) => error,
+            return Err(match AdapterFile::read(folder) {
+                Err(error @ (Error::Misfit { .. } | Error::NotAnAdapter { .. })) => error,
                 _ => Error::NotAnAdapter { path, what, remedy },
             });
         }
         other => other?,
     };
-    let weights = AdapterWeights::read(folder)?;
-    let plan = plan(&config, &inventory(model)?, None, Author::File)?;
-    fits(&plan, &weights, &folder.join(WEIGHTS_FILE))?;
+    let file = AdapterFile::read(folder)?;
+    let path = file.path.clone();
+    Ok((config, file.into_weights(heads)?, path))
+}
+
+/// Put an adapter of these parts on `model`; `path` is where its tensors are from.
+fn put_on(
+    config: &LoraConfig,
+    weights: AdapterWeights,
+    path: &Path,
+    model: &mut dyn VisitModules,
+    mode: LoadMode,
+) -> Result<Adapter> {
+    let modules = inventory(model)?;
+    let paths = modules.iter().map(|m| m.path.as_str()).collect();
+    let plan = plan(config, &modules, None, Author::File).map_err(|error| match error {
+        // Where the base has none of the modules, their names say more than the targets.
+        Error::NoTargets { .. } => {
+            let names: Vec<String> = weights.tensors.keys().cloned().collect();
+            let base = config.base_model_name_or_path.as_deref();
+            misfit::no_module(path, &names, &paths, base).unwrap_or(error)
+        }
+        other => other,
+    })?;
+    fits(&plan, &weights, path, &paths)?;
     apply(model, &plan, Values::Read(weights.tensors), mode)
 }
 
 /// Every tensor is expected, every expected tensor is there, and the shapes agree.
-fn fits(plan: &Plan, weights: &AdapterWeights, path: &Path) -> Result<()> {
+fn fits(plan: &Plan, weights: &AdapterWeights, path: &Path, paths: &BTreeSet<&str>) -> Result<()> {
+    let base = plan.config.base_model_name_or_path.as_deref();
     let slots: BTreeMap<&str, &TrainedParameter> = plan.slots().map(|s| (s.name.as_str(), s)).collect();
     let optional = plan.optional();
     let known = |name: &str| slots.contains_key(name) || optional.iter().any(|slot| slot.name == name);
     let names: Vec<String> = weights.tensors.keys().filter(|n| !known(n)).cloned().collect();
     if !names.is_empty() {
-        return Err(Error::UnexpectedTensors { path: path.to_owned(), names });
+        return Err(misfit::other_method(path, &names)
+            .or_else(|| misfit::no_module(path, &names, paths, base))
+            .unwrap_or_else(|| Error::UnexpectedTensors { path: path.to_owned(), names }));
     }
     let names: Vec<String> =
         plan.slots().map(|s| s.name.clone()).filter(|n| weights.get(n).is_none()).collect();
     if !names.is_empty() {
         return Err(Error::MissingTensors { path: path.to_owned(), names });
     }
-    for slot in plan.slots().chain(&optional) {
-        let Some(tensor) = weights.get(&slot.name) else { continue };
-        if tensor.dims() != slot.shape {
-            return Err(Error::Shape {
-                path: path.to_owned(),
-                name: slot.name.clone(),
-                given: tensor.dims().into(),
-                expected: slot.shape.as_slice().into(),
-                remedy: explain_shape(slot, tensor.dims()),
-            });
-        }
-    }
-    Ok(())
+    let slots = plan.slots().chain(&optional).map(|s| (s.name.as_str(), s)).collect();
+    let misfit = misfit::unexplained_ranks(path, &slots, weights, plan.config.r)
+        .or_else(|| misfit::other_widths(path, &slots, weights, base));
+    misfit.map_or(Ok(()), Err)
 }
 
-fn explain_shape(slot: &TrainedParameter, given: &[usize]) -> String {
-    let rank_axis = match slot.kind {
-        ParameterKind::LoraA => 0,
-        ParameterKind::LoraB => 1,
-        _ => return "the adapter belongs to another base: its widths differ".into(),
-    };
-    let transposed = given.iter().rev().eq(slot.shape.iter());
-    match (given.get(rank_axis), slot.shape.get(1 - rank_axis) == given.get(1 - rank_axis)) {
-        (Some(rank), true) => {
-            let expected = slot.shape[rank_axis];
-            format!("its rank is {rank}, and `r` with `rank_pattern` in {CONFIG_FILE} says {expected}")
-        }
-        _ if transposed => "it is transposed, as adapters of mlx are".into(),
-        _ => "the adapter belongs to another base: its widths differ".into(),
+/// Every tensor of a safetensors file, f32.
+pub(crate) fn read_tensors(path: &Path) -> Result<BTreeMap<String, Tensor>> {
+    let bytes = fs_err::read(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+    if bytes.is_empty() {
+        return Err(not_an_adapter(path, "the file is empty", "copy the adapter again"));
     }
+    let header = Header::parse(&bytes).map_err(|source| Error::Header { path: path.to_owned(), source })?;
+    if header.tensors.is_empty() {
+        return Err(not_an_adapter(path, "the file holds no tensor", "train or copy the adapter again"));
+    }
+    let mut tensors = BTreeMap::new();
+    for (name, info) in &header.tensors {
+        let tensor = read_tensor(path, name, info, &bytes)?;
+        check_finite(Some(path), name, &tensor)?;
+        tensors.insert(name.clone(), tensor);
+    }
+    Ok(tensors)
 }
 
 fn read_tensor(path: &Path, name: &str, info: &TensorInfo, bytes: &[u8]) -> Result<Tensor> {
@@ -287,30 +327,6 @@ fn check_finite(path: Option<&Path>, name: &str, tensor: &Tensor) -> Result<()> 
             total: values.len(),
         }),
     }
-}
-
-/// The weights' file is not there: what is there instead?
-fn absent(folder: &Path) -> Error {
-    if folder.join("adapters.safetensors").is_file() {
-        return not_an_adapter(
-            folder,
-            "this is an adapter of mlx-lm (`adapters.safetensors`), not of PEFT",
-            "fuse it with mlx_lm (`mlx_lm.fuse`) and use the fused model as the base",
-        );
-    }
-    if folder.join("adapter_model.bin").is_file() {
-        return not_an_adapter(
-            folder,
-            "the weights are a pickle (`adapter_model.bin`), which can run any code when it is read",
-            "convert it where you trust it: load it with PEFT and save it again, which writes safetensors",
-        );
-    }
-    let what = format!("there is no `{WEIGHTS_FILE}` in the folder");
-    not_an_adapter(
-        folder,
-        &what,
-        "name the folder that holds adapter_config.json and adapter_model.safetensors",
-    )
 }
 
 fn not_an_adapter(path: &Path, what: &str, remedy: &'static str) -> Error {
@@ -375,17 +391,14 @@ mod tests {
         let text = told_of(&[(A, &[2, 3])]);
         assert!(text.contains("missing") && text.contains(B), "{text}");
         let text = told_of(&[("model.q_proj.lora_a", &[2, 3]), (B, &[5, 2])]);
-        assert!(
-            text.contains("begin with `base_model.model.`") || text.contains("belong to no module"),
-            "{text}"
-        );
+        assert!(text.contains("as mlx-lm names") || text.contains("as PEFT names"), "{text}");
     }
 
     #[test]
     fn a_shape_that_does_not_fit_says_what_the_difference_means() {
         let told_of = |tensors: &[(&str, &[usize])]| told(load_files(CONFIG, &weights(tensors)));
         let text = told_of(&[(A, &[4, 3]), (B, &[5, 4])]);
-        assert!(text.contains("[4, 3], expected [2, 3]") && text.contains("its rank is 4"), "{text}");
+        assert!(text.contains("its rank is 4") && text.contains("`\"r\": 4` without"), "{text}");
         let text = told_of(&[(A, &[3, 2]), (B, &[2, 5])]);
         assert!(text.contains("transposed"), "{text}");
         let text = told_of(&[(A, &[2, 7]), (B, &[5, 2])]);
@@ -415,7 +428,8 @@ mod tests {
             told(load(folder.path(), &mut one(), LoadMode::Inference))
         };
         assert!(told_with(&[]).contains("adapter_model.safetensors"));
-        assert!(told_with(&["adapters.safetensors"]).contains("mlx-lm"));
+        let text = told_with(&[CONFIG_FILE, "adapters.safetensors"]);
+        assert!(text.contains("adapters.safetensors") || text.contains("cannot be read"), "{text}");
         assert!(told_with(&[CONFIG_FILE, "adapter_model.bin"]).contains("pickle"));
         assert!(told_with(&[CONFIG_FILE]).contains("there is no `adapter_model.safetensors`"));
     }

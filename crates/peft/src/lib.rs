@@ -11,7 +11,9 @@ mod combine;
 mod config;
 mod error;
 mod files;
+mod foreign;
 mod init;
+mod inspect;
 mod keys;
 mod linear_algebra;
 mod methods;
@@ -26,7 +28,11 @@ pub use attach::{AdaptedLayer, Adapter, attach, merged_weight};
 pub use combine::{Combination, CombinationType, MajoritySign, WeightedAdapter, combine};
 pub use config::{Bias, InitLoraWeights, LoraConfig, TokenIndices};
 pub use error::{Error, Result};
-pub use files::{AdapterWeights, CONFIG_FILE, LoadMode, WEIGHTS_FILE, load, load_parts, write_files};
+pub use files::{
+    AdapterWeights, CONFIG_FILE, LoadMode, WEIGHTS_FILE, load, load_for, load_parts, read_parts, write_files,
+};
+pub use foreign::{AdapterFile, HeadLayout, Layout, NameChange};
+pub use inspect::{Consumer, InspectedModule, Inspection, Verdict, inspect};
 pub use methods::{Ia3, Loha, Lokr, LoraLayer, Method, Vera};
 pub use modules::{ModuleKind, ModuleShape, TrainedModule, TrainedParameter, inventory, trained_modules};
 pub use section::{AdapterSection, PeftType};

@@ -36,6 +36,14 @@ fn a_good_header_gives_ranges_of_the_file() {
     assert_eq!(Header::parse(&file("{}", b"")).unwrap(), Header::default());
 }
 
+/// As mlx writes it.
+#[test]
+fn metadata_may_be_null() {
+    let json = r#"{"__metadata__":null,"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}"#;
+    let header = Header::parse(&file(json, &[7])).unwrap();
+    assert!(header.metadata.is_empty() && header.tensors.len() == 1);
+}
+
 #[test]
 fn truncated_files_say_where_they_end() {
     let bytes = file(GOOD, &[0; 13]);

@@ -3,6 +3,9 @@
 // `cfg(test)` holds for the whole binary; saying it lets clippy allow `unwrap` in helpers as it does in tests.
 #[cfg(test)]
 mod combine;
+#[cfg(test)]
+mod foreign;
+#[cfg(test)]
 mod golden;
 #[cfg(test)]
 mod invariants;

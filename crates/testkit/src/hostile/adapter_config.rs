@@ -28,7 +28,7 @@ pub fn adapter_config(bytes: &[u8]) -> bool {
     true
 }
 
-fn model() -> Box<dyn CausalLm> {
+pub(super) fn model() -> Box<dyn CausalLm> {
     let config = ModelConfig::parse(MODEL).expect("a sound configuration");
     init(&config, 0, Some(DType::F32)).expect("a model")
 }

@@ -5,6 +5,7 @@
 //! reader itself, or an accepted input that is not what the reader's documentation says. Time and memory are limited by
 //! whoever calls.
 
+mod adapter;
 mod adapter_config;
 mod config;
 mod gguf;
@@ -12,6 +13,7 @@ mod safetensors;
 mod template;
 mod tokenizer;
 
+pub use adapter::adapter;
 pub use adapter_config::adapter_config;
 pub use config::config;
 pub use gguf::gguf;
@@ -29,7 +31,8 @@ pub struct Target {
 }
 
 /// All of them.
-pub const TARGETS: [Target; 6] = [
+pub const TARGETS: [Target; 7] = [
+    Target { name: "adapter", run: adapter },
     Target { name: "adapter_config", run: adapter_config },
     Target { name: "config", run: config },
     Target { name: "gguf", run: gguf },

@@ -1,0 +1,66 @@
+//! Adapters from the disk onto a model, whoever wrote them, one or several.
+
+use crate::cli::WeightedFolder;
+use crate::fault::OrFault;
+use crate::output::say;
+use std::path::Path;
+use taper_models::{CausalLm, ModelConfig, ModelType};
+use taper_peft::{Adapter, AdapterWeights, Combination, HeadLayout, LoadMode, LoraConfig, WeightedAdapter};
+
+/// Put the adapter in `folder` on a model for inference, whoever wrote it.
+pub(crate) fn load_adapter(folder: &Path, model: &mut dyn CausalLm) -> anyhow::Result<Adapter> {
+    let heads = torchtune_heads(model.config());
+    taper_peft::load_for(folder, model, LoadMode::Inference, heads).or_fault()
+}
+
+/// Put adapters on a model for inference. Several are one: their deltas side by side, each times its weight.
+pub(crate) fn put_on(adapters: &[WeightedFolder], model: &mut dyn CausalLm) -> anyhow::Result<()> {
+    let loaded = match adapters {
+        [] => return Ok(()),
+        [one] if one.weight == 1.0 => load_adapter(&one.folder, model)?,
+        several => {
+            let (config, weights) =
+                combined(several, torchtune_heads(model.config()), &Combination::default())?;
+            taper_peft::load_parts(&config, weights, model, LoadMode::Inference).or_fault()?
+        }
+    };
+    let count: usize = loaded.weights().iter().map(|(_, tensor)| tensor.elem_count()).sum();
+    let names: Vec<String> = adapters.iter().map(named_with_weight).collect();
+    say(&format!("adapter {}: {count} parameters", names.join(" + ")));
+    Ok(())
+}
+
+pub(crate) fn named_with_weight(adapter: &WeightedFolder) -> String {
+    match adapter.weight {
+        1.0 => adapter.folder.display().to_string(),
+        weight => format!("{weight} x {}", adapter.folder.display()),
+    }
+}
+
+/// One adapter of several.
+pub(crate) fn combined(
+    adapters: &[WeightedFolder],
+    heads: Option<HeadLayout>,
+    how: &Combination,
+) -> anyhow::Result<(LoraConfig, AdapterWeights)> {
+    let read = |adapter: &WeightedFolder| taper_peft::read_parts(&adapter.folder, heads).or_fault();
+    let parts = adapters.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
+    let weighted: Vec<WeightedAdapter<'_>> = parts
+        .iter()
+        .zip(adapters)
+        .map(|((config, weights), adapter)| WeightedAdapter { config, weights, weight: adapter.weight })
+        .collect();
+    taper_peft::combine(&weighted, how).or_fault()
+}
+
+/// How torchtune orders the rows of query and key; `None` for what it does not train, or trains under other names.
+fn torchtune_heads(config: &ModelConfig) -> Option<HeadLayout> {
+    match config.model_type {
+        ModelType::Llama | ModelType::Mistral | ModelType::Gemma2 => Some(HeadLayout::Interleaved {
+            query: config.num_attention_heads,
+            key: config.num_key_value_heads,
+        }),
+        ModelType::Qwen2 => Some(HeadLayout::Halves),
+        _ => None,
+    }
+}
