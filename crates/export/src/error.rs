@@ -1,6 +1,6 @@
 //! What can go wrong while writing a model.
 
-use crate::ExportProof;
+use crate::{ExportProof, GgufError};
 use std::path::PathBuf;
 use taper_diagnostics::{Diagnose, ExitCode, Location};
 
@@ -38,6 +38,9 @@ pub enum Error {
     /// What was written is not what was trained.
     #[error("the written model differs from the trained one: {0}")]
     Proof(ExportProof),
+    /// A GGUF file, a GGUF adapter or a Modelfile cannot be written.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// The arithmetic failed.
     #[error("failed to {doing}")]
     Arithmetic {
@@ -81,6 +84,7 @@ impl Diagnose for Error {
             Self::NotFinite { .. } => {
                 Some("the training was not stable: lower `optimizer.learning_rate`".into())
             }
+            Self::Gguf(source) => source.hint(),
             Self::Dtype { .. } => Some("set `export.merged_dtype` to \"f32\", \"bf16\" or \"f16\"".into()),
             Self::Proof(_) => Some("this is a fault of taper: keep the files and report it".into()),
             _ => None,
@@ -90,6 +94,7 @@ impl Diagnose for Error {
     fn location(&self) -> Option<Location> {
         match self {
             Self::Config { path, .. } => Some(Location::file(path)),
+            Self::Gguf(source) => source.location(),
             Self::NotFinite { tensor, .. } => Some(Location::default().with_key(tensor)),
             _ => None,
         }
@@ -97,6 +102,7 @@ impl Diagnose for Error {
 
     fn exit_code(&self) -> ExitCode {
         match self {
+            Self::Gguf(source) => source.exit_code(),
             Self::Proof(_) | Self::Arithmetic { .. } => ExitCode::Fault,
             _ => ExitCode::UserError,
         }
