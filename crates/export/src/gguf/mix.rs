@@ -171,14 +171,8 @@ impl Mix {
         }
         let mixed = matches!(self.gguf_type, GgufType::Q4KM | GgufType::Q5KM);
         let more = mixed && block_of(name).is_some_and(|block| more_bits(block, self.blocks));
-        if is("attn_qkv.weight") {
-            return match self.gguf_type {
-                GgufType::Q4KM => Q5K,
-                GgufType::Q5KM => Q6K,
-                _ => base,
-            };
-        }
-        if is("attn_v.weight") {
+        // Fused queries, keys and values count as values; the rule that llama.cpp has for them alone is never reached.
+        if is("attn_v.weight") || is("attn_qkv.weight") {
             return match if more { Q6K } else { base } {
                 _ if self.experts == 8 => Q8_0,
                 Q4K if self.seventy_b => Q5K,
@@ -235,11 +229,10 @@ mod tests {
         assert_eq!(of(q4, false, "output.weight"), GgmlType::Q6K);
         assert_eq!(of(GgufType::Q8_0, false, "output.weight"), GgmlType::Q8_0);
         assert_eq!(of(GgufType::Q4_0, true, "token_embd.weight"), GgmlType::Q6K);
-        assert_eq!((of(q4, true, "blk.3.attn_qkv.weight"), of(q5, true, "blk.3.attn_qkv.weight")), (GgmlType::Q5K, GgmlType::Q6K));
         // Of 16 blocks: 0, 1, then 4, 7, 10, 13, and from 14 on.
         for block in 0..16 {
             let more = matches!(block, 0 | 1 | 4 | 7 | 10 | 13 | 14 | 15);
-            for part in ["attn_v", "ffn_down"] {
+            for part in ["attn_v", "attn_qkv", "ffn_down"] {
                 let name = format!("blk.{block}.{part}.weight");
                 assert_eq!(of(q4, true, &name) == GgmlType::Q6K, more, "{name}");
                 assert_eq!(of(q5, true, &name) == GgmlType::Q6K, more, "{name}");

@@ -192,6 +192,9 @@ pub fn tokenizer_keys(parts: &TokenizerParts<'_>) -> Result<WrittenTokenizer, To
             keys.texts("tokenizer.ggml.merges", merges.collect::<Vec<_>>().into_iter());
         }
         Way::SentencePiece { space_prefix } => {
+            if space_prefix && file.pre_tokenizer["type"] == "Metaspace" {
+                notes.push("llama.cpp puts a space before a text that begins with one, which the model's tokenizer does not".into());
+            }
             keys.numbers("tokenizer.ggml.scores", &scores(&file.model.merges, &table.tokens));
             keys.number("tokenizer.ggml.add_space_prefix", space_prefix);
         }

@@ -1,0 +1,41 @@
+#!/usr/bin/env bash
+# Our GGUF files in llama.cpp: logits, greedy text, token ids and types of tensors, held against our own.
+#
+#   tests/llama_cpp/run.sh BUILD SOURCE [RECIPE]
+#
+# BUILD is a build folder of llama.cpp with static libraries (cmake -B BUILD -DBUILD_SHARED_LIBS=OFF; targets llama and llama-quantize),
+# SOURCE its source tree. Needs a C++ compiler with OpenMP. Tables go to standard error; the exit status is 0 when all agree.
+#
+# Without a recipe the models are the golden fixtures (llama, mistral, qwen2, qwen3, gemma2, gemma3, phi3, olmo2, granite shapes, random
+# weights, a trained tokenizer): merged files, bases with adapters, tokenizers, and the types that llama-quantize gives.
+#
+# With a recipe whose training has ended, its exports are made by `taper export RECIPE --format gguf --gguf-type q8_0` (and f16) into a
+# folder, and llama.cpp's greedy continuations of a few texts are printed for a look beside `taper generate`.
+# TAPER names the program, `cargo run --quiet --` where it is not set.
+set -euo pipefail
+if [ $# -lt 2 ]; then sed -n '2,16p' "$0"; exit 2; fi
+build=$(realpath "$1"); source=$(realpath "$2"); here=$(dirname "$(realpath "$0")")
+work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
+
+g++ -O2 -std=c++17 -I "$source/include" -I "$source/ggml/include" "$here/probe.cpp" -o "$work/probe" \
+    "$build/src/libllama.a" "$build/ggml/src/libggml.a" "$build/ggml/src/libggml-cpu.a" "$build/ggml/src/libggml-base.a" \
+    -fopenmp -lpthread -ldl -lm
+export TAPER_LLAMA_PROBE="$work/probe" TAPER_LLAMA_QUANTIZE="$build/bin/llama-quantize"
+
+cd "$here/../.."
+if [ $# -eq 2 ]; then
+    exec cargo test --workspace --test llama_cpp -- --ignored --nocapture --test-threads 1
+fi
+
+recipe=$3
+taper=${TAPER:-cargo run --quiet --}
+for type in q8_0 f16; do
+    $taper export "$recipe" --format gguf --gguf-type "$type"
+done
+# Each file that the exports left in the run's folder.
+run=$($taper recipe show "$recipe" | sed -n 's/^ *output_dir *= *"\(.*\)".*/\1/p' | head -1)
+find "${run:-runs}" -name '*.gguf' -newer "$work/probe" | sort | while read -r file; do
+    echo "== $file"
+    ids=$(echo 'text Once upon a time' | "$work/probe" "$file" | cut -d' ' -f2-)
+    printf 'greedy 24 %s\n' "$ids" | "$work/probe" "$file"
+done
