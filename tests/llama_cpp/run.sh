@@ -20,6 +20,8 @@ work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 g++ -O2 -std=c++17 -I "$source/include" -I "$source/ggml/include" "$here/probe.cpp" -o "$work/probe" \
     "$build/src/libllama.a" "$build/ggml/src/libggml.a" "$build/ggml/src/libggml-cpu.a" "$build/ggml/src/libggml-base.a" \
     -fopenmp -lpthread -ldl -lm
+# With PYTHON (torch, transformers) the converter of the source tree is a reference too.
+if [ -n "${PYTHON:-}" ]; then export PYTHON TAPER_LLAMA_CONVERT="$source/convert_hf_to_gguf.py"; fi
 export TAPER_LLAMA_PROBE="$work/probe" TAPER_LLAMA_QUANTIZE="$build/bin/llama-quantize"
 
 cd "$here/../.."

@@ -356,3 +356,77 @@ fn tensors_have_the_types_that_llama_quantize_gives_them() {
         }
     }
 }
+
+/// Tensors and metadata are those of llama.cpp's own converter, for the architectures that it converts with a byte-level tokenizer.
+#[test]
+#[ignore = "needs llama.cpp's converter: run tests/llama_cpp/run.sh with PYTHON set"]
+fn files_are_those_of_the_converter() {
+    let Some(convert) = std::env::var_os("TAPER_LLAMA_CONVERT") else {
+        eprintln!("SKIPPED the converter: set PYTHON to one that has torch and transformers");
+        return;
+    };
+    let Some(real) = real_data() else {
+        eprintln!("SKIPPED the converter: no tokenizer that it knows");
+        return;
+    };
+    let python = std::env::var_os("PYTHON").unwrap();
+    for name in ["llama3_rope", "llama_bias", "llama_yarn", "qwen2", "qwen3", "gemma3", "olmo2", "granite"] {
+        let here = tempfile::tempdir().unwrap();
+        let folder = here.path().join("base");
+        fs_err::create_dir_all(&folder).unwrap();
+        let tokenizer = real.join("tokenizers/qwen2.5-0.5b-instruct");
+        for file in ["tokenizer.json", "tokenizer_config.json", "generation_config.json"] {
+            if tokenizer.join(file).is_file() {
+                fs_err::copy(tokenizer.join(file), folder.join(file)).unwrap();
+            }
+        }
+        let mut config = read_json(&golden("models").join(name).join("config.json"));
+        config["vocab_size"] = json!(151_936);
+        for id in ["bos_token_id", "eos_token_id", "pad_token_id"] {
+            config.as_object_mut().unwrap().remove(id);
+        }
+        if name.starts_with("gemma") {
+            // The converter cuts the rows that have no token.
+            config["vocab_size"] = json!(151_665);
+            config["query_pre_attn_scalar"] = config["head_dim"].clone();
+        }
+        fs_err::write(folder.join("config.json"), config.to_string()).unwrap();
+        let mut model = init(&ModelConfig::parse(&config.to_string()).unwrap(), 4, None).unwrap();
+        let tensors: std::collections::HashMap<String, Tensor> =
+            taper_models::state_tensors(model.as_mut()).unwrap().into_iter().collect();
+        candle_core::safetensors::save(&tensors, folder.join("model.safetensors")).unwrap();
+        let files = ModelFiles::of_folder(&folder).unwrap();
+        let (ours, theirs) = (here.path().join("ours.gguf"), here.path().join("theirs.gguf"));
+        write(loaded(&files).as_mut(), &files, &ours, GgufType::F32);
+        let mut command = Command::new(&python);
+        command.arg(&convert).arg(&folder).arg("--outfile").arg(&theirs).args(["--outtype", "f32"]);
+        let output = command.output().unwrap();
+        assert!(output.status.success(), "{name}: {}", String::from_utf8_lossy(&output.stderr));
+        let (a, b) = (read_header(&ours).unwrap(), read_header(&theirs).unwrap());
+        let (mine, other) = (fs_err::read(&ours).unwrap(), fs_err::read(&theirs).unwrap());
+        assert_eq!(a.tensors.keys().collect::<Vec<_>>(), b.tensors.keys().collect::<Vec<_>>(), "{name}");
+        for (tensor, info) in &a.tensors {
+            let same = &b.tensors[tensor];
+            assert_eq!((&info.shape, info.ggml_type), (&same.shape, same.ggml_type), "{name} {tensor}");
+            // The converter computes Llama 3's factors in f32.
+            let equal = mine[info.range.clone()] == other[same.range.clone()];
+            assert!(equal || tensor == "rope_freqs.weight", "{name} {tensor}");
+        }
+        let (mut same, mut missing, mut differ) = (0, Vec::new(), Vec::new());
+        for (key, value) in b.metadata.iter() {
+            match a.metadata.get(key) {
+                Some(ours) if ours == value => same += 1,
+                Some(ours) => differ.push(format!("{key}: {ours:?}, not {value:?}").chars().take(90).collect::<String>()),
+                None => missing.push(key),
+            }
+        }
+        let more: Vec<&str> = a.metadata.iter().map(|(key, _)| key).filter(|key| b.metadata.get(key).is_none()).collect();
+        eprintln!("{name}: {} tensors and {same} keys the same; only theirs: {missing:?}; only ours: {more:?}; other values: {differ:?}", a.tensors.len());
+        // Without meaning for a byte-level tokenizer.
+        let important = |key: &&str| !key.starts_with("general.") && *key != "tokenizer.ggml.add_space_prefix";
+        assert!(!missing.iter().any(important), "{name}: {missing:?}");
+        // The converter makes control tokens of those that look like it (`<|fim_prefix|>`), whatever the tokenizer says of them.
+        let known = ["general.", "tokenizer.ggml.token_type"];
+        assert!(differ.iter().all(|line| known.iter().any(|key| line.starts_with(key))), "{name}: {differ:?}");
+    }
+}
