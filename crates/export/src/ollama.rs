@@ -1,7 +1,7 @@
 //! A Modelfile: what Ollama needs beside a GGUF file.
 //!
 //! Its TEMPLATE is a Go template and a checkpoint's is a Jinja one. The two are not translated: a family is recognised by the marks that its
-//! template writes, and has a Go template here that is held against its conversation. Source of the words: `docs/modelfile.mdx` of
+//! template writes, and has a Go template here, which `tests/golden/ollama` holds against the Jinja one. Source of the words: `docs/modelfile.mdx` of
 //! `ollama/ollama`.
 
 use crate::{GgufError, Result};
@@ -96,13 +96,13 @@ impl TemplateFamily {
     /// The Go template. BOS is left to the tokenizer, whose file says whether a text begins with it.
     pub fn go_template(self) -> &'static str {
         match self {
-            Self::ChatMl => CHATML,
-            Self::Llama3 => LLAMA3,
-            Self::Mistral => MISTRAL,
-            Self::MistralV1 => MISTRAL_V1,
-            Self::Gemma => GEMMA,
-            Self::Phi3 => PHI3,
-            Self::Zephyr => ZEPHYR,
+            Self::ChatMl => include_str!("ollama/chatml.tmpl"),
+            Self::Llama3 => include_str!("ollama/llama3.tmpl"),
+            Self::Mistral => include_str!("ollama/mistral.tmpl"),
+            Self::MistralV1 => include_str!("ollama/mistral_v1.tmpl"),
+            Self::Gemma => include_str!("ollama/gemma.tmpl"),
+            Self::Phi3 => include_str!("ollama/phi3.tmpl"),
+            Self::Zephyr => include_str!("ollama/zephyr.tmpl"),
         }
     }
 
@@ -117,44 +117,6 @@ impl TemplateFamily {
         }
     }
 }
-
-const CHATML: &str = r#"{{- range .Messages }}<|im_start|>{{ .Role }}
-{{ .Content }}<|im_end|>
-{{ end }}<|im_start|>assistant
-"#;
-
-const LLAMA3: &str = r#"{{- range .Messages }}<|start_header_id|>{{ .Role }}<|end_header_id|>
-
-{{ .Content }}<|eot_id|>{{ end }}<|start_header_id|>assistant<|end_header_id|>
-
-"#;
-
-const MISTRAL: &str = r#"{{- $system := .System }}{{- range $i, $m := .Messages }}{{- if eq .Role "user" }}[INST] {{ if and $system (eq (len (slice $.Messages $i)) 1) }}{{ $system }}
-
-{{ end }}{{ .Content }}[/INST]{{- else if eq .Role "assistant" }} {{ .Content }}</s>{{- end }}{{- end }}"#;
-
-const MISTRAL_V1: &str = r#"{{- $system := .System }}{{- range $i, $m := .Messages }}{{- if eq .Role "user" }}[INST] {{ if and $system (eq (len (slice $.Messages $i)) 1) }}{{ $system }}
-
-{{ end }}{{ .Content }} [/INST]{{- else if eq .Role "assistant" }} {{ .Content }}</s>{{- end }}{{- end }}"#;
-
-const GEMMA: &str = r#"{{- $system := .System }}{{- range $i, $m := .Messages }}{{- if eq .Role "user" }}<start_of_turn>user
-{{ if and $system (eq $i 1) }}{{ $system }}
-
-{{ end }}{{ .Content }}<end_of_turn>
-{{ else if eq .Role "assistant" }}<start_of_turn>model
-{{ .Content }}<end_of_turn>
-{{ end }}{{- end }}<start_of_turn>model
-"#;
-
-const PHI3: &str = r#"{{- range .Messages }}<|{{ .Role }}|>
-{{ .Content }}<|end|>
-{{ end }}<|assistant|>
-"#;
-
-const ZEPHYR: &str = r#"{{- range .Messages }}<|{{ .Role }}|>
-{{ .Content }}</s>
-{{ end }}<|assistant|>
-"#;
 
 /// Write a Modelfile, whole or not at all.
 ///
@@ -195,7 +157,11 @@ impl Modelfile<'_> {
             }
             (None, None) => out.push_str("# No TEMPLATE: the model has no chat template.\n"),
         }
-        let mut stops: Vec<&str> = self.stops.iter().map(String::as_str).filter(|stop| !stop.is_empty()).collect();
+        if self.chat_template.is_some_and(|template| template.contains("Today Date")) {
+            notes.push("the chat template writes dates before every conversation, and the Modelfile's TEMPLATE does not".into());
+        }
+        let mut stops: Vec<&str> =
+            self.stops.iter().map(String::as_str).filter(|stop| !stop.is_empty()).collect();
         for stop in family.into_iter().flat_map(|family| family.stops()) {
             if !stops.contains(stop) {
                 stops.push(stop);
@@ -204,7 +170,8 @@ impl Modelfile<'_> {
         for stop in stops {
             let _ = writeln!(out, "PARAMETER stop {}", quoted("a stop text", stop)?);
         }
-        let default = self.chat_template.filter(|_| family == Some(TemplateFamily::ChatMl)).and_then(default_system);
+        let default =
+            self.chat_template.filter(|_| family == Some(TemplateFamily::ChatMl)).and_then(default_system);
         if let Some(system) = self.system.as_ref().or(default.as_ref()) {
             let _ = writeln!(out, "SYSTEM {}", quoted("the system message", system)?);
         }
@@ -284,9 +251,15 @@ mod tests {
         let mut modelfile = plain(Some(&chatml));
         modelfile.stops = vec!["<|im_end|>".into(), "<|endoftext|>".into()];
         let written = text(&modelfile);
-        assert!(written.starts_with("FROM ./m.gguf\nTEMPLATE \"\"\"{{- range .Messages }}<|im_start|>"), "{written}");
+        assert!(
+            written.starts_with("FROM ./m.gguf\nTEMPLATE \"\"\"{{- range .Messages }}<|im_start|>"),
+            "{written}"
+        );
         let stops: Vec<&str> = written.lines().filter(|line| line.starts_with("PARAMETER stop ")).collect();
-        assert_eq!(stops, ["PARAMETER stop \"\"\"<|im_end|>\"\"\"", "PARAMETER stop \"\"\"<|endoftext|>\"\"\""]);
+        assert_eq!(
+            stops,
+            ["PARAMETER stop \"\"\"<|im_end|>\"\"\"", "PARAMETER stop \"\"\"<|endoftext|>\"\"\""]
+        );
         assert!(written.ends_with("SYSTEM \"\"\"You are a helpful assistant.\"\"\"\n"), "{written}");
         modelfile.system = Some("Answer in JSON.".into());
         modelfile.source = ModelfileSource::Adapter { base: "qwen2.5:0.5b".into(), file: "a.gguf".into() };

@@ -35,7 +35,9 @@ const TEXTS: [&str; 6] = [
 ];
 
 fn tool(variable: &str) -> PathBuf {
-    std::env::var_os(variable).map(PathBuf::from).unwrap_or_else(|| panic!("run tests/llama_cpp/run.sh, which sets {variable}"))
+    std::env::var_os(variable)
+        .map(PathBuf::from)
+        .unwrap_or_else(|| panic!("run tests/llama_cpp/run.sh, which sets {variable}"))
 }
 
 /// What llama.cpp says.
@@ -104,13 +106,18 @@ fn put_tokenizer(folder: &Path, rows: u64) {
     let from = golden("chat/tokenizer_chatml");
     let mut json = read_json(&from.join("tokenizer.json"));
     let vocab = json["model"]["vocab"].as_object().unwrap();
-    let kept: serde_json::Map<String, Value> =
-        vocab.iter().filter(|(_, id)| id.as_u64().unwrap() < rows).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let kept: serde_json::Map<String, Value> = vocab
+        .iter()
+        .filter(|(_, id)| id.as_u64().unwrap() < rows)
+        .map(|(k, v)| (k.clone(), v.clone()))
+        .collect();
     let merges: Vec<Value> = json["model"]["merges"]
         .as_array()
         .unwrap()
         .iter()
-        .filter(|merge| kept.contains_key(&format!("{}{}", merge[0].as_str().unwrap(), merge[1].as_str().unwrap())))
+        .filter(|merge| {
+            kept.contains_key(&format!("{}{}", merge[0].as_str().unwrap(), merge[1].as_str().unwrap()))
+        })
         .cloned()
         .collect();
     json["model"]["vocab"] = kept.into();
@@ -139,7 +146,10 @@ fn compare(what: &str, model: &dyn CausalLm, probe: &Probe, ids: &[u32], steps: 
     let ours = logits(model, ids);
     let (off, kl) = (largest_difference(&ours, &theirs), divergence(&ours, &theirs));
     let same = if steps > 0 { greedy(model, ids, steps) == probe.ids(1) } else { true };
-    eprintln!("{what:34} logits off by {off:.1e}, KL {kl:.1e}, greedy text {}", if same { "the same" } else { "OTHER" });
+    eprintln!(
+        "{what:34} logits off by {off:.1e}, KL {kl:.1e}, greedy text {}",
+        if same { "the same" } else { "OTHER" }
+    );
     (off, kl)
 }
 
@@ -275,7 +285,13 @@ fn adapters_on_a_base_in_llama_cpp_are_the_adapted_model() {
 fn texts_have_the_ids_of_the_tokenizer_in_llama_cpp() {
     let mut folders = vec![golden("chat/tokenizer_chatml"), golden("chat/tokenizer_spm")];
     if let Some(real) = real_data() {
-        for name in ["qwen2.5-0.5b-instruct", "smollm2-360m-instruct", "tinyllama-1.1b-chat", "mistral-7b-v0.3", "phi-3-mini"] {
+        for name in [
+            "qwen2.5-0.5b-instruct",
+            "smollm2-360m-instruct",
+            "tinyllama-1.1b-chat",
+            "mistral-7b-v0.3",
+            "phi-3-mini",
+        ] {
             folders.push(real.join("tokenizers").join(name));
         }
     }
@@ -287,7 +303,9 @@ fn texts_have_the_ids_of_the_tokenizer_in_llama_cpp() {
         let (mut model, files) = with_tokenizer(&folder, rows, 32, &here.path().join("base"));
         let path = here.path().join("m.gguf");
         write(model.as_mut(), &files, &path, GgufType::F16);
-        let escaped = |text: &str| text.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r").replace('\t', "\\t");
+        let escaped = |text: &str| {
+            text.replace('\\', "\\\\").replace('\n', "\\n").replace('\r', "\\r").replace('\t', "\\t")
+        };
         let asked: Vec<String> = TEXTS.iter().map(|text| format!("text {}", escaped(text))).collect();
         let probe = Probe::run(&path, None, &asked);
         let mut same = 0;
@@ -327,12 +345,14 @@ fn tensors_have_the_types_that_llama_quantize_gives_them() {
         let mut model = loaded(&files);
         let plain = here.path().join("f32.gguf");
         write(model.as_mut(), &files, &plain, GgufType::F32);
-        let reference = ReferenceLogits::of(model.as_ref(), vec![(0..24).map(|i| 3 + i * 37 % 251).collect()]).unwrap();
+        let reference =
+            ReferenceLogits::of(model.as_ref(), vec![(0..24).map(|i| 3 + i * 37 % 251).collect()]).unwrap();
         for gguf_type in [GgufType::Q8_0, GgufType::Q4_0, GgufType::Q4KM, GgufType::Q5KM, GgufType::Q6K] {
             let (ours, theirs) = (here.path().join("ours.gguf"), here.path().join("theirs.gguf"));
             write(model.as_mut(), &files, &ours, gguf_type);
             let mut command = Command::new(tool("TAPER_LLAMA_QUANTIZE"));
-            let output = command.arg(&plain).arg(&theirs).arg(gguf_type.name().to_uppercase()).output().unwrap();
+            let output =
+                command.arg(&plain).arg(&theirs).arg(gguf_type.name().to_uppercase()).output().unwrap();
             assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
             let (a, b) = (read_header(&ours).unwrap(), read_header(&theirs).unwrap());
             let (mine, other) = (fs_err::read(&ours).unwrap(), fs_err::read(&theirs).unwrap());
@@ -416,17 +436,26 @@ fn files_are_those_of_the_converter() {
         for (key, value) in b.metadata.iter() {
             match a.metadata.get(key) {
                 Some(ours) if ours == value => same += 1,
-                Some(ours) => differ.push(format!("{key}: {ours:?}, not {value:?}").chars().take(90).collect::<String>()),
+                Some(ours) => differ
+                    .push(format!("{key}: {ours:?}, not {value:?}").chars().take(90).collect::<String>()),
                 None => missing.push(key),
             }
         }
-        let more: Vec<&str> = a.metadata.iter().map(|(key, _)| key).filter(|key| b.metadata.get(key).is_none()).collect();
-        eprintln!("{name}: {} tensors and {same} keys the same; only theirs: {missing:?}; only ours: {more:?}; other values: {differ:?}", a.tensors.len());
+        let more: Vec<&str> =
+            a.metadata.iter().map(|(key, _)| key).filter(|key| b.metadata.get(key).is_none()).collect();
+        eprintln!(
+            "{name}: {} tensors and {same} keys the same; only theirs: {missing:?}; only ours: {more:?}; other values: {differ:?}",
+            a.tensors.len()
+        );
         // Without meaning for a byte-level tokenizer.
-        let important = |key: &&str| !key.starts_with("general.") && *key != "tokenizer.ggml.add_space_prefix";
+        let important =
+            |key: &&str| !key.starts_with("general.") && *key != "tokenizer.ggml.add_space_prefix";
         assert!(!missing.iter().any(important), "{name}: {missing:?}");
         // The converter makes control tokens of those that look like it (`<|fim_prefix|>`), whatever the tokenizer says of them.
         let known = ["general.", "tokenizer.ggml.token_type"];
-        assert!(differ.iter().all(|line| known.iter().any(|key| line.starts_with(key))), "{name}: {differ:?}");
+        assert!(
+            differ.iter().all(|line| known.iter().any(|key| line.starts_with(key))),
+            "{name}: {differ:?}"
+        );
     }
 }

@@ -149,7 +149,9 @@ fn pairs<'a>(
             return Err(cannot(format!("`{key}` without its `{other}`")));
         };
         if tied && (path == "lm_head" || of_table) {
-            return Err(cannot(format!("an adapter on `{path}`, which shares its table with another module")));
+            return Err(cannot(format!(
+                "an adapter on `{path}`, which shares its table with another module"
+            )));
         }
         let stored = stored_name(architecture, &format!("{path}.weight"));
         let stored = stored.ok_or_else(|| cannot(format!("an adapter on `{path}`")))?;
@@ -222,13 +224,25 @@ mod tests {
     use super::*;
     use candle_core::Device;
 
-    fn found(keys: &[(&str, &[usize])], architecture: Architecture, tied: bool) -> Result<Vec<(String, bool)>, String> {
+    fn found(
+        keys: &[(&str, &[usize])],
+        architecture: Architecture,
+        tied: bool,
+    ) -> Result<Vec<(String, bool)>, String> {
         let tensors: BTreeMap<String, Tensor> = keys
             .iter()
-            .map(|(key, shape)| (format!("{PREFIX}{key}"), Tensor::zeros(*shape, DType::F32, &Device::Cpu).unwrap()))
+            .map(|(key, shape)| {
+                (format!("{PREFIX}{key}"), Tensor::zeros(*shape, DType::F32, &Device::Cpu).unwrap())
+            })
             .collect();
         let tensors = tensors.iter().map(|(key, tensor)| (key.as_str(), tensor)).collect();
-        let paths = ["lm_head", "model.embed_tokens", Q, "model.layers.0.mlp.experts.1.up_proj", "model.layers.0.mlp.gate"];
+        let paths = [
+            "lm_head",
+            "model.embed_tokens",
+            Q,
+            "model.layers.0.mlp.experts.1.up_proj",
+            "model.layers.0.mlp.gate",
+        ];
         let scales = paths.into_iter().map(|path| (path, 2.0)).collect();
         pairs(&tensors, &scales, architecture, tied)
             .map(|pairs| pairs.into_iter().map(|pair| (pair.weight, pair.of_table)).collect())
@@ -251,7 +265,10 @@ mod tests {
         let name = |name: &str| Ok(vec![(name.to_owned(), false)]);
         assert_eq!(one(Q, Architecture::Llama, true), name("blk.0.attn_q.weight"));
         assert_eq!(one("lm_head", Architecture::Llama, false), name("output.weight"));
-        assert_eq!(one("model.layers.0.mlp.gate", Architecture::Qwen3Moe, false), name("blk.0.ffn_gate_inp.weight"));
+        assert_eq!(
+            one("model.layers.0.mlp.gate", Architecture::Qwen3Moe, false),
+            name("blk.0.ffn_gate_inp.weight")
+        );
         let table = "model.embed_tokens.lora_embedding_";
         let keys: [(String, &[usize]); 2] = [(format!("{table}A"), &[2, 8]), (format!("{table}B"), &[4, 2])];
         let table = [(keys[0].0.as_str(), keys[0].1), (keys[1].0.as_str(), keys[1].1)];
@@ -266,14 +283,21 @@ mod tests {
         assert!(refused("model.layers.0.mlp.experts.1.up_proj", false).contains("a single expert"));
         let [a, b] = of(Q);
         let magnitude = format!("{Q}.lora_magnitude_vector");
-        let dora = found(&[(&a.0, a.1), (&b.0, b.1), (&magnitude, &[8])], Architecture::Llama, false).unwrap_err();
+        let dora =
+            found(&[(&a.0, a.1), (&b.0, b.1), (&magnitude, &[8])], Architecture::Llama, false).unwrap_err();
         assert!(dora.contains("cannot hold DoRA's magnitudes, `model.layers.0"), "{dora}");
         let alone = found(&[(&a.0, a.1)], Architecture::Llama, false).unwrap_err();
-        assert!(alone.contains("without its `base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight`"), "{alone}");
+        assert!(
+            alone.contains("without its `base_model.model.model.layers.0.self_attn.q_proj.lora_B.weight`"),
+            "{alone}"
+        );
         assert!(found(&[], Architecture::Llama, false).unwrap_err().contains("without low-rank factors"));
         for (key, what) in [
             (format!("{Q}.lora_B.bias"), "a bias on B"),
-            ("model.embed_tokens.token_adapter.trainable_tokens_delta".into(), "trained rows of an embedding"),
+            (
+                "model.embed_tokens.token_adapter.trainable_tokens_delta".into(),
+                "trained rows of an embedding",
+            ),
             (format!("{Q}.ia3_l"), "anything but low-rank factors"),
         ] {
             let error = found(&[(&key, &[8])], Architecture::Llama, false).unwrap_err();

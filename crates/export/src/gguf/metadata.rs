@@ -108,7 +108,9 @@ impl Writer<'_> {
                 self.number("rope.scaling.factor", *factor);
             }
             RopeScaling::Yarn { .. } => self.yarn()?,
-            RopeScaling::Llama3 { .. } => self.fixed_factors("llama3", llama3_factors(&c.rope, c.rotary_dim))?,
+            RopeScaling::Llama3 { .. } => {
+                self.fixed_factors("llama3", llama3_factors(&c.rope, c.rotary_dim))?
+            }
             RopeScaling::LongRope { .. } => self.long_rope()?,
             RopeScaling::Dynamic { .. } => {
                 return Err(no_word("the rope type `dynamic`, which turns by the length of a text"));
@@ -126,7 +128,10 @@ impl Writer<'_> {
     /// A factor for each pair, for texts of any length.
     fn fixed_factors(&mut self, name: &str, factors: Vec<f32>) -> Result<(), GgufError> {
         if !matches!(self.architecture, Architecture::Llama | Architecture::Granite) {
-            return Err(no_word(format!("the rope type `{name}` in a `{}` model", self.config.model_type.name())));
+            return Err(no_word(format!(
+                "the rope type `{name}` in a `{}` model",
+                self.config.model_type.name()
+            )));
         }
         self.out.factors.push(("rope_freqs.weight", factors));
         Ok(())
@@ -166,7 +171,8 @@ impl Writer<'_> {
         };
         let single = |factors: &[f64]| factors.iter().map(|factor| *factor as f32).collect::<Vec<f32>>();
         // What a GGUF file's factors for texts of any length were read as.
-        if self.architecture != Architecture::Phi3 && short_factor == long_factor && *attention_factor == 1.0 {
+        if self.architecture != Architecture::Phi3 && short_factor == long_factor && *attention_factor == 1.0
+        {
             return self.fixed_factors("longrope", single(short_factor));
         }
         if !matches!(self.architecture, Architecture::Phi3 | Architecture::Llama) {
@@ -211,7 +217,9 @@ impl Writer<'_> {
             return Err(no_word("`norm_topk_prob` off: llama.cpp divides by the sum"));
         }
         if let Some(block) = experts.blocks.iter().position(|sparse| !sparse) {
-            self.out.notes.push(format!("block {block} has no experts, and llama.cpp expects them in every block"));
+            self.out
+                .notes
+                .push(format!("block {block} has no experts, and llama.cpp expects them in every block"));
         }
         self.size("expert_count", experts.num_experts);
         self.size("expert_used_count", experts.num_experts_per_tok);
@@ -239,15 +247,21 @@ impl Writer<'_> {
     fn gemma2(&mut self, own_head: bool) -> Result<(), GgufError> {
         self.gemma_scale(46)?;
         if own_head {
-            return Err(no_word("a head of its own in a `gemma2` model, such as an adapter on `lm_head` leaves"));
+            return Err(no_word(
+                "a head of its own in a `gemma2` model, such as an adapter on `lm_head` leaves",
+            ));
         }
-        let (Some(attention), Some(logits)) = (self.config.attention_soft_cap, self.config.logits_soft_cap) else {
+        let (Some(attention), Some(logits)) = (self.config.attention_soft_cap, self.config.logits_soft_cap)
+        else {
             return Err(no_word("a `gemma2` model without its two soft caps"));
         };
         let window = self.config.windows.first().copied().flatten();
-        let alternates = self.config.windows.iter().enumerate().all(|(i, w)| *w == window.filter(|_| i % 2 == 0));
+        let alternates =
+            self.config.windows.iter().enumerate().all(|(i, w)| *w == window.filter(|_| i % 2 == 0));
         let Some(window) = window.filter(|_| alternates) else {
-            return Err(no_word("`layer_types` of a `gemma2` model other than a window in every other block"));
+            return Err(no_word(
+                "`layer_types` of a `gemma2` model other than a window in every other block",
+            ));
         };
         self.number("attn_logit_softcapping", attention);
         self.number("final_logit_softcapping", logits);

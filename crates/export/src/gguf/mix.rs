@@ -245,8 +245,12 @@ mod tests {
     fn rows_that_are_no_whole_blocks_fall_back_and_are_told() {
         let fallback = |gguf_type, name: &str, columns| mix(gguf_type, 8, true).choose(name, &[4, columns]);
         let (used, told) = fallback(GgufType::Q4KM, "blk.3.attn_q.weight", 96);
-        let expected =
-            Fallback { tensor: "blk.3.attn_q.weight".into(), columns: 96, wanted: GgmlType::Q4K, used: GgmlType::Q5_0 };
+        let expected = Fallback {
+            tensor: "blk.3.attn_q.weight".into(),
+            columns: 96,
+            wanted: GgmlType::Q4K,
+            used: GgmlType::Q5_0,
+        };
         assert_eq!((used, told), (GgmlType::Q5_0, Some(expected)));
         assert_eq!(fallback(GgufType::Q5KM, "blk.3.attn_q.weight", 96).0, GgmlType::Q5_1);
         assert_eq!(fallback(GgufType::Q6K, "blk.3.attn_q.weight", 96).0, GgmlType::Q8_0);

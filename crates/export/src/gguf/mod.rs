@@ -113,7 +113,12 @@ pub fn write_gguf(
 }
 
 /// The keys `general.*`. A base that is a GGUF file keeps what it says of its origin.
-fn general(base: &ModelFiles, options: &GgufOptions, architecture: Architecture, strips_right: bool) -> Result<Keys> {
+fn general(
+    base: &ModelFiles,
+    options: &GgufOptions,
+    architecture: Architecture,
+    strips_right: bool,
+) -> Result<Keys> {
     const OURS: [&str; 6] =
         ["architecture", "type", "file_type", "quantization_version", "alignment", "name"];
     let mut keys = Keys::new();

@@ -134,7 +134,12 @@ fn experts(config: &ModelConfig) -> usize {
 }
 
 /// The bytes of a tensor in its type, rows in the Hub's order.
-fn bytes_of<'a>(held: &'a Held<'_>, name: &str, ggml_type: GgmlType, architecture: Architecture) -> Result<Cow<'a, [u8]>> {
+fn bytes_of<'a>(
+    held: &'a Held<'_>,
+    name: &str,
+    ggml_type: GgmlType,
+    architecture: Architecture,
+) -> Result<Cow<'a, [u8]>> {
     // What nothing was done to keeps its bits.
     if let Some((held_in, bytes)) = held.blocks()
         && held_in == ggml_type

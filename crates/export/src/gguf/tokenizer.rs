@@ -55,7 +55,11 @@ pub(super) fn texts(base: &ModelFiles) -> TokenizerFiles {
 }
 
 /// The keys of the base's tokenizer and of its chat template, or the one that takes its place; `None` for a base without a tokenizer.
-pub(super) fn keys(base: &ModelFiles, rows: usize, template: Option<&Path>) -> Result<Option<Written>, GgufError> {
+pub(super) fn keys(
+    base: &ModelFiles,
+    rows: usize,
+    template: Option<&Path>,
+) -> Result<Option<Written>, GgufError> {
     let Some(source) = &base.tokenizer else { return Ok(None) };
     let tokenizer = Tokenizer::load(&texts(base))?;
     let chat = match template {
@@ -79,7 +83,9 @@ pub(super) fn keys(base: &ModelFiles, rows: usize, template: Option<&Path>) -> R
 fn made(json: &[u8], tokenizer: &Tokenizer, rows: usize, ends: &[u32]) -> Result<Written, GgufError> {
     let added = tokenizer.added_tokens().map(|(id, token)| (id, token, tokenizer.is_special(id))).collect();
     let (bare, whole) = (tokenizer.encode("a", false)?, tokenizer.encode("a", true)?);
-    let adds_eos = whole.len() > bare.len() && tokenizer.eos_id().is_some() && whole.last().copied() == tokenizer.eos_id();
+    let adds_eos = whole.len() > bare.len()
+        && tokenizer.eos_id().is_some()
+        && whole.last().copied() == tokenizer.eos_id();
     let written = gguf::tokenizer_keys(&TokenizerParts {
         tokenizer_json: json,
         added,
@@ -95,7 +101,12 @@ fn made(json: &[u8], tokenizer: &Tokenizer, rows: usize, ends: &[u32]) -> Result
 }
 
 /// A base that is a GGUF file has them already; a template that ends a turn otherwise adds its token.
-fn copied(path: &Path, tokenizer: &Tokenizer, ends: &[u32], with_template: bool) -> Result<Written, GgufError> {
+fn copied(
+    path: &Path,
+    tokenizer: &Tokenizer,
+    ends: &[u32],
+    with_template: bool,
+) -> Result<Written, GgufError> {
     let header = gguf::read_header(path)?;
     let mut keys = Keys::new();
     let wanted = |key: &str| key.starts_with("tokenizer.") && (with_template || !key.starts_with(TEMPLATE));
@@ -120,7 +131,8 @@ fn base_template(base: &ModelFiles, keys: &mut Keys) -> Result<(), GgufError> {
     match &config["chat_template"] {
         Value::String(template) => keys.text(TEMPLATE, template),
         Value::Array(named) => {
-            let named = named.iter().filter_map(|one| Some((one["name"].as_str()?, one["template"].as_str()?)));
+            let named =
+                named.iter().filter_map(|one| Some((one["name"].as_str()?, one["template"].as_str()?)));
             let (default, others): (Vec<_>, Vec<_>) = named.partition(|(name, _)| *name == "default");
             if let Some((_, template)) = default.first() {
                 keys.text(TEMPLATE, template);

@@ -59,7 +59,8 @@ fn base_and_adapter_of_an_engine_are_the_merged_file() {
         let mut model = loaded(&files);
         let adapter = taper_peft::load(&adapter_folder(name), model.as_mut(), LoadMode::Inference).unwrap();
         write(model.as_mut(), &files, &at("merged.gguf"), GgufType::F32);
-        let options = GgufAdapterOptions { name: Some("a".into()), base_name: Some("b".into()), ..Default::default() };
+        let options =
+            GgufAdapterOptions { name: Some("a".into()), base_name: Some("b".into()), ..Default::default() };
         let written = write_gguf_adapter(model.as_mut(), &adapter, &at("adapter.gguf"), &options).unwrap();
         assert_eq!(written.layers, adapter.layers.len());
         assert_eq!(written.folded > 0, folds, "{name}: {written:?}");
@@ -94,9 +95,11 @@ fn factors_may_be_of_16_bits() {
     let mut model = loaded(&base_of("lora_all"));
     let adapter = taper_peft::load(&adapter_folder("lora_all"), model.as_mut(), LoadMode::Inference).unwrap();
     let mut sizes = Vec::new();
-    for (dtype, ggml_type) in
-        [(MergedDtype::Auto, GgmlType::F32), (MergedDtype::F16, GgmlType::F16), (MergedDtype::Bf16, GgmlType::BF16)]
-    {
+    for (dtype, ggml_type) in [
+        (MergedDtype::Auto, GgmlType::F32),
+        (MergedDtype::F16, GgmlType::F16),
+        (MergedDtype::Bf16, GgmlType::BF16),
+    ] {
         let path = here.path().join("a.gguf");
         let options = GgufAdapterOptions { dtype, ..GgufAdapterOptions::default() };
         sizes.push(write_gguf_adapter(model.as_mut(), &adapter, &path, &options).unwrap().bytes);
@@ -118,7 +121,8 @@ fn what_the_format_has_no_word_for_is_refused_by_name_and_the_merged_file_offere
         let mut model = loaded(&base_of(name));
         let adapter = taper_peft::load(&adapter_folder(name), model.as_mut(), LoadMode::Inference).unwrap();
         let path = here.path().join("a.gguf");
-        let error = write_gguf_adapter(model.as_mut(), &adapter, &path, &GgufAdapterOptions::default()).unwrap_err();
+        let error =
+            write_gguf_adapter(model.as_mut(), &adapter, &path, &GgufAdapterOptions::default()).unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
         assert!(error.hint().unwrap().contains("export \"gguf\" instead"), "{error:?}");
         assert!(!path.exists());

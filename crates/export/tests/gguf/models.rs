@@ -53,7 +53,8 @@ fn every_architecture_is_the_same_from_a_gguf_file_and_from_its_folder() {
         let read = read_back(&path);
         // Longer than every window and than the texts that Phi's short factors are for.
         for length in [9, 24] {
-            let (given, expected) = (logits(read.as_ref(), &ids(length)), logits(model.as_ref(), &ids(length)));
+            let (given, expected) =
+                (logits(read.as_ref(), &ids(length)), logits(model.as_ref(), &ids(length)));
             let error = assert_close(name, &given, &expected, 2e-5);
             eprintln!("{name}, {length} tokens: {error:.1e}; {:?}", written.notes);
         }
@@ -81,7 +82,9 @@ fn what_gguf_has_no_word_for_is_refused_by_name() {
 /// The golden logits of PEFT, through a merged GGUF file.
 #[test]
 fn golden_adapters_merged_into_a_gguf_file_give_the_golden_logits() {
-    for name in ["lora_all", "lora_patterns", "rslora", "lora_tied", "lora_train_bias_all", "lora_modules_to_save"] {
+    for name in
+        ["lora_all", "lora_patterns", "rslora", "lora_tied", "lora_train_bias_all", "lora_modules_to_save"]
+    {
         let here = tempfile::tempdir().unwrap();
         let files = base_of(name);
         let mut model = loaded(&files);

@@ -28,9 +28,20 @@ pub(crate) fn changed(name: &str, folder: &Path, change: impl Fn(&mut Value)) ->
 }
 
 /// A small Llama of random weights with the tokenizer of a folder; `rows` of its embedding.
-pub(crate) fn with_tokenizer(tokenizer: &Path, rows: usize, hidden: usize, at: &Path) -> (Box<dyn CausalLm>, ModelFiles) {
+pub(crate) fn with_tokenizer(
+    tokenizer: &Path,
+    rows: usize,
+    hidden: usize,
+    at: &Path,
+) -> (Box<dyn CausalLm>, ModelFiles) {
     fs_err::create_dir_all(at).unwrap();
-    for name in ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json", "special_tokens_map.json"] {
+    for name in [
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+        "generation_config.json",
+        "special_tokens_map.json",
+    ] {
         if tokenizer.join(name).is_file() {
             fs_err::copy(tokenizer.join(name), at.join(name)).unwrap();
         }
@@ -45,7 +56,12 @@ pub(crate) fn with_tokenizer(tokenizer: &Path, rows: usize, hidden: usize, at: &
     (model, ModelFiles::of_folder(at).unwrap())
 }
 
-pub(crate) fn write(model: &mut dyn CausalLm, files: &ModelFiles, path: &Path, gguf_type: GgufType) -> WrittenGguf {
+pub(crate) fn write(
+    model: &mut dyn CausalLm,
+    files: &ModelFiles,
+    path: &Path,
+    gguf_type: GgufType,
+) -> WrittenGguf {
     write_gguf(model, files, path, &GgufOptions { gguf_type, ..GgufOptions::default() }).unwrap()
 }
 

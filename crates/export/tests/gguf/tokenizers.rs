@@ -50,14 +50,25 @@ fn round_trip(folder: &Path) -> Header {
     let what = folder.display();
     eprintln!("{what}: {:?}", written.notes);
     let read = ModelFiles::of_gguf(&path).unwrap();
-    let (own, made) = (Tokenizer::load(&texts_of(&files)).unwrap(), Tokenizer::load(&texts_of(&read)).unwrap());
-    let specials: Vec<String> = own.added_tokens().take(12).map(|(_, token)| format!("a {token}b {token} c")).collect();
-    for text in TEXTS.into_iter().map(str::to_owned).chain(specials.into_iter().filter(|t| !t.contains("<0x"))) {
+    let (own, made) =
+        (Tokenizer::load(&texts_of(&files)).unwrap(), Tokenizer::load(&texts_of(&read)).unwrap());
+    let specials: Vec<String> =
+        own.added_tokens().take(12).map(|(_, token)| format!("a {token}b {token} c")).collect();
+    for text in
+        TEXTS.into_iter().map(str::to_owned).chain(specials.into_iter().filter(|t| !t.contains("<0x")))
+    {
         let (ours, theirs) = (made.encode(&text, true).unwrap(), own.encode(&text, true).unwrap());
         assert_eq!(ours, theirs, "{what}: {text:?}");
-        assert_eq!(made.decode(&ours, false).unwrap(), own.decode(&theirs, false).unwrap(), "{what}: {text:?}");
+        assert_eq!(
+            made.decode(&ours, false).unwrap(),
+            own.decode(&theirs, false).unwrap(),
+            "{what}: {text:?}"
+        );
     }
-    assert_eq!((made.bos_id().is_some(), made.eos_id()), (own.bos_id().is_some() || made.bos_id().is_some(), own.eos_id()));
+    assert_eq!(
+        (made.bos_id().is_some(), made.eos_id()),
+        (own.bos_id().is_some() || made.bos_id().is_some(), own.eos_id())
+    );
     assert_eq!(made.adds_bos(), own.adds_bos(), "{what}");
     let own_template = ChatTemplate::load(&texts_of(&files), &own).unwrap();
     let made_template = ChatTemplate::load(&texts_of(&read), &made).unwrap();
@@ -66,7 +77,11 @@ fn round_trip(folder: &Path) -> Header {
         let options = RenderOptions { add_generation_prompt: true, ..RenderOptions::default() };
         let render = |template: &ChatTemplate| template.render(&conversation(), &options).unwrap();
         assert_eq!(render(&ours), render(&theirs), "{what}");
-        assert_eq!(made.encode(&render(&ours), false).unwrap(), own.encode(&render(&ours), false).unwrap(), "{what}");
+        assert_eq!(
+            made.encode(&render(&ours), false).unwrap(),
+            own.encode(&render(&ours), false).unwrap(),
+            "{what}"
+        );
         assert_eq!(ours.stop_ids(&made), theirs.stop_ids(&own), "{what}");
     }
     let header = read_header(&path).unwrap();
@@ -90,7 +105,11 @@ fn the_golden_tokenizers_come_back_with_their_templates() {
         assert_eq!(header.metadata.text("tokenizer.ggml.model"), Ok(Some(model)), "{name}");
         let pre = if model == "gpt2" { "gpt-2" } else { "default" };
         assert_eq!(header.metadata.text("tokenizer.ggml.pre"), Ok(Some(pre)), "{name}");
-        assert_eq!(header.metadata.flag("tokenizer.ggml.add_bos_token"), Ok(Some(model == "llama")), "{name}");
+        assert_eq!(
+            header.metadata.flag("tokenizer.ggml.add_bos_token"),
+            Ok(Some(model == "llama")),
+            "{name}"
+        );
     }
 }
 
@@ -131,9 +150,11 @@ fn a_way_to_split_has_its_name() {
         {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true, "use_regex": true},
     ]});
     let nfc = json!({"type": "NFC"});
-    for (normalizer, pre_tokenizer, name) in
-        [(None, Some(&digits), "smollm"), (Some(&nfc), Some(&digits), "command-r"), (Some(&nfc), None, "olmo")]
-    {
+    for (normalizer, pre_tokenizer, name) in [
+        (None, Some(&digits), "smollm"),
+        (Some(&nfc), Some(&digits), "command-r"),
+        (Some(&nfc), None, "olmo"),
+    ] {
         let header = with_steps(|json| {
             if let Some(step) = normalizer {
                 json["normalizer"] = step.clone();
@@ -172,7 +193,8 @@ fn a_template_of_the_training_takes_the_place_of_the_bases_and_brings_its_stop()
     let template = here.path().join("mine.jinja");
     let source = "{% for m in messages %}<|im_start|>{{ m['role'] }}:{{ m['content'] }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant:{% endif %}";
     fs_err::write(&template, source).unwrap();
-    let options = GgufOptions { chat_template: Some(template), name: Some("mine".into()), gguf_type: GgufType::F16 };
+    let options =
+        GgufOptions { chat_template: Some(template), name: Some("mine".into()), gguf_type: GgufType::F16 };
     let path = here.path().join("m.gguf");
     write_gguf(model.as_mut(), &files, &path, &options).unwrap();
     let header = read_header(&path).unwrap();
@@ -191,12 +213,16 @@ fn named_templates_keep_their_names() {
     let (mut model, files) = with_tokenizer(&folder, tokens(&folder), 8, &here.path().join("base"));
     let mut config = read_json(&here.path().join("base/tokenizer_config.json"));
     let default = config["chat_template"].clone();
-    config["chat_template"] = json!([{"name": "default", "template": default}, {"name": "rag", "template": "{{ messages }}"}]);
+    config["chat_template"] =
+        json!([{"name": "default", "template": default}, {"name": "rag", "template": "{{ messages }}"}]);
     fs_err::write(here.path().join("base/tokenizer_config.json"), config.to_string()).unwrap();
     let path = here.path().join("m.gguf");
     write(model.as_mut(), &files, &path, GgufType::F32);
     let metadata = read_header(&path).unwrap().metadata;
     assert_eq!(metadata.text("tokenizer.chat_template"), Ok(default.as_str()));
     assert_eq!(metadata.text("tokenizer.chat_template.rag"), Ok(Some("{{ messages }}")));
-    assert_eq!(metadata.texts("tokenizer.chat_templates").unwrap().unwrap().iter().collect::<Vec<_>>(), ["rag"]);
+    assert_eq!(
+        metadata.texts("tokenizer.chat_templates").unwrap().unwrap().iter().collect::<Vec<_>>(),
+        ["rag"]
+    );
 }

@@ -203,7 +203,9 @@ pub fn stored_name(architecture: Architecture, hub: &str) -> Option<StoredName> 
         None => (place.to_owned(), None),
     };
     let module = MODULES.into_iter().find(|module| match module_name(architecture, module) {
-        Some((known, may_have_bias)) => known == place && (kind == "weight" || kind == "bias" && may_have_bias),
+        Some((known, may_have_bias)) => {
+            known == place && (kind == "weight" || kind == "bias" && may_have_bias)
+        }
         None => false,
     })?;
     Some(StoredName { name: format!("blk.{block}.{module}.{kind}"), expert })
@@ -352,7 +354,11 @@ mod tests {
                     let Some(hub) = hub_name(architecture, &source, 12) else { continue };
                     let expert = hub.contains(EXPERT).then_some(7);
                     let hub = hub.replace(EXPERT, "7");
-                    assert_eq!(stored_name(architecture, &hub), Some(StoredName { name: source, expert }), "{hub}");
+                    assert_eq!(
+                        stored_name(architecture, &hub),
+                        Some(StoredName { name: source, expert }),
+                        "{hub}"
+                    );
                     found += 1;
                 }
             }
@@ -362,7 +368,9 @@ mod tests {
             let stored = stored_name(Architecture::Llama, hub).unwrap();
             assert_eq!(hub_name(Architecture::Llama, &stored.name, 1).as_deref(), Some(hub));
         }
-        for hub in ["model.layers.0.self_attn.q_norm.weight", "model.layers.x.mlp.up_proj.weight", "lm_head.bias"] {
+        for hub in
+            ["model.layers.0.self_attn.q_norm.weight", "model.layers.x.mlp.up_proj.weight", "lm_head.bias"]
+        {
             assert_eq!(stored_name(Architecture::Llama, hub), None, "{hub}");
         }
     }

@@ -52,7 +52,9 @@ pub enum WriteError {
         tensor: String,
     },
     /// A tensor, or a part of one, that was not planned like this.
-    #[error("tensor `{tensor}` is written as part {part} of {parts} in {given} bytes, planned were {planned} bytes in all")]
+    #[error(
+        "tensor `{tensor}` is written as part {part} of {parts} in {given} bytes, planned were {planned} bytes in all"
+    )]
     Unplanned {
         /// The tensor.
         tensor: String,
@@ -441,7 +443,10 @@ mod tests {
         assert_eq!(header.tensors["b.weight"].shape, [2, 2]);
         let m = &header.metadata;
         assert_eq!((m.text("t"), m.flag("b")), (Ok(Some("naïve\n")), Ok(Some(true))));
-        assert_eq!((m.size("u64"), m.size("u8"), m.size("u16")), (Ok(Some(u64::MAX)), Ok(Some(200)), Ok(Some(60_000))));
+        assert_eq!(
+            (m.size("u64"), m.size("u8"), m.size("u16")),
+            (Ok(Some(u64::MAX)), Ok(Some(200)), Ok(Some(60_000)))
+        );
         assert_eq!((m.get("i64"), m.get("i8")), (Some(&Value::Signed(i64::MIN)), Some(&Value::Signed(-3))));
         assert_eq!((m.number("f32"), m.number("f64")), (Ok(Some(1e-5)), Ok(Some(-0.1))));
         assert_eq!(m.texts("texts").unwrap().unwrap().iter().collect::<Vec<_>>(), ["a", "", "ß"]);

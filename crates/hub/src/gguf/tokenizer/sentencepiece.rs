@@ -64,9 +64,9 @@ impl Spaces {
         match (normalizers.as_slice(), before.as_slice()) {
             ([sign], []) if is_sign(sign) => Some(Self::None),
             ([sign], [split]) if is_sign(sign) && idle(split) => Some(Self::None),
-            ([prepend, sign], []) if is_sign(sign) => {
-                (prepend["type"] == "Prepend" && prepend["prepend"] == SPACE_SIGN).then_some(Self::BeforeEachPart)
-            }
+            ([prepend, sign], []) if is_sign(sign) => (prepend["type"] == "Prepend"
+                && prepend["prepend"] == SPACE_SIGN)
+                .then_some(Self::BeforeEachPart),
             ([], [meta]) if meta["type"] == "Metaspace" && meta["replacement"] == SPACE_SIGN => {
                 // With words apart, merges could not reach over a space.
                 match meta["prepend_scheme"].as_str()? {

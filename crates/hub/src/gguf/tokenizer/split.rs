@@ -112,7 +112,11 @@ impl Split {
 
     /// The name of the way that a `tokenizer.json` splits texts, where it has one. Of names for the same way it is the one that llama.cpp
     /// gives the family it is best known from; `default` is never written, for llama.cpp splits by an expression of its own then.
-    pub(super) fn name_of(normalizer: &Value, pre_tokenizer: &Value, ignore_merges: bool) -> Option<&'static str> {
+    pub(super) fn name_of(
+        normalizer: &Value,
+        pre_tokenizer: &Value,
+        ignore_merges: bool,
+    ) -> Option<&'static str> {
         const WRITTEN: [&str; 12] = [
             "gpt-2",
             "olmo",
@@ -156,7 +160,10 @@ impl Words {
             [split, bytes] if split["type"] == "Split" && !regex_in_bytes(bytes)? => {
                 let isolated = split["behavior"] == "Isolated" && split["invert"] == false;
                 let regex = split["pattern"]["Regex"].as_str().filter(|_| isolated)?;
-                [DIGITS_IN_THREES, SINGLE_DIGITS, O200K, TEKKEN].into_iter().find(|known| *known == regex).map(Self::Matches)
+                [DIGITS_IN_THREES, SINGLE_DIGITS, O200K, TEKKEN]
+                    .into_iter()
+                    .find(|known| *known == regex)
+                    .map(Self::Matches)
             }
             _ => None,
         }

@@ -8,8 +8,8 @@ use super::TokenKind;
 use super::sentencepiece::Spaces;
 use super::split::Split;
 use super::vocabulary::SPACE_SIGN;
-use crate::gguf::write::Keys;
 use crate::gguf::shown;
+use crate::gguf::write::Keys;
 use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
@@ -201,9 +201,11 @@ pub fn tokenizer_keys(parts: &TokenizerParts<'_>) -> Result<WrittenTokenizer, To
     }
     keys.numbers("tokenizer.ggml.token_type", &table.kinds);
     special_ids(parts, &mut keys, &mut notes)?;
-    let strips_right = file.added_tokens.iter().filter(|token| token.rstrip).map(|t| t.content.clone()).collect();
+    let strips_right =
+        file.added_tokens.iter().filter(|token| token.rstrip).map(|t| t.content.clone()).collect();
     for token in file.added_tokens.iter().filter(|token| token.lstrip || token.single_word) {
-        let what = if token.lstrip { "takes the space before it along" } else { "is found as a whole word only" };
+        let what =
+            if token.lstrip { "takes the space before it along" } else { "is found as a whole word only" };
         notes.push(format!("the token `{}` {what}, which GGUF cannot say", shown(&token.content)));
     }
     Ok(WrittenTokenizer { keys, strips_right, notes })
@@ -228,12 +230,15 @@ fn recognise(file: &File) -> Result<Way, TokenizerWriteError> {
     let ignore_merges = model.ignore_merges.unwrap_or(false);
     let byte_fallback = model.byte_fallback.unwrap_or(false);
     let plain = !affix(&model.continuing_subword_prefix) && !affix(&model.end_of_word_suffix);
-    if plain && !byte_fallback
+    if plain
+        && !byte_fallback
         && let Some(name) = Split::name_of(&file.normalizer, &file.pre_tokenizer, ignore_merges)
     {
         return Ok(Way::ByteLevel(name));
     }
-    if plain && byte_fallback && !ignore_merges
+    if plain
+        && byte_fallback
+        && !ignore_merges
         && let Some(spaces) = Spaces::recognise(&file.normalizer, &file.pre_tokenizer)
     {
         return Ok(Way::SentencePiece { space_prefix: spaces != Spaces::None });
@@ -242,7 +247,9 @@ fn recognise(file: &File) -> Result<Way, TokenizerWriteError> {
     if found.chars().count() > 600 {
         found = found.chars().take(600).chain("...".chars()).collect();
     }
-    for (on, what) in [(ignore_merges, "ignore_merges"), (byte_fallback, "byte_fallback"), (!plain, "affixes")] {
+    for (on, what) in
+        [(ignore_merges, "ignore_merges"), (byte_fallback, "byte_fallback"), (!plain, "affixes")]
+    {
         if on {
             found.push_str(", ");
             found.push_str(what);
@@ -272,7 +279,8 @@ impl Table {
         };
         let sentencepiece = matches!(way, Way::SentencePiece { .. });
         for (token, id) in &file.model.vocab {
-            let kind = if sentencepiece && is_byte_token(token) { TokenKind::Byte } else { TokenKind::Normal };
+            let kind =
+                if sentencepiece && is_byte_token(token) { TokenKind::Byte } else { TokenKind::Normal };
             set(*id, token.clone(), kind);
         }
         for (id, token, special) in &parts.added {
@@ -289,7 +297,9 @@ impl Table {
         }
         if beyond > 0 {
             let rows = parts.rows;
-            notes.push(format!("{beyond} tokens have no row in the embedding of {rows} rows and are left out"));
+            notes.push(format!(
+                "{beyond} tokens have no row in the embedding of {rows} rows and are left out"
+            ));
         }
         let known = tokens.iter().cloned().collect();
         Self { tokens, kinds, known }
