@@ -17,8 +17,8 @@ mod shards;
 pub use adapter::{ModelCard, place_adapter, write_card};
 pub use error::{Error, Result};
 pub use gguf::{
-    Fallback, GgufAdapterOptions, GgufError, GgufOptions, GgufType, WrittenGguf, WrittenGgufAdapter,
-    write_gguf, write_gguf_adapter,
+    ChatTexts, Fallback, GgufAdapterOptions, GgufError, GgufOptions, GgufType, WrittenGguf,
+    WrittenGgufAdapter, chat_texts, write_gguf, write_gguf_adapter,
 };
 pub use merged::{MAX_SHARD_BYTES, MergeOptions, WrittenModel, write_merged};
 pub use ollama::{Modelfile, ModelfileSource, TemplateFamily, WrittenModelfile, write_modelfile};

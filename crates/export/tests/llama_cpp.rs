@@ -5,6 +5,7 @@
 //! tokenizer.
 
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
+#![expect(clippy::print_stderr, reason = "the tables are what a run is for")]
 
 #[path = "gguf/support.rs"]
 #[expect(dead_code, reason = "another test uses the rest")]

@@ -109,7 +109,7 @@ impl Writer<'_> {
             }
             RopeScaling::Yarn { .. } => self.yarn()?,
             RopeScaling::Llama3 { .. } => {
-                self.fixed_factors("llama3", llama3_factors(&c.rope, c.rotary_dim))?
+                self.fixed_factors("llama3", llama3_factors(&c.rope, c.rotary_dim))?;
             }
             RopeScaling::LongRope { .. } => self.long_rope()?,
             RopeScaling::Dynamic { .. } => {

@@ -12,6 +12,7 @@ mod tokenizer;
 pub use adapter::{GgufAdapterOptions, WrittenGgufAdapter, write_gguf_adapter};
 pub use error::GgufError;
 pub use mix::{Fallback, GgufType};
+pub use tokenizer::{ChatTexts, chat_texts};
 
 use crate::{Error, Result};
 use std::path::{Path, PathBuf};

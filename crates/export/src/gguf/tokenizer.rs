@@ -43,6 +43,41 @@ pub(super) struct Written {
     pub(super) notes: Vec<String>,
 }
 
+/// What a Modelfile takes from a base.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ChatTexts {
+    /// The text of the chat template, where there is one.
+    pub template: Option<String>,
+    /// The texts of the tokens at which a generation stops.
+    pub stops: Vec<String>,
+}
+
+/// The text of the base's chat template, or of the one that takes its place, and of the tokens at which a generation stops.
+///
+/// # Errors
+/// When the tokenizer or the template cannot be read.
+pub fn chat_texts(base: &ModelFiles, template: Option<&Path>) -> Result<ChatTexts> {
+    if base.tokenizer.is_none() {
+        return Ok(ChatTexts::default());
+    }
+    let tokenizer = Tokenizer::load(&texts(base)).map_err(GgufError::from)?;
+    let chat = chat(base, template, &tokenizer)?;
+    let ends = chat.as_ref().map_or_else(|| tokenizer.eos_ids().to_vec(), |chat| chat.stop_ids(&tokenizer));
+    let stops = ends.iter().filter_map(|id| tokenizer.token(*id)).collect();
+    Ok(ChatTexts { template: chat.map(|chat| chat.source().to_owned()), stops })
+}
+
+fn chat(
+    base: &ModelFiles,
+    template: Option<&Path>,
+    tokenizer: &Tokenizer,
+) -> Result<Option<ChatTemplate>, GgufError> {
+    Ok(match template {
+        Some(path) => Some(ChatTemplate::from_file(path, tokenizer)?),
+        None => ChatTemplate::load(&texts(base), tokenizer)?,
+    })
+}
+
 /// The texts of a base's tokenizer.
 pub(super) fn texts(base: &ModelFiles) -> TokenizerFiles {
     TokenizerFiles {
@@ -62,10 +97,7 @@ pub(super) fn keys(
 ) -> Result<Option<Written>, GgufError> {
     let Some(source) = &base.tokenizer else { return Ok(None) };
     let tokenizer = Tokenizer::load(&texts(base))?;
-    let chat = match template {
-        Some(path) => Some(ChatTemplate::from_file(path, &tokenizer)?),
-        None => ChatTemplate::load(&texts(base), &tokenizer)?,
-    };
+    let chat = chat(base, template, &tokenizer)?;
     let ends = chat.as_ref().map_or_else(|| tokenizer.eos_ids().to_vec(), |chat| chat.stop_ids(&tokenizer));
     let mut written = match &base.gguf {
         Some(path) => copied(path, &tokenizer, &ends, template.is_none())?,
@@ -167,18 +199,16 @@ pub(super) fn check(base: &ModelFiles, path: &Path) -> Result<Vec<String>, GgufE
         generation_config: source(made.generation_config),
         ..TokenizerFiles::default()
     })?;
-    let differ = |text: &str| -> Result<Option<(Vec<u32>, Vec<u32>)>, GgufError> {
-        let (given, expected) = (written.encode(text, true)?, own.encode(text, true)?);
-        Ok((given != expected).then_some((given, expected)))
-    };
     for text in PROBES {
-        if let Some((given, expected)) = differ(text)? {
+        let (given, expected) = (written.encode(text, true)?, own.encode(text, true)?);
+        if given != expected {
             return Err(GgufError::TokenizerDiffers { text: text.to_owned(), given, expected });
         }
     }
     let mut other = Vec::new();
     for (_, token) in own.added_tokens().filter(|(_, token)| !gguf::is_byte_token(token)).take(MARKERS) {
-        if differ(&format!("a {token} b{token}c"))?.is_some() {
+        let text = format!("a {token} b{token}c");
+        if written.encode(&text, true)? != own.encode(&text, true)? {
             other.push(token.to_owned());
         }
     }

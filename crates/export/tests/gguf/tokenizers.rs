@@ -4,7 +4,7 @@ use crate::support::{with_tokenizer, write};
 use serde_json::{Value, json};
 use std::path::Path;
 use taper_diagnostics::Diagnose;
-use taper_export::{GgufOptions, GgufType, write_gguf};
+use taper_export::{ChatTexts, GgufOptions, GgufType, chat_texts, write_gguf};
 use taper_hub::ModelFiles;
 use taper_hub::gguf::{Header, read_header};
 use taper_testkit::{golden, read_json, real_data_or_skip};
@@ -48,7 +48,9 @@ fn round_trip(folder: &Path) -> Header {
     let path = here.path().join("m.gguf");
     let written = write(model.as_mut(), &files, &path, GgufType::F32);
     let what = folder.display();
-    eprintln!("{what}: {:?}", written.notes);
+    // Mistral's alone: llama.cpp puts a space before a text that begins with one.
+    let mistral = folder.ends_with("mistral-7b-v0.3");
+    assert_eq!(written.notes.len(), usize::from(mistral), "{what}: {:?}", written.notes);
     let read = ModelFiles::of_gguf(&path).unwrap();
     let (own, made) =
         (Tokenizer::load(&texts_of(&files)).unwrap(), Tokenizer::load(&texts_of(&read)).unwrap());
@@ -197,6 +199,10 @@ fn a_template_of_the_training_takes_the_place_of_the_bases_and_brings_its_stop()
         GgufOptions { chat_template: Some(template), name: Some("mine".into()), gguf_type: GgufType::F16 };
     let path = here.path().join("m.gguf");
     write_gguf(model.as_mut(), &files, &path, &options).unwrap();
+    let texts = chat_texts(&files, options.chat_template.as_deref()).unwrap();
+    let expected =
+        ChatTexts { template: Some(source.into()), stops: vec!["<|endoftext|>".into(), "<|im_end|>".into()] };
+    assert_eq!(texts, expected);
     let header = read_header(&path).unwrap();
     assert_eq!(header.metadata.text("tokenizer.chat_template"), Ok(Some(source)));
     assert_eq!(header.metadata.text("general.name"), Ok(Some("mine")));

@@ -110,6 +110,11 @@ impl Split {
         json!({ "type": "Sequence", "pretokenizers": [before, bytes] })
     }
 
+    #[cfg(test)]
+    pub(super) fn names() -> impl Iterator<Item = &'static str> {
+        Self::NAMED.iter().map(|(name, _)| *name)
+    }
+
     /// The name of the way that a `tokenizer.json` splits texts, where it has one. Of names for the same way it is the one that llama.cpp
     /// gives the family it is best known from; `default` is never written, for llama.cpp splits by an expression of its own then.
     pub(super) fn name_of(
