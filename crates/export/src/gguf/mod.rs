@@ -81,6 +81,9 @@ pub fn write_gguf(
     keys.extend(described.keys);
     let mut notes = described.notes;
     let has_tokenizer = tokenizer.is_some();
+    if !has_tokenizer {
+        notes.push("the base has no tokenizer, and llama.cpp loads no file without one".into());
+    }
     if let Some(written) = tokenizer {
         keys.extend(written.keys);
         notes.extend(written.notes);

@@ -204,6 +204,47 @@ fn a_base_that_is_a_gguf_file_keeps_its_bits_and_its_tokenizer() {
 }
 
 #[test]
+fn a_gguf_base_may_get_another_template_and_an_adapter() {
+    let here = tempfile::tempdir().unwrap();
+    let files = ModelFiles::of_gguf(&golden("gguf/llama_q8_0.gguf")).unwrap();
+    let mut model = loaded(&files);
+    taper_peft::load(&adapter_folder("lora_all"), model.as_mut(), LoadMode::Inference).unwrap();
+    let template = here.path().join("mine.jinja");
+    let source =
+        "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}";
+    fs_err::write(&template, source).unwrap();
+    let path = here.path().join("m.gguf");
+    let options = GgufOptions { gguf_type: GgufType::F32, chat_template: Some(template), name: None };
+    write_gguf(model.as_mut(), &files, &path, &options).unwrap();
+    let header = read_header(&path).unwrap();
+    assert_eq!(header.metadata.text("tokenizer.chat_template"), Ok(Some(source)));
+    assert_close(
+        "merged",
+        &logits(read_back(&path).as_ref(), &ids(24)),
+        &logits(model.as_ref(), &ids(24)),
+        2e-5,
+    );
+}
+
+/// QLoRA's result: the codes decoded, the delta added.
+#[test]
+fn an_adapter_over_four_bits_merges_into_a_file() {
+    let here = tempfile::tempdir().unwrap();
+    let files = ModelFiles::of_folder(&golden("quant/llama_nf4_double")).unwrap();
+    let mut model = loaded(&files);
+    taper_peft::load(&adapter_folder("lora_all"), model.as_mut(), LoadMode::Inference).unwrap();
+    let path = here.path().join("m.gguf");
+    let written = write(model.as_mut(), &files, &path, GgufType::F32);
+    assert!(written.notes.iter().any(|note| note.contains("no tokenizer")), "{:?}", written.notes);
+    assert_close(
+        "merged",
+        &logits(read_back(&path).as_ref(), &ids(24)),
+        &logits(model.as_ref(), &ids(24)),
+        2e-5,
+    );
+}
+
+#[test]
 fn a_real_file_is_written_again_with_the_logits_of_its_folder() {
     let Some(real) = real_data_or_skip("stories260K through GGUF") else { return };
     let here = tempfile::tempdir().unwrap();
