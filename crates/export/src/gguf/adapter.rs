@@ -16,7 +16,7 @@ use taper_hub::gguf::{Architecture, GgufWriter, Keys, PlannedTensor, WriteError,
 use taper_models::CausalLm;
 use taper_nn::with_f32;
 use taper_peft::{Adapter, PREFIX};
-use taper_quant::GgmlType;
+use taper_quant::{Bytes, GgmlType};
 
 /// How an adapter is written.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -100,7 +100,7 @@ pub fn write_gguf_adapter(
         writer.push(&a_name, &factor_a(pair, &a_name, ggml_type)?).map_err(failed)?;
         let b = bytes(pair.b, factor, &b_name, ggml_type)?;
         let b = match rotary_heads(architecture, &pair.weight, &config) {
-            Some(heads) => in_pairs(&b, pair.b.dims()[0], heads),
+            Some(heads) => Bytes::new(in_pairs(&b, pair.b.dims()[0], heads)),
             None => b,
         };
         writer.push(&b_name, &b).map_err(failed)?;
@@ -199,7 +199,7 @@ fn planned(pair: &Pair<'_>, ggml_type: GgmlType) -> [PlannedTensor; 2] {
     [tensor(a, shape), tensor(b, pair.b.dims().to_vec())]
 }
 
-fn factor_a(pair: &Pair<'_>, name: &str, ggml_type: GgmlType) -> Result<Vec<u8>> {
+fn factor_a(pair: &Pair<'_>, name: &str, ggml_type: GgmlType) -> Result<Bytes> {
     if !pair.of_table {
         return bytes(pair.a, 1.0, name, ggml_type);
     }
@@ -207,7 +207,7 @@ fn factor_a(pair: &Pair<'_>, name: &str, ggml_type: GgmlType) -> Result<Vec<u8>>
     bytes(&turned, 1.0, name, ggml_type)
 }
 
-fn bytes(tensor: &Tensor, factor: f32, name: &str, ggml_type: GgmlType) -> Result<Vec<u8>> {
+fn bytes(tensor: &Tensor, factor: f32, name: &str, ggml_type: GgmlType) -> Result<Bytes> {
     let making = doing("read a factor of the adapter");
     let tensor = tensor.to_dtype(DType::F32).and_then(|t| t.contiguous()).map_err(&making)?;
     let columns = tensor.dims().last().copied().unwrap_or(1);

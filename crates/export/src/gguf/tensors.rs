@@ -5,12 +5,11 @@ use super::mix::{Fallback, Mix};
 use crate::error::doing;
 use crate::{Error, Result};
 use candle_core::Tensor;
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use taper_hub::gguf::{Architecture, GgufWriter, PlannedTensor, WriteError, stored_name, unpermuted_row};
 use taper_models::{CausalLm, ModelConfig};
 use taper_nn::{Linear, ModuleMut, Weight, with_f32};
-use taper_quant::{BlockFormat, GgmlType, Parts, QuantizedTensor};
+use taper_quant::{BlockFormat, Bytes, GgmlType, Parts, QuantError, QuantizedTensor};
 
 /// The tensors of a file before their numbers are made.
 pub(super) struct Plan {
@@ -48,7 +47,7 @@ impl Held<'_> {
     }
 
     /// The blocks that it is held in, where nothing was done to them.
-    fn blocks(&self) -> Option<(GgmlType, &[u8])> {
+    fn blocks(&self) -> Option<(GgmlType, Bytes)> {
         let weight = match self {
             Self::Layer(linear) if linear.adapter().is_none() => linear.weight(),
             Self::Table(weight) => weight,
@@ -56,7 +55,7 @@ impl Held<'_> {
         };
         let Weight::Frozen(frozen) = weight else { return None };
         match frozen.as_quantized()?.parts() {
-            Parts::Ggml(ggml_type, bytes) => Some((ggml_type, bytes)),
+            Parts::Ggml(ggml_type, bytes) => Some((ggml_type, bytes.clone())),
             _ => None,
         }
     }
@@ -116,7 +115,7 @@ pub(super) fn write(
         let ggml_type = plan.types.get(&stored.name).copied().unwrap_or(GgmlType::F32);
         let bytes = bytes_of(&held, &stored.name, ggml_type, architecture)?;
         let bytes = match rotary_heads(architecture, &stored.name, &config) {
-            Some(heads) => Cow::Owned(in_pairs(&bytes, held.shape()[0], heads)),
+            Some(heads) => Bytes::new(in_pairs(&bytes, held.shape()[0], heads)),
             None => bytes,
         };
         let part = stored.expert.map_or((0, 1), |expert| (expert, experts(&config)));
@@ -134,17 +133,12 @@ fn experts(config: &ModelConfig) -> usize {
 }
 
 /// The bytes of a tensor in its type, rows in the Hub's order.
-fn bytes_of<'a>(
-    held: &'a Held<'_>,
-    name: &str,
-    ggml_type: GgmlType,
-    architecture: Architecture,
-) -> Result<Cow<'a, [u8]>> {
+fn bytes_of(held: &Held<'_>, name: &str, ggml_type: GgmlType, architecture: Architecture) -> Result<Bytes> {
     // What nothing was done to keeps its bits.
     if let Some((held_in, bytes)) = held.blocks()
         && held_in == ggml_type
     {
-        return Ok(Cow::Borrowed(bytes));
+        return Ok(bytes);
     }
     let making = doing("make a tensor of the GGUF file");
     let mut values = held.values().map_err(&making)?;
@@ -154,22 +148,17 @@ fn bytes_of<'a>(
     let columns = values.dims().last().copied().unwrap_or(1);
     let values = values.contiguous().map_err(&making)?;
     let coded = with_f32(&values, |values| coded(values, columns, ggml_type)).map_err(&making)?;
-    coded.map(Cow::Owned).map_err(|source| GgufError::Encode { tensor: name.to_owned(), source }.into())
+    coded.map_err(|source| GgufError::Encode { tensor: name.to_owned(), source }.into())
 }
 
 /// Rows of numbers in a type of GGML.
-pub(super) fn coded(
-    values: &[f32],
-    columns: usize,
-    ggml_type: GgmlType,
-) -> Result<Vec<u8>, taper_quant::QuantError> {
+pub(super) fn coded(values: &[f32], columns: usize, ggml_type: GgmlType) -> Result<Bytes, QuantError> {
     let rows = values.len().checked_div(columns).unwrap_or(0);
     let coded = QuantizedTensor::quantize(values, rows, columns, BlockFormat::Ggml(ggml_type))?;
-    Ok(match coded.parts() {
-        Parts::Ggml(_, bytes) => bytes.to_vec(),
-        // The format that was asked for is one of GGML's.
-        _ => Vec::new(),
-    })
+    match coded.parts() {
+        Parts::Ggml(_, bytes) => Ok(bytes.clone()),
+        _ => Err(QuantError::NotEncoded { format: ggml_type }),
+    }
 }
 
 /// The heads of a tensor of queries or keys whose rows go in pairs.
