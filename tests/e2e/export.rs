@@ -74,7 +74,7 @@ fn an_adapter_that_was_tampered_with_is_refused() {
         "runs/colours/adapter/adapter_config.json",
         config.replace("\"use_dora\": false", "\"use_dora\": true"),
     );
-    desk.taper(&["export", "recipe.toml"]).exits(2).tells(&["use_dora"]);
+    desk.taper(&["export", "recipe.toml"]).exits(2).tells(&["lora_magnitude_vector"]);
     desk.write("runs/colours/adapter/adapter_config.json", config.replace("\"r\": 8", "\"r\": 4"));
     desk.taper(&["export", "recipe.toml"]).exits(2).tells(&["lora_A"]);
     let bytes = desk.bytes(ADAPTER);

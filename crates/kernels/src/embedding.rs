@@ -53,6 +53,40 @@ pub fn scatter_add(g: &[f32], ids: &[u32], dtable: &mut [f32], h: usize) {
     });
 }
 
+/// out `[T,r]` = columns `ids` `[T]` of the matrix `[r,V]`.
+///
+/// # Panics
+/// When a length does not fit, or an id is outside the matrix.
+pub fn gather_columns(matrix: &[f32], v: usize, ids: &[u32], out: &mut [f32]) {
+    let r = column_length(matrix.len(), v, ids, out.len());
+    for (out, &id) in out.chunks_exact_mut(r).zip(ids) {
+        for (row, out) in out.iter_mut().enumerate() {
+            *out = matrix[row * v + id as usize];
+        }
+    }
+}
+
+/// Adds each row of g `[T,r]` to column `ids[t]` of dmatrix `[r,V]`, in the order of t.
+///
+/// # Panics
+/// When a length does not fit, or an id is outside the matrix.
+pub fn scatter_add_columns(g: &[f32], ids: &[u32], dmatrix: &mut [f32], v: usize) {
+    let r = column_length(dmatrix.len(), v, ids, g.len());
+    for (g, &id) in g.chunks_exact(r).zip(ids) {
+        for (row, g) in g.iter().enumerate() {
+            dmatrix[row * v + id as usize] += g;
+        }
+    }
+}
+
+fn column_length(matrix: usize, v: usize, ids: &[u32], rows: usize) -> usize {
+    assert!(v > 0 && matrix.is_multiple_of(v) && matrix > 0, "a matrix of {matrix} elements and V={v}");
+    let r = matrix / v;
+    assert_eq!(rows, ids.len() * r, "elements for {} ids and columns of {r}", ids.len());
+    check_ids(ids, v);
+    r
+}
+
 fn check_ids(ids: &[u32], rows: usize) {
     if let Some(id) = ids.iter().find(|&&id| id as usize >= rows) {
         panic!("id {id} in a table of {rows} rows");
@@ -96,6 +130,21 @@ mod tests {
             }
             assert_eq!(got, want);
         }
+    }
+
+    #[test]
+    fn columns_are_gathered_and_scattered_as_rows_of_the_transpose() {
+        let (r, v, ids) = (3, 7, [6u32, 0, 3, 3]);
+        let matrix = crate::testing::random(r * v, 1);
+        let transpose: Vec<f32> = (0..v * r).map(|i| matrix[i % r * v + i / r]).collect();
+        let (mut out, mut want) = (vec![f32::NAN; 12], vec![f32::NAN; 12]);
+        gather_columns(&matrix, v, &ids, &mut out);
+        gather(WeightView::F32(&transpose), r, &ids, &mut want);
+        assert_eq!(out, want);
+        let (mut got, mut want) = (matrix.clone(), transpose);
+        scatter_add_columns(&out, &ids, &mut got, v);
+        scatter_add(&out, &ids, &mut want, r);
+        assert!((0..v * r).all(|i| got[i % r * v + i / r] == want[i]));
     }
 
     #[test]

@@ -32,6 +32,7 @@ pub mod elementwise;
 pub mod embedding;
 pub mod floats;
 pub mod gemm;
+pub mod kronecker;
 pub mod linear;
 mod mapped_file;
 pub mod norm;

@@ -26,7 +26,7 @@ mod weight;
 pub use cache::{KvCache, LayerCache};
 pub use checkpoint::{Checkpoint, CheckpointError, StoredFormat};
 pub use context::{ForwardContext, RandomKey, RotaryTables};
-pub use embedding::Embedding;
+pub use embedding::{Embedding, EmbeddingAdapter};
 pub use layout::SequenceLayout;
 pub use linear::{Linear, LinearAdapter};
 pub use module::{ModuleMut, VisitModules};

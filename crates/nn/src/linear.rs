@@ -18,6 +18,14 @@ pub trait LinearAdapter: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// What the arithmetic says.
     fn merged_weight(&self, base: &Linear) -> Result<Tensor>;
+
+    /// The bias that goes with it, f32 `[out]`; that of the base where the adapter leaves it alone.
+    ///
+    /// # Errors
+    /// What the arithmetic says.
+    fn merged_bias(&self, base: &Linear) -> Result<Option<Tensor>> {
+        Ok(base.bias())
+    }
 }
 
 /// `y = x W^T + b`, or what the adapter makes of it.
@@ -54,6 +62,12 @@ impl Linear {
     /// The same as an output head: logits are f32 whatever the type of the input.
     pub fn as_head(self) -> Self {
         Self { is_head: true, ..self }
+    }
+
+    /// A layer in this one's place, with a weight and a bias `[out]` of its own and without an adapter.
+    #[must_use]
+    pub fn rebuilt(&self, weight: Weight, bias: Option<Tensor>) -> Self {
+        Self { is_head: self.is_head, ..Self::new(self.path.clone(), weight, bias) }
     }
 
     /// The type of the output for an input `x`: that of x, but f32 for a head.

@@ -9,6 +9,16 @@ pub enum ParameterKind {
     LoraA,
     /// The up-projection of an adapter, `[out, r]`.
     LoraB,
+    /// A bias beside the up-projection.
+    LoraBias,
+    /// The `[r, V]` of an embedding's adapter.
+    LoraEmbeddingA,
+    /// The `[H, r]` of an embedding's adapter.
+    LoraEmbeddingB,
+    /// One of the factors that make the delta of LoHa or LoKr.
+    Factor,
+    /// Factors of rows or columns: DoRA's magnitudes, VeRA's and (IA)³'s vectors.
+    Vector,
     /// A matrix of the model itself.
     Weight,
     /// The table of an embedding.

@@ -462,3 +462,61 @@ fn a_gradient_that_nobody_takes_leaves_the_others_whole() {
     assert_eq!(only(&[&a, &b], &layer), gradients_of_sum(&[&x, &a, &b], layer).1[1..]);
     assert_eq!(only(&[&up], &gated), gradients_of_sum(&[&gate, &up], gated).1[1..]);
 }
+
+#[test]
+fn factors_of_columns_frozen_and_divided() {
+    for divisors in [None, Some(vec![2.0, 0.5, 1.5, 3.0])] {
+        let (x, v) = (var(5, 4, 1), var(4, 1, 2));
+        check(&[&x, &v], || ops::scale_columns(&x, &v, divisors.clone()));
+        let x = values(5, 4, 1);
+        check(&[&v], || ops::scale_columns(&x, &v, divisors.clone()));
+    }
+    assert!(ops::scale_columns(&values(2, 3, 1), &values(1, 2, 2), None).is_err());
+}
+
+#[test]
+fn products_that_make_a_weight() {
+    let (a, b) = (var(5, 3, 1), var(3, 4, 2));
+    check(&[&a, &b], || ops::matmul(&a, &b));
+    let (x, y) = (var(3, 4, 1), var(3, 4, 2));
+    check(&[&x, &y], || ops::multiply(&x, &y));
+    check(&[&x], || ops::multiply(&x, &x));
+    let (a, b) = (var(2, 3, 1), var(4, 2, 2));
+    check(&[&a, &b], || ops::kronecker(&a, &b));
+    let (x, w) = (var(5, 3, 1), var(4, 3, 2));
+    check(&[&x, &w], || ops::linear_over(&x, &w, DType::F32));
+    assert!(ops::matmul(&a, &x).is_err() && ops::multiply(&a, &x).is_err());
+}
+
+#[test]
+fn dropout_draws_the_same_mask_in_the_backward() {
+    let x = var(6, 5, 1);
+    let dropout = LoraDropout { p: 0.4, rng: CounterRng::new(3, 4) };
+    check(&[&x], || ops::dropout(&x, dropout.clone()));
+}
+
+#[test]
+fn tokens_with_rows_of_their_own() {
+    let matrix = var(3, 7, 1);
+    check(&[&matrix], || ops::embedding_columns(&[6, 0, 3, 3], &matrix));
+    let (x, rows) = (var(5, 4, 1), var(2, 4, 2));
+    check(&[&x, &rows], || ops::replace_rows(&x, &rows, vec![(0, 1), (3, 1), (4, 0)]));
+    let (x, y) = (var(3, 6, 1), var(3, 2, 2));
+    check(&[&x, &y], || ops::replace_columns(&x, &y, &[4, 1]));
+    assert!(ops::embedding_columns(&[7], &matrix).is_err());
+    assert!(ops::replace_rows(&x, &rows, vec![(0, 0)]).is_err());
+    assert!(ops::replace_columns(&x, &y, &[4, 6]).is_err());
+}
+
+#[test]
+fn row_norms_are_those_of_the_sum() {
+    let (a, b) = (values(3, 40, 1), values(6, 3, 2));
+    for weight in [frozen(6, 40, DType::F32), quantized(6, 40, BlockFormat::Int8)] {
+        let squares = ops::row_squares(&weight).unwrap();
+        let norms = ops::adapted_row_norms(&weight, &squares, &a, &b, 0.7).unwrap();
+        let delta = (b.matmul(&a).unwrap() * 0.7).unwrap();
+        let sum = weight.to_f32().unwrap().add(&delta).unwrap();
+        let want = sum.sqr().unwrap().sum(1).unwrap().sqrt().unwrap().to_vec1::<f32>().unwrap();
+        assert!(norms.iter().zip(&want).all(|(n, w)| (n - w).abs() <= 1e-6 * w), "{norms:?} and {want:?}");
+    }
+}

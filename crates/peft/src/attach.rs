@@ -2,16 +2,13 @@
 
 use crate::error::doing;
 use crate::files::{AdapterWeights, LoadMode};
-use crate::lora::{LoraLayer, initial_a, initial_b};
-use crate::modules::{TrainedParameter, inventory};
+use crate::modules::inventory;
+use crate::outfit::Outfit;
 use crate::plan::{Action, Author, Plan, Planned, plan};
 use crate::{LoraConfig, Result};
-use candle_core::{Tensor, Var};
+use candle_core::Tensor;
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use taper_nn::{
-    Embedding, FrozenWeight, Linear, ModuleMut, Parameter, ParameterKind, RmsNorm, VisitModules, Weight,
-};
+use taper_nn::{Embedding, FrozenWeight, Linear, ModuleMut, Parameter, RmsNorm, VisitModules, Weight};
 
 /// One linear layer with an adapter.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,7 +32,12 @@ pub struct Adapter {
     pub parameters: Vec<Parameter>,
     /// The layers with a delta, in the order of the forward pass.
     pub layers: Vec<AdaptedLayer>,
-    frozen: BTreeMap<String, Tensor>,
+    /// Tensors of the file that are not trained.
+    pub(crate) frozen: BTreeMap<String, Tensor>,
+    /// Tensors that lie in the file a second time, under the name of the head that shares them: from, to.
+    copies: Vec<(String, String)>,
+    /// What A and B of a layer began with, where that was taken off the base.
+    pub(crate) beginnings: BTreeMap<String, (Tensor, Tensor)>,
     originals: BTreeMap<String, Original>,
 }
 
@@ -61,8 +63,7 @@ pub fn attach(
 ) -> Result<Adapter> {
     let modules = inventory(model)?;
     let plan = plan(config, &modules, Some(model_type), Author::User)?;
-    let values = initial_values(&plan, seed)?;
-    apply(model, &plan, values, LoadMode::Training)
+    apply(model, &plan, Values::Drawn(seed), LoadMode::Training)
 }
 
 /// The weight of a layer with its adapter merged into it, f32 `[out, in]`; without an adapter, the weight.
@@ -86,7 +87,13 @@ impl Adapter {
     /// Every tensor of the adapter by its name in the file. They share memory with the parameters.
     pub fn weights(&self) -> AdapterWeights {
         let trained = self.parameters.iter().map(|p| (p.name.clone(), p.var.as_detached_tensor()));
-        AdapterWeights { tensors: self.frozen.clone().into_iter().chain(trained).collect() }
+        let mut tensors: BTreeMap<String, Tensor> = self.frozen.clone().into_iter().chain(trained).collect();
+        for (from, to) in &self.copies {
+            if let Some(tensor) = tensors.get(from).cloned() {
+                tensors.insert(to.clone(), tensor);
+            }
+        }
+        AdapterWeights { tensors }
     }
 
     /// Take the adapter off: the model is the base again, bit for bit.
@@ -109,16 +116,21 @@ impl Adapter {
                     return Ok(());
                 }
                 match module {
+                    // It gets its weight from the embedding.
+                    ModuleMut::Linear(m) if m.is_tied() && self.follows(m.path()) => m.set_adapter(None),
                     ModuleMut::Linear(m) => {
+                        let (weight, bias) = match m.adapter() {
+                            Some(adapter) => (adapter.merged_weight(m)?, adapter.merged_bias(m)?),
+                            None => (m.weight().to_f32()?.copy()?, m.bias()),
+                        };
+                        *m = m.rebuilt(frozen(&weight)?, bias.map(|b| b.copy()).transpose()?);
+                    }
+                    ModuleMut::Embedding(m) => {
                         let weight = match m.adapter() {
                             Some(adapter) => adapter.merged_weight(m)?,
                             None => m.weight().to_f32()?.copy()?,
                         };
-                        let bias = m.bias().map(|b| b.copy()).transpose()?;
-                        *m = Linear::new(m.path(), frozen(&weight)?, bias);
-                    }
-                    ModuleMut::Embedding(m) => {
-                        *m = Embedding::new(m.path(), frozen(&m.weight().to_f32()?.copy()?)?);
+                        *m = Embedding::new(m.path(), frozen(&weight)?);
                     }
                     ModuleMut::RmsNorm(m) => m.set_weight(m.weight().copy()?)?,
                 }
@@ -128,40 +140,35 @@ impl Adapter {
     }
 }
 
-fn frozen(weight: &Tensor) -> taper_nn::Result<Weight> {
+impl Adapter {
+    /// Whether the head at `path` takes part in what is trained of the embedding.
+    fn follows(&self, path: &str) -> bool {
+        !self.layers.iter().any(|layer| layer.path == path)
+    }
+}
+
+pub(crate) fn frozen(weight: &Tensor) -> taper_nn::Result<Weight> {
     Ok(Weight::Frozen(FrozenWeight::dense(weight)?))
 }
 
-fn initial_values(plan: &Plan, seed: u64) -> Result<BTreeMap<String, Tensor>> {
-    let init = plan.config.init_lora_weights;
-    let mut values = BTreeMap::new();
-    for slot in plan.slots() {
-        let value = match (slot.kind, slot.shape.as_slice()) {
-            (ParameterKind::LoraA, &[r, n_in]) => initial_a(init, seed, &slot.name, r, n_in)?,
-            (ParameterKind::LoraB, &[n_out, r]) => initial_b(init, seed, &slot.name, n_out, r)?,
-            // Everything else begins as the base has it.
-            _ => continue,
-        };
-        values.insert(slot.name.clone(), value);
-    }
-    Ok(values)
+/// Where the adapter's values come from.
+pub(crate) enum Values {
+    /// From a file, by their names in it.
+    Read(BTreeMap<String, Tensor>),
+    /// Drawn, by this seed and the names.
+    Drawn(u64),
 }
 
 /// Do what the plan says with the values given; what is trained and has no value keeps the base's.
 pub(crate) fn apply(
     model: &mut dyn VisitModules,
     plan: &Plan,
-    values: BTreeMap<String, Tensor>,
+    values: Values,
     mode: LoadMode,
 ) -> Result<Adapter> {
     let by_path: BTreeMap<&str, &Planned> = plan.modules.iter().map(|p| (p.path.as_str(), p)).collect();
-    let mut outfit = Outfit {
-        values,
-        mode,
-        dropout: plan.config.lora_dropout,
-        parameters: Vec::new(),
-        frozen: BTreeMap::new(),
-    };
+    let mut outfit = Outfit::new(&plan.config, values, mode);
+    outfit.share(&plan.shared)?;
     let mut originals = BTreeMap::new();
     let outcome = model.visit_modules(&mut |module| {
         let Some(planned) = by_path.get(module.path()) else { return Ok(()) };
@@ -173,7 +180,7 @@ pub(crate) fn apply(
             }
             ModuleMut::Embedding(m) => {
                 originals.insert(path, Original::Embedding(m.clone()));
-                outfit.embedding(m, &planned.slots[0])
+                outfit.embedding(m, planned)
             }
             ModuleMut::RmsNorm(m) => {
                 originals.insert(path, Original::RmsNorm(m.clone()));
@@ -183,7 +190,7 @@ pub(crate) fn apply(
     });
     if let Err(error) = outcome {
         restore(model, &originals)?;
-        return Err(doing("put the adapter on the model")(error));
+        return Err(outfit.failed.take().unwrap_or_else(|| doing("put the adapter on the model")(error)));
     }
     let layers = plan.modules.iter().filter_map(|p| match p.action {
         Action::Adapt { rank, alpha, scale } => {
@@ -196,6 +203,8 @@ pub(crate) fn apply(
         parameters: outfit.parameters,
         layers: layers.collect(),
         frozen: outfit.frozen,
+        copies: outfit.copies,
+        beginnings: outfit.beginnings,
         originals,
     })
 }
@@ -212,125 +221,6 @@ fn restore(model: &mut dyn VisitModules, originals: &BTreeMap<String, Original>)
             Ok(())
         })
         .map_err(doing("take the adapter off the model"))
-}
-
-/// What modules are fitted with, and what came of it.
-struct Outfit {
-    values: BTreeMap<String, Tensor>,
-    mode: LoadMode,
-    dropout: f64,
-    parameters: Vec<Parameter>,
-    frozen: BTreeMap<String, Tensor>,
-}
-
-impl Outfit {
-    fn linear(&mut self, m: &mut Linear, planned: &Planned) -> taper_nn::Result<()> {
-        match planned.action {
-            Action::Adapt { scale, .. } => {
-                if let Some(slot) = planned.slots.get(2) {
-                    self.bias(m, slot)?;
-                }
-                let (a, b) = (self.factor(&planned.slots[0])?, self.factor(&planned.slots[1])?);
-                m.set_adapter(Some(Arc::new(LoraLayer::new(&planned.path, a, b, scale, self.dropout))));
-                Ok(())
-            }
-            Action::TrainBias => self.bias(m, &planned.slots[0]),
-            Action::TrainAll => self.whole(m, &planned.slots),
-        }
-    }
-
-    /// A or B: a variable's tensor in training, a plain one in inference.
-    fn factor(&mut self, slot: &TrainedParameter) -> taper_nn::Result<Tensor> {
-        let Some(value) = self.values.remove(&slot.name) else {
-            candle_core::bail!("there is no value for `{}`", slot.name)
-        };
-        match self.mode {
-            LoadMode::Inference => {
-                self.frozen.insert(slot.name.clone(), value.clone());
-                Ok(value)
-            }
-            LoadMode::Training => {
-                let var = Var::from_tensor(&value)?;
-                let tensor = var.as_tensor().clone();
-                self.parameters.push(Parameter { name: slot.name.clone(), kind: slot.kind, var });
-                Ok(tensor)
-            }
-        }
-    }
-
-    fn bias(&mut self, m: &mut Linear, slot: &TrainedParameter) -> taper_nn::Result<()> {
-        match self.mode {
-            LoadMode::Training => {
-                let made = m.make_bias_trainable()?;
-                self.train(slot, made)
-            }
-            LoadMode::Inference => {
-                let bias = self.freeze(slot, m.bias())?;
-                *m = Linear::new(m.path(), m.weight().clone(), Some(bias));
-                Ok(())
-            }
-        }
-    }
-
-    fn whole(&mut self, m: &mut Linear, slots: &[TrainedParameter]) -> taper_nn::Result<()> {
-        match self.mode {
-            LoadMode::Training => {
-                for (slot, made) in slots.iter().zip(m.make_trainable()?) {
-                    self.train(slot, Some(made))?;
-                }
-            }
-            LoadMode::Inference => {
-                let weight = self.freeze(&slots[0], None)?;
-                let bias = slots.get(1).map(|slot| self.freeze(slot, None)).transpose()?;
-                *m = Linear::new(m.path(), frozen(&weight)?, bias);
-            }
-        }
-        Ok(())
-    }
-
-    fn embedding(&mut self, m: &mut Embedding, slot: &TrainedParameter) -> taper_nn::Result<()> {
-        match self.mode {
-            LoadMode::Training => {
-                let made = m.make_trainable()?;
-                self.train(slot, Some(made))
-            }
-            LoadMode::Inference => {
-                let weight = self.freeze(slot, None)?;
-                *m = Embedding::new(m.path(), frozen(&weight)?);
-                Ok(())
-            }
-        }
-    }
-
-    fn norm(&mut self, m: &mut RmsNorm, slot: &TrainedParameter) -> taper_nn::Result<()> {
-        match self.mode {
-            LoadMode::Training => {
-                let made = m.make_trainable()?;
-                self.train(slot, Some(made))
-            }
-            LoadMode::Inference => {
-                let weight = self.freeze(slot, None)?;
-                m.set_weight(weight)
-            }
-        }
-    }
-
-    fn train(&mut self, slot: &TrainedParameter, made: Option<Parameter>) -> taper_nn::Result<()> {
-        let Some(made) = made else { candle_core::bail!("there is nothing to train for `{}`", slot.name) };
-        if let Some(value) = self.values.remove(&slot.name) {
-            made.var.set(&value)?;
-        }
-        self.parameters.push(Parameter { name: slot.name.clone(), kind: slot.kind, var: made.var });
-        Ok(())
-    }
-
-    fn freeze(&mut self, slot: &TrainedParameter, otherwise: Option<Tensor>) -> taper_nn::Result<Tensor> {
-        let Some(value) = self.values.remove(&slot.name).or(otherwise) else {
-            candle_core::bail!("there is no value for `{}`", slot.name)
-        };
-        self.frozen.insert(slot.name.clone(), value.clone());
-        Ok(value)
-    }
 }
 
 #[cfg(test)]

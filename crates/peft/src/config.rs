@@ -1,6 +1,7 @@
 //! PEFT's `adapter_config.json` for LoRA.
 
 use crate::keys;
+use crate::methods::Method;
 use crate::sizes::Sizes;
 use crate::targets::{ModuleNames, TargetModules};
 use crate::{CONFIG_FILE, Error, Result};
@@ -48,6 +49,75 @@ pub enum InitLoraWeights {
     Gaussian,
     /// `false`: A uniform in ±1/sqrt(in), B uniform in ±1/sqrt(r). The adapter begins as noise.
     Random,
+    /// `"pissa"`, `"pissa_niter_N"`: the r largest singular values and vectors of the weight, which is taken off the base while training (Meng et al. 2024).
+    Pissa {
+        /// Rounds of subspace iteration; without it, as many as it takes.
+        niter: Option<usize>,
+    },
+    /// `"olora"`: the first columns of the weight's QR factors (Büyükakyüz 2024), taken off the base likewise.
+    Olora,
+    /// `"loftq"`: what quantising the weight lost, at best in rank r (Li et al. 2023). For a quantised base whose stored weights are not.
+    Loftq,
+}
+
+impl InitLoraWeights {
+    /// As PEFT writes it.
+    fn to_value(self) -> Value {
+        match self {
+            Self::Default => json!(true),
+            Self::Random => json!(false),
+            Self::Gaussian => json!("gaussian"),
+            Self::Pissa { niter: None } => json!("pissa"),
+            Self::Pissa { niter: Some(n) } => json!(format!("pissa_niter_{n}")),
+            Self::Olora => json!("olora"),
+            Self::Loftq => json!("loftq"),
+        }
+    }
+
+    /// Those that are made from the base's weights.
+    pub fn is_of_the_weight(self) -> bool {
+        matches!(self, Self::Pissa { .. } | Self::Olora | Self::Loftq)
+    }
+
+    pub(crate) fn named(text: &str) -> Option<Self> {
+        let text = text.to_ascii_lowercase();
+        match text.as_str() {
+            "gaussian" => Some(Self::Gaussian),
+            "pissa" => Some(Self::Pissa { niter: None }),
+            "olora" => Some(Self::Olora),
+            "loftq" => Some(Self::Loftq),
+            _ => {
+                let niter = text.strip_prefix("pissa_niter_")?.parse().ok()?;
+                (1..=1000).contains(&niter).then_some(Self::Pissa { niter: Some(niter) })
+            }
+        }
+    }
+}
+
+/// Tokens that get rows of their own.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum TokenIndices {
+    /// Of the token embedding.
+    List(Vec<u32>),
+    /// By the name of the embedding.
+    Map(BTreeMap<String, Vec<u32>>),
+}
+
+impl TokenIndices {
+    /// Name of the embedding, and the tokens.
+    pub(crate) fn of_modules(&self) -> Vec<(&str, &[u32])> {
+        match self {
+            Self::List(ids) => vec![("embed_tokens", ids.as_slice())],
+            Self::Map(map) => map.iter().map(|(name, ids)| (name.as_str(), ids.as_slice())).collect(),
+        }
+    }
+
+    fn to_value(&self) -> Value {
+        match self {
+            Self::List(ids) => json!(ids),
+            Self::Map(map) => json!(map),
+        }
+    }
 }
 
 /// PEFT's LoRA configuration: the keys that are honoured. The others are known and refused by name.
@@ -91,6 +161,16 @@ pub struct LoraConfig {
     pub modules_to_save: Vec<String>,
     /// The values that a new adapter begins with.
     pub init_lora_weights: InitLoraWeights,
+    /// How layers are adapted. What follows and the patterns, `use_rslora` and `bias` are LoRA's; LoHa and LoKr have the patterns too.
+    pub method: Method,
+    /// Give the rows of `W + s B A` lengths of their own.
+    pub use_dora: bool,
+    /// A bias beside B.
+    pub lora_bias: bool,
+    /// Tokens that get rows of their own.
+    pub trainable_token_indices: Option<TokenIndices>,
+    /// Train what embedding and head share once, for both.
+    pub ensure_weight_tying: bool,
 }
 
 impl Default for LoraConfig {
@@ -116,6 +196,11 @@ impl Default for LoraConfig {
             bias: Bias::None,
             modules_to_save: Vec::new(),
             init_lora_weights: InitLoraWeights::Default,
+            method: Method::Lora,
+            use_dora: false,
+            lora_bias: false,
+            trainable_token_indices: None,
+            ensure_weight_tying: false,
         }
     }
 }
@@ -155,39 +240,80 @@ impl LoraConfig {
         })
     }
 
-    /// The file as PEFT writes it: every key of its LoRA configuration, sorted, lists sorted, indented by two, numbers
+    /// The file as PEFT writes it: every key of the method's configuration, sorted, lists sorted, indented by two, numbers
     /// that are whole written as integers where readers expect them.
     pub fn to_json(&self) -> String {
-        let mut map: BTreeMap<&str, Value> = keys::inert_values();
-        map.insert("peft_type", json!("LORA"));
+        let mut map = self.method.as_dyn().write(self);
+        map.insert("peft_type", json!(self.method.peft_type()));
         map.insert("base_model_name_or_path", json!(self.base_model_name_or_path));
         map.insert("revision", json!(self.revision));
         map.insert("task_type", json!(self.task_type));
         map.insert("inference_mode", json!(self.inference_mode));
         map.insert("peft_version", json!(self.peft_version));
         map.insert("auto_mapping", json!(self.auto_mapping));
-        map.insert("r", json!(self.r));
-        map.insert("lora_alpha", number(self.lora_alpha));
-        map.insert("lora_dropout", json!(self.lora_dropout));
-        map.insert("target_modules", self.target_modules.clone().map_or(Value::Null, |t| names(t.into())));
-        map.insert("exclude_modules", self.exclude_modules.clone().map_or(Value::Null, names));
-        map.insert("layers_to_transform", json!(self.layers_to_transform));
-        map.insert(
-            "layers_pattern",
-            match self.layers_pattern.as_slice() {
-                [] => Value::Null,
-                [one] => json!(one),
-                many => json!(many),
-            },
-        );
-        map.insert("rank_pattern", patterns(&self.rank_pattern, |&r| json!(r)));
-        map.insert("alpha_pattern", patterns(&self.alpha_pattern, |&alpha| number(alpha)));
-        map.insert("use_rslora", json!(self.use_rslora));
-        map.insert("bias", json!(self.bias.as_str()));
+        map.insert("target_modules", names_or_null(self.target_modules.clone().map(Into::into)));
         map.insert("modules_to_save", sorted_or_null(&self.modules_to_save));
-        map.insert("init_lora_weights", serde_json::to_value(self.init_lora_weights).unwrap_or(Value::Null));
         let map: Map<String, Value> = map.into_iter().map(|(key, value)| (key.to_owned(), value)).collect();
         format!("{:#}\n", Value::Object(map))
+    }
+
+    /// The keys of LoRA beyond those of all methods.
+    pub(crate) fn lora_keys(&self) -> BTreeMap<&'static str, Value> {
+        let mut map = keys::inert_values();
+        map.extend(self.layer_keys());
+        map.extend(self.pattern_keys());
+        map.extend([
+            ("r", json!(self.r)),
+            ("lora_alpha", number(self.lora_alpha)),
+            ("lora_dropout", json!(self.lora_dropout)),
+            ("exclude_modules", names_or_null(self.exclude_modules.clone())),
+            ("use_rslora", json!(self.use_rslora)),
+            ("use_dora", json!(self.use_dora)),
+            ("lora_bias", json!(self.lora_bias)),
+            ("bias", json!(self.bias.as_str())),
+            ("init_lora_weights", self.init_lora_weights.to_value()),
+            ("ensure_weight_tying", json!(self.ensure_weight_tying)),
+            (
+                "trainable_token_indices",
+                self.trainable_token_indices.as_ref().map_or(Value::Null, TokenIndices::to_value),
+            ),
+        ]);
+        map
+    }
+
+    /// The keys that LoHa and LoKr share.
+    pub(crate) fn lycoris_keys(&self) -> BTreeMap<&'static str, Value> {
+        let mut map = self.layer_keys();
+        map.extend(self.pattern_keys());
+        map.extend([
+            ("r", json!(self.r)),
+            ("alpha", number(self.lora_alpha)),
+            ("exclude_modules", names_or_null(self.exclude_modules.clone())),
+            ("module_dropout", json!(0.0)),
+            ("rank_dropout", json!(0.0)),
+            ("use_effective_conv2d", json!(false)),
+        ]);
+        map
+    }
+
+    /// Which layers.
+    pub(crate) fn layer_keys(&self) -> BTreeMap<&'static str, Value> {
+        let pattern = match self.layers_pattern.as_slice() {
+            [] => Value::Null,
+            [one] => json!(one),
+            many => json!(many),
+        };
+        BTreeMap::from([
+            ("layers_to_transform", json!(self.layers_to_transform)),
+            ("layers_pattern", pattern),
+        ])
+    }
+
+    fn pattern_keys(&self) -> BTreeMap<&'static str, Value> {
+        BTreeMap::from([
+            ("rank_pattern", patterns(&self.rank_pattern, |&r| json!(r))),
+            ("alpha_pattern", patterns(&self.alpha_pattern, |&alpha| number(alpha))),
+        ])
     }
 
     /// The rank of the module at `path`.
@@ -230,13 +356,15 @@ fn sorted_or_null(names: &[String]) -> Value {
     json!(names)
 }
 
-fn names(names: ModuleNames) -> Value {
+/// Names as PEFT writes them, lists sorted.
+pub(crate) fn names_or_null(names: Option<ModuleNames>) -> Value {
     match names {
-        ModuleNames::List(mut names) => {
+        None => Value::Null,
+        Some(ModuleNames::List(mut names)) => {
             names.sort();
             json!(names)
         }
-        ModuleNames::Regex(pattern) => json!(pattern),
+        Some(ModuleNames::Regex(pattern)) => json!(pattern),
     }
 }
 
@@ -247,11 +375,7 @@ fn patterns<T>(patterns: &[(String, T)], value: impl Fn(&T) -> Value) -> Value {
 
 impl Serialize for InitLoraWeights {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match self {
-            Self::Default => serializer.serialize_bool(true),
-            Self::Random => serializer.serialize_bool(false),
-            Self::Gaussian => serializer.serialize_str("gaussian"),
-        }
+        self.to_value().serialize(serializer)
     }
 }
 
@@ -267,7 +391,7 @@ impl Visitor<'_> for InitVisitor {
     type Value = InitLoraWeights;
 
     fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("true, false or \"gaussian\"")
+        f.write_str("true, false, \"gaussian\", \"pissa\", \"pissa_niter_N\", \"olora\" or \"loftq\"")
     }
 
     fn visit_bool<E: serde::de::Error>(self, given: bool) -> Result<InitLoraWeights, E> {
@@ -275,10 +399,8 @@ impl Visitor<'_> for InitVisitor {
     }
 
     fn visit_str<E: serde::de::Error>(self, given: &str) -> Result<InitLoraWeights, E> {
-        match given {
-            "gaussian" => Ok(InitLoraWeights::Gaussian),
-            other => Err(E::invalid_value(serde::de::Unexpected::Str(other), &self)),
-        }
+        InitLoraWeights::named(given)
+            .ok_or_else(|| E::invalid_value(serde::de::Unexpected::Str(given), &self))
     }
 }
 
@@ -289,8 +411,11 @@ impl JsonSchema for InitLoraWeights {
 
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
-            "description": "true, false or \"gaussian\".",
-            "oneOf": [{ "type": "boolean" }, { "const": "gaussian" }]
+            "description": "true, false, \"gaussian\", \"pissa\", \"pissa_niter_N\", \"olora\" or \"loftq\".",
+            "oneOf": [
+                { "type": "boolean" },
+                { "type": "string", "pattern": "^(gaussian|pissa|pissa_niter_[0-9]+|olora|loftq)$" }
+            ]
         })
     }
 }

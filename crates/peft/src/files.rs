@@ -1,11 +1,11 @@
 //! `adapter_model.safetensors` and `adapter_config.json`, as PEFT writes and reads them.
 
-use crate::attach::apply;
+use crate::attach::{Values, apply};
 use crate::error::doing;
 use crate::modules::{TrainedParameter, inventory};
 use crate::plan::{Author, Plan, plan};
 use crate::sizes::Sizes;
-use crate::{Adapter, Error, LoraConfig, Result};
+use crate::{Adapter, Error, InitLoraWeights, LoraConfig, Result};
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::{BTreeMap, HashMap};
@@ -97,18 +97,72 @@ impl AdapterWeights {
     }
 }
 
+/// Put an adapter that is at hand on `model`, as [`load`] does one from a folder.
+///
+/// # Errors
+/// When it does not fit the model; the model is then as it was.
+pub fn load_parts(
+    config: &LoraConfig,
+    weights: AdapterWeights,
+    model: &mut dyn VisitModules,
+    mode: LoadMode,
+) -> Result<Adapter> {
+    let plan = plan(config, &inventory(model)?, None, Author::File)?;
+    fits(&plan, &weights, Path::new(WEIGHTS_FILE))?;
+    apply(model, &plan, Values::Read(weights.tensors), mode)
+}
+
 impl Adapter {
-    /// Write the adapter to `folder` as PEFT would: both files whole, or as they were (invariant 9).
+    /// Write the adapter to `folder` as PEFT would: both files whole, or as they were (invariant 9). One whose beginning was taken off the base
+    /// (PiSSA, OLoRA, LoftQ) is written as plain LoRA of twice the rank over the base as it was: `B A - B0 A0 = [B, -B0] [A; A0]`.
     ///
     /// # Errors
     /// When the disk fails, a value is not finite, or the patterns mean something else once they are sorted.
     pub fn save(&self, folder: &Path) -> Result<()> {
+        if self.beginnings.is_empty() {
+            return self.save_state(folder);
+        }
+        let (config, weights) = self.over_the_base()?;
+        write_files(folder, &config, &weights)
+    }
+
+    /// The same without that conversion, for training to go on from.
+    ///
+    /// # Errors
+    /// As [`Self::save`].
+    pub fn save_state(&self, folder: &Path) -> Result<()> {
         let config = LoraConfig { inference_mode: true, ..self.config.clone() };
         self.patterns_survive_sorting(&config)?;
-        let bytes = self.weights().to_bytes()?;
-        let named = |source| Error::Write { folder: folder.to_owned(), source };
-        write_bytes_atomically(&folder.join(WEIGHTS_FILE), &bytes).map_err(named)?;
-        write_bytes_atomically(&folder.join(CONFIG_FILE), config.to_json().as_bytes()).map_err(named)
+        write_files(folder, &config, &self.weights())
+    }
+
+    fn over_the_base(&self) -> Result<(LoraConfig, AdapterWeights)> {
+        let mut weights = self.weights();
+        for (path, (a0, b0)) in &self.beginnings {
+            let names = ["lora_A", "lora_B"].map(|name| format!("{}{path}.{name}.weight", crate::PREFIX));
+            let joined = || -> candle_core::Result<[Tensor; 2]> {
+                let (a, b) = (&weights.tensors[&names[0]], &weights.tensors[&names[1]]);
+                Ok([Tensor::cat(&[a, a0], 0)?.contiguous()?, Tensor::cat(&[b, &b0.neg()?], 1)?.contiguous()?])
+            };
+            let joined = joined().map_err(doing("join an adapter and its beginning"))?;
+            names
+                .into_iter()
+                .zip(joined)
+                .for_each(|(name, tensor)| drop(weights.tensors.insert(name, tensor)));
+        }
+        // Twice the rank under the same scale.
+        let factor = if self.config.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
+        let config = LoraConfig {
+            inference_mode: true,
+            init_lora_weights: InitLoraWeights::Default,
+            r: 2 * self.config.r,
+            lora_alpha: factor * self.config.lora_alpha,
+            rank_pattern: self.config.rank_pattern.iter().map(|(k, r)| (k.clone(), 2 * r)).collect(),
+            alpha_pattern: self.config.alpha_pattern.iter().map(|(k, a)| (k.clone(), factor * a)).collect(),
+            ..self.config.clone()
+        };
+        self.patterns_survive_sorting(&self.config)?;
+        Ok((config, weights))
     }
 
     /// The first matching pattern counts and files have their keys sorted, so an order that matters cannot be saved.
@@ -129,6 +183,17 @@ impl Adapter {
     }
 }
 
+/// Write an adapter's two files to `folder`, each whole, or as it was.
+///
+/// # Errors
+/// When the disk fails or a value is not finite.
+pub fn write_files(folder: &Path, config: &LoraConfig, weights: &AdapterWeights) -> Result<()> {
+    let bytes = weights.to_bytes()?;
+    let named = |source| Error::Write { folder: folder.to_owned(), source };
+    write_bytes_atomically(&folder.join(WEIGHTS_FILE), &bytes).map_err(named)?;
+    write_bytes_atomically(&folder.join(CONFIG_FILE), config.to_json().as_bytes()).map_err(named)
+}
+
 /// Put the adapter in `folder` on `model`. Every tensor of the file is used, and none is missing.
 ///
 /// # Errors
@@ -145,17 +210,17 @@ pub fn load(folder: &Path, model: &mut dyn VisitModules, mode: LoadMode) -> Resu
         other => other?,
     };
     let weights = AdapterWeights::read(folder)?;
-    let modules = inventory(model)?;
-    let plan = plan(&config, &modules, None, Author::File)?;
+    let plan = plan(&config, &inventory(model)?, None, Author::File)?;
     fits(&plan, &weights, &folder.join(WEIGHTS_FILE))?;
-    apply(model, &plan, weights.tensors, mode)
+    apply(model, &plan, Values::Read(weights.tensors), mode)
 }
 
 /// Every tensor is expected, every expected tensor is there, and the shapes agree.
 fn fits(plan: &Plan, weights: &AdapterWeights, path: &Path) -> Result<()> {
     let slots: BTreeMap<&str, &TrainedParameter> = plan.slots().map(|s| (s.name.as_str(), s)).collect();
-    let names: Vec<String> =
-        weights.tensors.keys().filter(|n| !slots.contains_key(n.as_str())).cloned().collect();
+    let optional = plan.optional();
+    let known = |name: &str| slots.contains_key(name) || optional.iter().any(|slot| slot.name == name);
+    let names: Vec<String> = weights.tensors.keys().filter(|n| !known(n)).cloned().collect();
     if !names.is_empty() {
         return Err(Error::UnexpectedTensors { path: path.to_owned(), names });
     }
@@ -164,12 +229,12 @@ fn fits(plan: &Plan, weights: &AdapterWeights, path: &Path) -> Result<()> {
     if !names.is_empty() {
         return Err(Error::MissingTensors { path: path.to_owned(), names });
     }
-    for (name, tensor) in weights.iter() {
-        let slot = slots[name];
+    for slot in plan.slots().chain(&optional) {
+        let Some(tensor) = weights.get(&slot.name) else { continue };
         if tensor.dims() != slot.shape {
             return Err(Error::Shape {
                 path: path.to_owned(),
-                name: name.to_owned(),
+                name: slot.name.clone(),
                 given: tensor.dims().into(),
                 expected: slot.shape.as_slice().into(),
                 remedy: explain_shape(slot, tensor.dims()),
@@ -336,9 +401,8 @@ mod tests {
         let text = told(load_files(CONFIG, pointer));
         assert!(text.contains("git-lfs pointer") && text.contains("git lfs pull"), "{text}");
         assert!(told(load_files(CONFIG, &sound[..sound.len() - 4])).contains("cannot be read"));
-        assert!(
-            told(load_files("{\"peft_type\": \"LORA\", \"use_dora\": true}", &sound)).contains("use_dora")
-        );
+        let unsupported = "{\"peft_type\": \"LORA\", \"use_qalora\": true}";
+        assert!(told(load_files(unsupported, &sound)).contains("use_qalora"));
     }
 
     #[test]

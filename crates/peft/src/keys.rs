@@ -1,26 +1,29 @@
-//! The 41 keys of PEFT's LoRA configuration: which are honoured, and which are refused and why.
+//! The keys of PEFT's configurations: of LoRA's 41, which are honoured, and which are refused and why; what all methods share.
 //!
 //! PEFT drops keys that it does not know with a warning. For a reader that is the worst choice: DoRA weights served as plain
 //! LoRA are another model. Here an unknown key is an error unless it says nothing (null, false, empty).
 
-use crate::config::{Bias, InitLoraWeights, LoraConfig};
+use crate::config::{Bias, InitLoraWeights, LoraConfig, TokenIndices};
+use crate::methods::{AdapterMethod, Method};
 use crate::targets::{ModuleNames, Pattern, TargetModules};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use taper_diagnostics::{Location, Problem, Problems, did_you_mean};
 
 /// Keys whose value is used.
-const HONOURED: [&str; 20] = [
+const HONOURED: [&str; 24] = [
     "alpha_pattern",
     "auto_mapping",
     "base_model_name_or_path",
     "bias",
+    "ensure_weight_tying",
     "exclude_modules",
     "inference_mode",
     "init_lora_weights",
     "layers_pattern",
     "layers_to_transform",
     "lora_alpha",
+    "lora_bias",
     "lora_dropout",
     "modules_to_save",
     "peft_type",
@@ -30,6 +33,8 @@ const HONOURED: [&str; 20] = [
     "revision",
     "target_modules",
     "task_type",
+    "trainable_token_indices",
+    "use_dora",
     "use_rslora",
 ];
 
@@ -67,7 +72,7 @@ const PLAIN_INIT: &str = "use true, false or \"gaussian\" for `init_lora_weights
 const LEAVE_OUT: &str = "train without it: leave the key out";
 
 /// Keys that are known and not supported, with the value that makes them harmless.
-const REFUSED: [Refused; 21] = [
+const REFUSED: [Refused; 17] = [
     refused(
         "alora_invocation_tokens",
         Inert::Null,
@@ -76,12 +81,6 @@ const REFUSED: [Refused; 21] = [
     ),
     refused("arrow_config", Inert::Null, "it routes between several adapters", LEAVE_OUT),
     refused("corda_config", Inert::Null, "CorDA changes the base weights before training", PLAIN_INIT),
-    refused(
-        "ensure_weight_tying",
-        Inert::False,
-        "one adapter would have to act on both uses of a tied weight",
-        LEAVE_OUT,
-    ),
     refused("eva_config", Inert::Null, "EVA initialises from activations of the training data", PLAIN_INIT),
     refused(
         "fan_in_fan_out",
@@ -92,7 +91,6 @@ const REFUSED: [Refused; 21] = [
     refused("kasa_config", Inert::Null, "KaSA changes the base weights for good", MERGE),
     refused("layer_replication", Inert::Null, "it stacks layers of the base anew", LEAVE_OUT),
     refused("loftq_config", Inert::EmptyMap, "LoftQ changes the base weights before training", PLAIN_INIT),
-    refused("lora_bias", Inert::False, "a bias on lora_B is a further term of the sum", MERGE),
     refused("lora_ga_config", Inert::Null, "LoRA-GA changes the base weights before training", PLAIN_INIT),
     refused("megatron_config", Inert::Null, "it is for Megatron's parallel layers", LEAVE_OUT),
     refused("megatron_core", Inert::Text("megatron.core"), "it is for Megatron's parallel layers", LEAVE_OUT),
@@ -104,19 +102,7 @@ const REFUSED: [Refused; 21] = [
         "it adapts bare parameters, as of fused experts",
         "name linear layers in `target_modules`",
     ),
-    refused(
-        "trainable_token_indices",
-        Inert::Null,
-        "it trains single rows of the embedding",
-        "train the whole table: `modules_to_save = [\"embed_tokens\"]`",
-    ),
     refused("use_bdlora", Inert::Null, "its factors are block-diagonal", MERGE),
-    refused(
-        "use_dora",
-        Inert::False,
-        "DoRA rescales the rows of the weight; read as plain LoRA it would be another model",
-        MERGE,
-    ),
     refused("use_qalora", Inert::False, "it is for QA-LoRA over GPTQ weights", LEAVE_OUT),
     refused("velora_config", Inert::Null, "it compresses activations in training", LEAVE_OUT),
 ];
@@ -142,12 +128,18 @@ pub(crate) fn parse(text: &str) -> Result<LoraConfig, Problems> {
             return Err(one(Problem::error("invalid-json", e.to_string()).at(at)));
         }
     };
-    if let Some(problem) = other_method(&map) {
-        return Err(one(problem));
-    }
+    let mut method = method_of(&map)?;
     let mut reader = Reader { map, problems: Problems::new() };
-    let config = reader.config();
-    reader.refuse_the_rest();
+    let mut config = reader.common();
+    match &mut method {
+        Method::Lora => reader.lora(&mut config),
+        Method::Vera(own) => own.read(&mut config, &mut reader),
+        Method::Ia3(own) => own.read(&mut config, &mut reader),
+        Method::Loha(own) => own.read(&mut config, &mut reader),
+        Method::Lokr(own) => own.read(&mut config, &mut reader),
+    }
+    config.method = method;
+    reader.refuse_the_rest(&config);
     check(&config, "", &mut reader.problems);
     if reader.problems.is_empty() { Ok(config) } else { Err(reader.problems) }
 }
@@ -158,31 +150,30 @@ fn one(problem: Problem) -> Problems {
     problems
 }
 
-/// A configuration of something else than LoRA: its keys are another language, so nothing more is said of them.
-fn other_method(map: &Map<String, Value>) -> Option<Problem> {
-    let at = Location::default().with_key("peft_type");
-    match map.get("peft_type") {
-        Some(Value::String(kind)) if kind.eq_ignore_ascii_case("LORA") => None,
-        Some(given) => Some(
-            Problem::error("unsupported-method", format!("`peft_type` is {given}, supported is \"LORA\""))
-                .at(at)
-                .hint(MERGE),
-        ),
+/// The method that a configuration is of; what is said of another is in another language, so nothing more is said of it.
+fn method_of(map: &Map<String, Value>) -> Result<Method, Problems> {
+    let fault = |code, key: &str, message: String| {
+        Problem::error(code, message).at(Location::default().with_key(key))
+    };
+    Err(one(match map.get("peft_type") {
+        Some(Value::String(kind)) if Method::named(kind).is_some() => {
+            return Ok(Method::named(kind).unwrap_or_default());
+        }
+        Some(given) => {
+            let known = "LORA, VERA, IA3, LOHA and LOKR are supported";
+            fault("unsupported-method", "peft_type", format!("`peft_type` is {given}; {known}")).hint(MERGE)
+        }
         None if map.contains_key("lora_parameters") || map.contains_key("fine_tune_type") => {
             let key = if map.contains_key("lora_parameters") { "lora_parameters" } else { "fine_tune_type" };
-            Some(
-                Problem::error(
-                    "mlx-adapter",
-                    format!("this is an adapter of mlx-lm (it has `{key}` and no `peft_type`)"),
-                )
-                .at(Location::default().with_key(key))
-                .hint("fuse it with mlx_lm (`mlx_lm.fuse`) and use the fused model as the base"),
-            )
+            let message = format!("this is an adapter of mlx-lm (it has `{key}` and no `peft_type`)");
+            fault("mlx-adapter", key, message)
+                .hint("fuse it with mlx_lm (`mlx_lm.fuse`) and use the fused model as the base")
         }
-        None => Some(
-            Problem::error("missing-key", "there is no `peft_type`: this is no configuration of PEFT").at(at),
-        ),
-    }
+        None => {
+            let message = "there is no `peft_type`: this is no configuration of PEFT".to_owned();
+            fault("missing-key", "peft_type", message)
+        }
+    }))
 }
 
 /// Whether a value says nothing.
@@ -196,14 +187,15 @@ fn is_empty(value: &Value) -> bool {
     }
 }
 
-struct Reader {
+/// A configuration that is being read: keys that were taken are gone from it.
+pub(crate) struct Reader {
     map: Map<String, Value>,
     problems: Problems,
 }
 
 impl Reader {
-    fn config(&mut self) -> LoraConfig {
-        let default = LoraConfig::default();
+    /// What all methods have.
+    fn common(&mut self) -> LoraConfig {
         self.map.shift_remove("peft_type");
         LoraConfig {
             base_model_name_or_path: self.take("base_model_name_or_path", "a string", as_text),
@@ -212,36 +204,95 @@ impl Reader {
             inference_mode: self.take("inference_mode", "a boolean", Value::as_bool).unwrap_or(false),
             peft_version: self.take("peft_version", "a string", as_text),
             auto_mapping: self.take("auto_mapping", "anything", |v| Some(v.clone())),
-            r: self.take("r", "a whole number", as_index).unwrap_or(default.r),
-            lora_alpha: self.take("lora_alpha", "a number", Value::as_f64).unwrap_or(default.lora_alpha),
-            lora_dropout: self
-                .take("lora_dropout", "a number", Value::as_f64)
-                .unwrap_or(default.lora_dropout),
             target_modules: self.take("target_modules", NAMES, as_names).map(TargetModules::from),
-            exclude_modules: self
-                .take("exclude_modules", NAMES, as_names)
-                .filter(|names| !says_nothing(names)),
-            layers_to_transform: self.take("layers_to_transform", "layer indices", as_indices),
-            layers_pattern: self
-                .take("layers_pattern", "a string or a list of them", as_texts)
-                .unwrap_or_default(),
-            rank_pattern: self
-                .take("rank_pattern", "whole numbers by name", |v| as_patterns(v, as_index))
-                .unwrap_or_default(),
-            alpha_pattern: self
-                .take("alpha_pattern", "numbers by name", |v| as_patterns(v, Value::as_f64))
-                .unwrap_or_default(),
-            use_rslora: self.take("use_rslora", "a boolean", Value::as_bool).unwrap_or(false),
-            bias: self.bias(),
             modules_to_save: self
                 .take("modules_to_save", "a list of module names", as_text_list)
                 .unwrap_or_default(),
-            init_lora_weights: self.init(),
+            ..LoraConfig::default()
+        }
+    }
+
+    /// LoRA's own keys.
+    pub(crate) fn lora(&mut self, config: &mut LoraConfig) {
+        self.exclude_modules(config);
+        self.layers(config);
+        self.patterns(config);
+        config.r = self.take_index("r").unwrap_or(config.r);
+        config.lora_alpha = self.take("lora_alpha", "a number", Value::as_f64).unwrap_or(config.lora_alpha);
+        config.lora_dropout =
+            self.take("lora_dropout", "a number", Value::as_f64).unwrap_or(config.lora_dropout);
+        let mut flag = |key| self.take(key, "a boolean", Value::as_bool).unwrap_or(false);
+        config.use_rslora = flag("use_rslora");
+        config.use_dora = flag("use_dora");
+        config.lora_bias = flag("lora_bias");
+        config.ensure_weight_tying = flag("ensure_weight_tying");
+        config.bias = self.bias();
+        config.init_lora_weights = self.init();
+        config.trainable_token_indices =
+            self.take("trainable_token_indices", "a list of token ids, or lists by module", as_tokens);
+    }
+
+    /// The keys that LoHa and LoKr share.
+    pub(crate) fn lycoris(&mut self, config: &mut LoraConfig) {
+        self.exclude_modules(config);
+        self.layers(config);
+        self.patterns(config);
+        config.r = self.take_index("r").unwrap_or(8);
+        config.lora_alpha = self.take("alpha", "a number", Value::as_f64).unwrap_or(8.0);
+        // Of convolutions.
+        self.inert("use_effective_conv2d", &[json!(false), json!(true)]);
+        let why = "such dropout in training is not supported, and forgotten it would train another adapter";
+        self.must_be("rank_dropout", &json!(0.0), why);
+        self.must_be("module_dropout", &json!(0.0), why);
+    }
+
+    pub(crate) fn exclude_modules(&mut self, config: &mut LoraConfig) {
+        config.exclude_modules =
+            self.take("exclude_modules", NAMES, as_names).filter(|names| !says_nothing(names));
+    }
+
+    /// Which layers.
+    pub(crate) fn layers(&mut self, config: &mut LoraConfig) {
+        config.layers_to_transform = self.take("layers_to_transform", "layer indices", as_indices);
+        config.layers_pattern =
+            self.take("layers_pattern", "a string or a list of them", as_texts).unwrap_or_default();
+    }
+
+    fn patterns(&mut self, config: &mut LoraConfig) {
+        config.rank_pattern = self
+            .take("rank_pattern", "whole numbers by name", |v| as_patterns(v, as_index))
+            .unwrap_or_default();
+        config.alpha_pattern = self
+            .take("alpha_pattern", "numbers by name", |v| as_patterns(v, Value::as_f64))
+            .unwrap_or_default();
+    }
+
+    pub(crate) fn take_index(&mut self, key: &'static str) -> Option<usize> {
+        self.take(key, "a whole number", as_index)
+    }
+
+    /// A key that is known and has to hold one value, or to be absent.
+    pub(crate) fn must_be(&mut self, key: &'static str, value: &Value, why: &str) {
+        let Some(given) = self.map.shift_remove(key).filter(|v| !v.is_null()) else { return };
+        let same_number = given.as_f64().is_some_and(|v| value.as_f64() == Some(v));
+        if given != *value && !same_number {
+            let message = format!("`{key}` is {}, which is not supported: {why}", short(&given));
+            self.problem("unsupported-key", key, message, Some(MERGE.to_owned()));
+        }
+    }
+
+    /// A key that says nothing about linear layers, whichever of these it holds.
+    pub(crate) fn inert(&mut self, key: &'static str, values: &[Value]) {
+        if let Some(given) = self.map.shift_remove(key)
+            && !given.is_null()
+            && !values.contains(&given)
+        {
+            self.problem("bad-value", key, format!("`{key}` is {}", short(&given)), None);
         }
     }
 
     /// The value of a key; null and absence are `None`, a value of another kind is a problem.
-    fn take<T>(
+    pub(crate) fn take<T>(
         &mut self,
         key: &'static str,
         expected: &str,
@@ -296,7 +347,9 @@ impl Reader {
                     "it leaves the base as it was, so that a trained adapter may say true here instead"
                         .to_owned()
                 } else {
-                    format!("it may change the base weights; {MERGE}")
+                    format!(
+                        "such an adapter belongs to a base from which its beginning was taken away, so that on the base itself it is wrong, unless it was converted to plain LoRA on saving; {MERGE}"
+                    )
                 };
                 self.problem("unsupported-key", "init_lora_weights", message, Some(remedy));
                 InitLoraWeights::Default
@@ -311,16 +364,22 @@ impl Reader {
     }
 
     /// What is left: keys that are known and refused, and keys that nobody knows.
-    fn refuse_the_rest(&mut self) {
+    fn refuse_the_rest(&mut self, config: &LoraConfig) {
+        let is_lora = config.method == Method::Lora;
         for (key, value) in std::mem::take(&mut self.map) {
-            if let Some(refused) = REFUSED.iter().find(|r| r.key == key) {
+            if let Some(refused) = REFUSED.iter().find(|r| is_lora && r.key == key) {
                 if !is_empty(&value) && value != refused.inert.value() {
                     let message =
                         format!("`{key}` is {}, which is not supported: {}", short(&value), refused.why);
                     self.problem("unsupported-key", &key, message, Some(refused.remedy.to_owned()));
                 }
             } else if !is_empty(&value) {
-                let known = HONOURED.into_iter().chain(REFUSED.iter().map(|r| r.key));
+                let own = config.method.as_dyn().write(config).into_keys();
+                let known: Vec<&str> = if is_lora {
+                    HONOURED.into_iter().chain(REFUSED.iter().map(|r| r.key)).collect()
+                } else {
+                    own.collect()
+                };
                 let hint = match did_you_mean(&key, known) {
                     Some(near) => format!("did you mean `{near}`?"),
                     None => "a key that is not known may change what the weights mean, so it is not skipped; if it says nothing about the forward pass, take it out of the file".to_owned(),
@@ -387,7 +446,36 @@ pub(crate) fn check(config: &LoraConfig, prefix: &str, problems: &mut Problems) 
             "name at least one module",
         );
     }
+    for (key, message, remedy) in config.method.as_dyn().faults(config) {
+        fault("out-of-range", key, message, remedy);
+    }
+    check_combinations(config, &mut fault);
     check_names(config, &mut fault);
+}
+
+/// What LoRA's switches cannot be together, as in PEFT.
+fn check_combinations(config: &LoraConfig, fault: &mut impl FnMut(&'static str, &str, String, &str)) {
+    if config.use_dora && config.lora_bias {
+        let message = "`lora_bias` cannot go with `use_dora`".to_owned();
+        fault("conflict", "lora_bias", message, "leave one of them out");
+    }
+    let of_the_weight = config.init_lora_weights.is_of_the_weight();
+    if of_the_weight && (config.use_dora || config.lora_bias) {
+        let key = if config.use_dora { "use_dora" } else { "lora_bias" };
+        let message =
+            format!("`{key}` cannot go with an `init_lora_weights` that changes the base while training");
+        fault("conflict", key, message, "leave it out, or begin with `init_lora_weights = true`");
+    }
+    for (name, ids) in config.trainable_token_indices.iter().flat_map(|t| t.of_modules()) {
+        let mut sorted = ids.to_vec();
+        sorted.sort_unstable();
+        sorted.dedup();
+        if ids.is_empty() || sorted.len() != ids.len() {
+            let what = if ids.is_empty() { "no token" } else { "a token twice" };
+            let message = format!("`trainable_token_indices` has {what} for `{name}`");
+            fault("out-of-range", "trainable_token_indices", message, "name each token once");
+        }
+    }
 }
 
 /// The largest rank that is taken: no layer in use is that small, and a typing slip is that large.
@@ -450,7 +538,7 @@ fn short(value: &Value) -> String {
     }
 }
 
-fn as_text(value: &Value) -> Option<String> {
+pub(crate) fn as_text(value: &Value) -> Option<String> {
     value.as_str().map(str::to_owned)
 }
 
@@ -470,7 +558,7 @@ fn as_texts(value: &Value) -> Option<Vec<String>> {
     }
 }
 
-fn as_names(value: &Value) -> Option<ModuleNames> {
+pub(crate) fn as_names(value: &Value) -> Option<ModuleNames> {
     match value {
         Value::String(text) => Some(ModuleNames::Regex(text.clone())),
         other => as_text_list(other).map(ModuleNames::List),
@@ -481,6 +569,19 @@ fn as_indices(value: &Value) -> Option<Vec<usize>> {
     match value {
         Value::Array(items) => items.iter().map(as_index).collect(),
         other => as_index(other).map(|index| vec![index]),
+    }
+}
+
+fn as_tokens(value: &Value) -> Option<TokenIndices> {
+    let ids = |value: &Value| -> Option<Vec<u32>> {
+        value.as_array()?.iter().map(|id| u32::try_from(id.as_u64()?).ok()).collect()
+    };
+    match value {
+        Value::Object(map) => {
+            let lists = map.iter().map(|(name, list)| Some((name.clone(), ids(list)?)));
+            lists.collect::<Option<_>>().map(TokenIndices::Map)
+        }
+        list => ids(list).map(TokenIndices::List),
     }
 }
 
@@ -544,9 +645,9 @@ mod tests {
 
     #[test]
     fn all_faults_are_told_at_once() {
-        let text = json!({"peft_type": "LORA", "r": 0, "lora_dropout": 1.5, "use_dora": true, "bias": "some", "target_modules": "(q"});
+        let text = json!({"peft_type": "LORA", "r": 0, "lora_dropout": 1.5, "use_qalora": true, "bias": "some", "target_modules": "(q"});
         let problems = parse(&text.to_string()).unwrap_err();
-        assert_eq!(keys_of(&problems), ["bias", "use_dora", "r", "lora_dropout", "target_modules"]);
+        assert_eq!(keys_of(&problems), ["bias", "use_qalora", "r", "lora_dropout", "target_modules"]);
     }
 
     #[test]
@@ -559,7 +660,11 @@ mod tests {
     #[test]
     fn other_methods_and_other_tools_are_named() {
         let code = |text: &str| parse(text).unwrap_err().iter().next().unwrap().code;
-        assert_eq!(code(r#"{"peft_type": "IA3", "feedforward_modules": ["a"]}"#), "unsupported-method");
+        assert_eq!(code(r#"{"peft_type": "ADALORA"}"#), "unsupported-method");
+        assert_eq!(code(r#"{"peft_type": "IA3", "r": 8}"#), "unknown-key");
+        assert_eq!(code(r#"{"peft_type": "VERA", "save_projection": false}"#), "unsupported-key");
+        assert_eq!(code(r#"{"peft_type": "LOHA", "rank_dropout": 0.1}"#), "unsupported-key");
+        assert_eq!(code(r#"{"peft_type": "LOKR", "decompose_factor": 0}"#), "out-of-range");
         assert_eq!(code(r#"{"lora_parameters": {"rank": 8}}"#), "mlx-adapter");
         assert_eq!(code("{}"), "missing-key");
         assert_eq!(code("[]"), "not-an-object");

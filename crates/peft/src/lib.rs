@@ -7,24 +7,29 @@
 //! so that what is written here loads there and the reverse.
 
 mod attach;
+mod combine;
 mod config;
 mod error;
 mod files;
+mod init;
 mod keys;
-mod lora;
+mod linear_algebra;
+mod methods;
 mod modules;
+mod outfit;
 mod plan;
 mod section;
 mod sizes;
 mod targets;
 
 pub use attach::{AdaptedLayer, Adapter, attach, merged_weight};
-pub use config::{Bias, InitLoraWeights, LoraConfig};
+pub use combine::{Combination, CombinationType, MajoritySign, WeightedAdapter, combine};
+pub use config::{Bias, InitLoraWeights, LoraConfig, TokenIndices};
 pub use error::{Error, Result};
-pub use files::{AdapterWeights, CONFIG_FILE, LoadMode, WEIGHTS_FILE, load};
-pub use lora::LoraLayer;
+pub use files::{AdapterWeights, CONFIG_FILE, LoadMode, WEIGHTS_FILE, load, load_parts, write_files};
+pub use methods::{Ia3, Loha, Lokr, LoraLayer, Method, Vera};
 pub use modules::{ModuleKind, ModuleShape, TrainedModule, TrainedParameter, inventory, trained_modules};
-pub use section::AdapterSection;
+pub use section::{AdapterSection, PeftType};
 pub use targets::{ModuleNames, TargetModules};
 
 /// What PEFT puts before the path of every module in a saved adapter.

@@ -1,13 +1,14 @@
 //! What an adapter's configuration means for the modules of one model, before anything is touched.
 
+use crate::methods::slot;
 use crate::modules::{ModuleKind, ModuleShape, TrainedParameter};
 use crate::sizes::Sizes;
 use crate::targets::{
     LayerIndex, Matcher, Pattern, Role, TargetModules, default_targets, is_output_head, is_router,
     names_module,
 };
-use crate::{Bias, Error, LoraConfig, ModuleNames, PREFIX, Result};
-use std::collections::BTreeSet;
+use crate::{Bias, Error, LoraConfig, ModuleNames, Result};
+use std::collections::{BTreeMap, BTreeSet};
 use taper_diagnostics::{did_you_mean, list_names};
 use taper_nn::ParameterKind;
 
@@ -29,11 +30,22 @@ pub(crate) struct Planned {
     pub(crate) slots: Vec<TrainedParameter>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Action {
-    Adapt { rank: usize, alpha: f64, scale: f64 },
+    /// As the method does it.
+    Adapt {
+        rank: usize,
+        alpha: f64,
+        scale: f64,
+    },
     TrainBias,
     TrainAll,
+    /// Rows of their own for these tokens.
+    TrainTokens(Vec<u32>),
+    /// A head that shares the embedding's table and takes part in what is trained of it: the rows of these tokens, or all of it.
+    Follow(Option<Vec<u32>>),
+    /// A head that shared the table and does not any more: the embedding alone is trained.
+    Part,
 }
 
 /// The configuration with its targets spelled out, and the modules it touches.
@@ -41,12 +53,34 @@ pub(crate) enum Action {
 pub(crate) struct Plan {
     pub(crate) config: LoraConfig,
     pub(crate) modules: Vec<Planned>,
+    /// Tensors that all adapted layers share, not trained.
+    pub(crate) shared: Vec<TrainedParameter>,
 }
 
 impl Plan {
-    /// Every tensor of the adapter, in the order of the forward pass.
+    /// Every tensor of the adapter: the shared ones, then in the order of the forward pass.
     pub(crate) fn slots(&self) -> impl Iterator<Item = &TrainedParameter> {
-        self.modules.iter().flat_map(|m| &m.slots)
+        self.shared.iter().chain(self.modules.iter().flat_map(|m| &m.slots))
+    }
+
+    /// Tensors that PEFT writes along and that a file may lack: the tables of adapted embeddings and heads, and a head that is the embedding.
+    pub(crate) fn optional(&self) -> Vec<TrainedParameter> {
+        let table =
+            |p: &Planned, name: &str, shape: &[usize]| slot(&p.path, name, shape, ParameterKind::Weight);
+        let of_module = |p: &Planned| match (&p.action, p.slots.as_slice()) {
+            (Action::Adapt { .. }, [a, b, ..]) if a.kind == ParameterKind::LoraEmbeddingA => {
+                Some(table(p, "base_layer.weight", &[a.shape[1], b.shape[0]]))
+            }
+            (Action::Adapt { .. }, [a, b, ..]) if is_output_head(&p.path) && b.shape.len() == 2 => {
+                Some(table(p, "base_layer.weight", &[b.shape[0], a.shape[1]]))
+            }
+            (Action::Follow(None), _) => {
+                let embedding = self.slots().find(|slot| slot.kind == ParameterKind::Embedding)?;
+                Some(table(p, "weight", &embedding.shape))
+            }
+            _ => None,
+        };
+        self.modules.iter().filter_map(of_module).collect()
     }
 }
 
@@ -60,36 +94,116 @@ pub(crate) fn plan(
     let targets = resolve_targets(config, modules, model_type)?;
     let matcher = Matcher::new(config, &targets)?;
     let sizes = Sizes::new(config)?;
+    let method = config.method.as_dyn();
+    let tokens = tokens_by_path(config, modules)?;
+    let tying = trained_as_one(config, modules);
     let mut planned = Vec::new();
+    let mut adapted = Vec::new();
     let mut taken_away = 0;
     for module in modules {
         let role = matcher.role(&module.path)?;
         taken_away += usize::from(matches!(role, Role::Excluded | Role::OtherLayer));
-        let saved = is_saved(config, &module.path);
-        if role == Role::Target && saved {
+        // Trained as one, head and embedding are the embedding.
+        let saved = match &tying {
+            Some(table) => module.path == *table || (!is_tied(module) && is_saved(config, &module.path)),
+            None => is_saved(config, &module.path),
+        };
+        let ids = tokens.get(&module.path);
+        let (is_target, path) = (role == Role::Target, &module.path);
+        if is_target && saved {
             return Err(conflict(
                 "modules_to_save",
-                format!("`{}` is both a target and trained in full", module.path),
+                format!("`{path}` is both a target and trained in full"),
                 "name it in one of `target_modules` and `modules_to_save`",
             ));
         }
-        planned.extend(match (role, saved) {
-            (Role::Target, _) => Some(adapt(config, &sizes, module)?),
-            (_, true) => Some(train_all(module, modules)?),
+        if ids.is_some() && (is_target || saved) {
+            return Err(conflict(
+                "trainable_token_indices",
+                format!("`{path}` is adapted or trained in full, and so are the rows of its tokens"),
+                "leave the tokens out, or name the table in neither `target_modules` nor `modules_to_save`",
+            ));
+        }
+        if role == Role::Target {
+            adapted.push(module);
+        }
+        planned.extend(match (role, saved, ids) {
+            (Role::Target, ..) => Some(method.adapt(config, &sizes, module)?),
+            (_, true, _) => Some(train_all(module)),
+            (_, _, Some(ids)) => Some(train_tokens(module, ids)),
+            _ if is_tied(module) => {
+                let table = modules.iter().find(|m| matches!(m.kind, ModuleKind::Embedding { .. }));
+                let table_is_target = adapted.iter().any(|m| table.is_some_and(|t| t.path == m.path));
+                let ids = table.and_then(|table| tokens.get(&table.path));
+                let is_part = table_is_target || table.is_some_and(|table| is_saved(config, &table.path));
+                follow(module, ids, tying.is_some(), is_part).or_else(|| train_bias(config, module))
+            }
             _ => train_bias(config, module),
         });
     }
-    if !planned.iter().any(|p| matches!(p.action, Action::Adapt { .. })) {
-        let excluded = taken_away;
-        return Err(no_targets(config, &targets, modules, excluded, author));
+    if adapted.is_empty() {
+        return Err(no_targets(config, &targets, modules, taken_away, author));
     }
     refuse_containers(&matcher, modules, author)?;
+    let shared = method.shared(config, &adapted);
     let config = LoraConfig { target_modules: Some(targets), ..config.clone() };
-    let plan = Plan { config, modules: planned };
+    let plan = Plan { config, modules: planned, shared };
     if author == Author::User {
         everything_named_exists(&plan, &plan.config, modules)?;
     }
     Ok(plan)
+}
+
+fn is_tied(module: &ModuleShape) -> bool {
+    matches!(module.kind, ModuleKind::Linear { tied: true, .. })
+}
+
+/// Tokens with rows of their own, by the path of their embedding.
+fn tokens_by_path(config: &LoraConfig, modules: &[ModuleShape]) -> Result<BTreeMap<String, Vec<u32>>> {
+    let mut by_path = BTreeMap::new();
+    for (name, ids) in config.trainable_token_indices.iter().flat_map(|t| t.of_modules()) {
+        let mut found = false;
+        for module in modules.iter().filter(|m| names_module(name, &m.path)) {
+            let ModuleKind::Embedding { rows, .. } = module.kind else {
+                let what = format!("`{}` is no embedding, and has no rows of tokens", module.path);
+                return Err(conflict("trainable_token_indices", what, "name the token embedding"));
+            };
+            if let Some(id) = ids.iter().find(|id| **id as usize >= rows) {
+                let what = format!("token {id} is not in the vocabulary of {rows}");
+                return Err(conflict(
+                    "trainable_token_indices",
+                    what,
+                    "name token ids that the tokenizer knows",
+                ));
+            }
+            found = true;
+            by_path.insert(module.path.clone(), ids.to_vec());
+        }
+        if !found {
+            let all: Vec<&str> = modules.iter().map(|m| m.path.as_str()).collect();
+            return Err(nothing("trainable_token_indices", name, NO_MODULE, &all, None));
+        }
+    }
+    Ok(by_path)
+}
+
+/// The path of the table that `ensure_weight_tying` trains for embedding and head at once, where they share one.
+fn trained_as_one(config: &LoraConfig, modules: &[ModuleShape]) -> Option<String> {
+    let head = modules.iter().find(|m| is_tied(m)).filter(|_| config.ensure_weight_tying)?;
+    let table = modules.iter().find(|m| matches!(m.kind, ModuleKind::Embedding { .. }))?;
+    let named = is_saved(config, &head.path) || is_saved(config, &table.path);
+    named.then(|| table.path.clone())
+}
+
+/// What becomes of a head that shares the embedding's table, when something of that is trained.
+fn follow(head: &ModuleShape, ids: Option<&Vec<u32>>, as_one: bool, is_part: bool) -> Option<Planned> {
+    let action = match ids {
+        Some(ids) => Action::Follow(Some(ids.clone())),
+        None if as_one => Action::Follow(None),
+        None if is_part => Action::Part,
+        None => return None,
+    };
+    Some(Planned { path: head.path.clone(), action, slots: Vec::new() })
 }
 
 /// `target_modules` without its shorthands, as PEFT saves it.
@@ -141,73 +255,35 @@ fn with_ancestors(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('.').map(|(i, _)| &path[..i]).chain(std::iter::once(path))
 }
 
-fn slot(name: String, shape: &[usize], kind: ParameterKind) -> TrainedParameter {
-    TrainedParameter { name, shape: shape.to_vec(), kind }
-}
-
-fn adapt(config: &LoraConfig, sizes: &Sizes<'_>, module: &ModuleShape) -> Result<Planned> {
-    let path = &module.path;
-    let (n_in, n_out, bias) = match module.kind {
-        ModuleKind::Linear { occupied: true, .. } => return Err(Error::Occupied { path: path.clone() }),
-        ModuleKind::Linear { tied: true, .. } => {
-            return Err(conflict(
-                "target_modules",
-                format!(
-                    "`{path}` shares its weight with the embedding, and an adapter on one of the two is lost on merging"
-                ),
-                "leave the head out of `target_modules`, or use a base whose head is its own (`tie_word_embeddings` false)",
-            ));
-        }
-        ModuleKind::Linear { n_in, n_out, bias, .. } => (n_in, n_out, bias),
-        ModuleKind::Embedding { .. } => return Err(not_linear(path, "an embedding")),
-        ModuleKind::RmsNorm { .. } => return Err(not_linear(path, "a norm")),
-    };
-    let rank = sizes.rank_of(path)?;
-    let mut slots = vec![
-        slot(format!("{PREFIX}{path}.lora_A.weight"), &[rank, n_in], ParameterKind::LoraA),
-        slot(format!("{PREFIX}{path}.lora_B.weight"), &[n_out, rank], ParameterKind::LoraB),
-    ];
-    if bias && config.bias != Bias::None {
-        slots.push(slot(format!("{PREFIX}{path}.base_layer.bias"), &[n_out], ParameterKind::Bias));
-    }
-    let action = Action::Adapt { rank, alpha: sizes.alpha_of(path)?, scale: sizes.scale_of(path)? };
-    Ok(Planned { path: path.clone(), action, slots })
-}
-
 fn train_bias(config: &LoraConfig, module: &ModuleShape) -> Option<Planned> {
     let ModuleKind::Linear { n_out, bias: true, .. } = module.kind else { return None };
     (config.bias == Bias::All).then(|| Planned {
         path: module.path.clone(),
         action: Action::TrainBias,
-        slots: vec![slot(format!("{PREFIX}{}.bias", module.path), &[n_out], ParameterKind::Bias)],
+        slots: vec![slot(&module.path, "bias", &[n_out], ParameterKind::Bias)],
     })
 }
 
-fn train_all(module: &ModuleShape, modules: &[ModuleShape]) -> Result<Planned> {
+fn train_all(module: &ModuleShape) -> Planned {
     let path = &module.path;
-    let tied_head = |m: &ModuleShape| matches!(m.kind, ModuleKind::Linear { tied: true, .. });
-    let name = format!("{PREFIX}{path}.weight");
+    let weight = |shape: &[usize], kind| slot(path, "weight", shape, kind);
     let slots = match module.kind {
-        ModuleKind::Linear { n_in, n_out, bias, tied: false, .. } => {
-            let mut slots = vec![slot(name, &[n_out, n_in], ParameterKind::Weight)];
-            slots.extend(bias.then(|| slot(format!("{PREFIX}{path}.bias"), &[n_out], ParameterKind::Bias)));
+        ModuleKind::Linear { n_in, n_out, bias, .. } => {
+            let mut slots = vec![weight(&[n_out, n_in], ParameterKind::Weight)];
+            slots.extend(bias.then(|| slot(path, "bias", &[n_out], ParameterKind::Bias)));
             slots
         }
-        ModuleKind::Embedding { rows, width } if !modules.iter().any(tied_head) => {
-            vec![slot(name, &[rows, width], ParameterKind::Embedding)]
-        }
-        ModuleKind::RmsNorm { width } => vec![slot(name, &[width], ParameterKind::Norm)],
-        ModuleKind::Linear { .. } | ModuleKind::Embedding { .. } => {
-            return Err(conflict(
-                "modules_to_save",
-                format!(
-                    "`{path}` is one of the two uses of a weight that embedding and head share; PEFT would train them apart"
-                ),
-                "use a base whose head is its own (`tie_word_embeddings` false), or train adapters alone",
-            ));
-        }
+        ModuleKind::Embedding { rows, width } => vec![weight(&[rows, width], ParameterKind::Embedding)],
+        ModuleKind::RmsNorm { width } => vec![weight(&[width], ParameterKind::Norm)],
     };
-    Ok(Planned { path: path.clone(), action: Action::TrainAll, slots })
+    Planned { path: path.clone(), action: Action::TrainAll, slots }
+}
+
+fn train_tokens(module: &ModuleShape, ids: &[u32]) -> Planned {
+    let width = if let ModuleKind::Embedding { width, .. } = module.kind { width } else { 0 };
+    let name = "token_adapter.trainable_tokens_delta";
+    let slots = vec![slot(&module.path, name, &[ids.len(), width], ParameterKind::Embedding)];
+    Planned { path: module.path.clone(), action: Action::TrainTokens(ids.to_vec()), slots }
 }
 
 fn conflict(key: &'static str, what: String, remedy: &'static str) -> Error {
@@ -324,7 +400,8 @@ fn nothing(
 }
 
 fn targets_exist(targets: &TargetModules, modules: &[ModuleShape]) -> Result<()> {
-    let linear: Vec<&str> = linear_paths(modules).collect();
+    let can_be = |m: &&ModuleShape| !matches!(m.kind, ModuleKind::RmsNorm { .. });
+    let linear: Vec<&str> = modules.iter().filter(can_be).map(|m| m.path.as_str()).collect();
     match targets {
         TargetModules::AllLinear => Ok(()),
         TargetModules::List(names) => names_exist("target_modules", names, &linear),
@@ -454,7 +531,7 @@ mod tests {
     #[test]
     fn a_name_that_matches_nothing_is_an_error_with_the_nearest_name() {
         assert!(hint(r#"{"target_modules": ["q_prpj", "v_proj"]}"#).contains("did you mean `q_proj`?"));
-        assert!(hint(r#"{"target_modules": ["zzz"]}"#).contains("there are `q_proj`, `v_proj`, `down_proj`"));
+        assert!(hint(r#"{"target_modules": ["zzz"]}"#).contains("`q_proj`, `v_proj`, `down_proj`"));
         assert!(hint(r#"{"target_modules": "q_proj"}"#).contains("`[\"q_proj\"]`"));
         assert!(hint(r#"{"exclude_modules": ["qproj"]}"#).contains("did you mean `q_proj`?"));
         assert!(hint(r#"{"exclude_modules": "nothing.*"}"#).contains("`exclude_modules` names `nothing.*`"));
@@ -481,7 +558,6 @@ mod tests {
     #[test]
     fn what_is_no_linear_layer_is_refused_as_in_peft() {
         for (targets, path) in [
-            (r#"["embed_tokens"]"#, "model.embed_tokens"),
             (r#"["input_layernorm"]"#, "model.layers.0.input_layernorm"),
             (r#"["q_proj", "mlp"]"#, "model.layers.0.mlp"),
             (r#"".*layers.*\\.mlp\\..*""#, "model.layers.0.mlp.act_fn"),
@@ -513,19 +589,37 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_head_is_refused_as_target_and_as_trained_module() {
+    fn a_shared_head_parts_from_the_table_follows_it_or_is_left_alone() {
         let mut modules = model();
         let head = modules.last_mut().unwrap();
         head.kind = ModuleKind::Linear { n_in: 6, n_out: 9, bias: false, tied: true, occupied: false };
-        for json in [
-            r#"{"target_modules": ["q_proj", "lm_head"]}"#,
-            r#"{"modules_to_save": ["lm_head"]}"#,
-            r#"{"modules_to_save": ["embed_tokens"]}"#,
-        ] {
-            let error = plan(&config(json), &modules, None, Author::User).unwrap_err();
-            assert!(matches!(error, Error::Conflict { .. }), "{json}: {error}");
+        let of_head = |json: &str| -> Option<Action> {
+            let plan = plan(&config(json), &modules, None, Author::User).unwrap();
+            plan.modules.into_iter().find(|m| m.path == "lm_head").map(|m| m.action)
+        };
+        assert_eq!(of_head("{}"), None);
+        assert!(matches!(of_head(r#"{"target_modules": ["lm_head"]}"#), Some(Action::Adapt { .. })));
+        assert_eq!(of_head(r#"{"target_modules": ["embed_tokens"]}"#), Some(Action::Part));
+        assert_eq!(of_head(r#"{"modules_to_save": ["lm_head"]}"#), Some(Action::TrainAll));
+        assert_eq!(of_head(r#"{"modules_to_save": ["embed_tokens"]}"#), Some(Action::Part));
+        for saved in ["embed_tokens", "lm_head"] {
+            let json = format!(r#"{{"modules_to_save": ["{saved}"], "ensure_weight_tying": true}}"#);
+            assert_eq!(of_head(&json), Some(Action::Follow(None)), "{saved}");
         }
-        assert_eq!(plan(&config("{}"), &modules, None, Author::User).unwrap().modules.len(), 6);
+        let tokens = Some(Action::Follow(Some(vec![2, 5])));
+        assert_eq!(of_head(r#"{"trainable_token_indices": [2, 5]}"#), tokens);
+        let both = r#"{"target_modules": ["embed_tokens", "q_proj"], "ensure_weight_tying": true}"#;
+        assert!(matches!(plan(&config(both), &modules, None, Author::User), Err(Error::Conflict { .. })));
+    }
+
+    #[test]
+    fn tokens_are_in_the_vocabulary_and_their_table_is_not_trained_otherwise() {
+        let told = |json: &str| planned(json).unwrap_err().to_string();
+        assert!(
+            told(r#"{"trainable_token_indices": [9]}"#).contains("token 9 is not in the vocabulary of 9")
+        );
+        let both = r#"{"trainable_token_indices": [1], "modules_to_save": ["embed_tokens"]}"#;
+        assert!(told(both).contains("so are the rows of its tokens"));
     }
 
     #[test]

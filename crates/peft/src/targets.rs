@@ -220,20 +220,20 @@ pub(crate) enum Role {
     None,
 }
 
-enum Names {
+pub(crate) enum Names {
     List(Vec<String>),
     Regex(Pattern),
 }
 
 impl Names {
-    fn new(key: &'static str, names: ModuleNames) -> Result<Self> {
+    pub(crate) fn new(key: &'static str, names: ModuleNames) -> Result<Self> {
         Ok(match names {
             ModuleNames::List(names) => Self::List(names),
             ModuleNames::Regex(pattern) => Self::Regex(Pattern::full(key, &pattern)?),
         })
     }
 
-    fn matches(&self, path: &str) -> Result<bool> {
+    pub(crate) fn matches(&self, path: &str) -> Result<bool> {
         match self {
             Self::List(names) => Ok(names.iter().any(|name| names_module(name, path))),
             Self::Regex(pattern) => pattern.matches(path),

@@ -108,8 +108,13 @@ impl AdamW {
 
 impl Slot {
     fn new(parameter: Parameter, section: &OptimizerSection) -> Self {
-        let vector = matches!(parameter.kind, ParameterKind::Bias | ParameterKind::Norm);
-        let fast = vector || parameter.kind == ParameterKind::LoraB;
+        let vector =
+            matches!(parameter.kind, ParameterKind::Bias | ParameterKind::LoraBias | ParameterKind::Norm);
+        let fast = vector
+            || matches!(
+                parameter.kind,
+                ParameterKind::LoraB | ParameterKind::LoraBias | ParameterKind::LoraEmbeddingB
+            );
         let elements = parameter.var.elem_count();
         Self {
             lr_ratio: if fast { section.loraplus_lr_ratio.unwrap_or(1.0) } else { 1.0 },

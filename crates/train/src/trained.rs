@@ -75,7 +75,7 @@ impl Trained {
     /// What the disk says.
     pub fn save(&self, folder: &Path) -> Result<()> {
         if let Some(adapter) = &self.adapter {
-            return Ok(adapter.save(folder)?);
+            return Ok(adapter.save_state(folder)?);
         }
         let values = self.values()?;
         let tensors = self.parameters.iter().zip(&values).map(|(p, values)| NamedTensor {

@@ -25,6 +25,17 @@ pub fn linear(x: &Tensor, weight: &Weight, bias: Option<&Tensor>, output: DType)
     }
 }
 
+/// x `[T, in]` by a weight `[out, in]` in f32 that is itself differentiated -> `[T, out]` in `output`, f32 or the type of x.
+///
+/// Gradients: `dx = g W`, `dW = g^T x`.
+///
+/// # Errors
+/// When the shapes do not fit.
+pub fn linear_over(x: &Tensor, weight: &Tensor, output: DType) -> Result<Tensor> {
+    check_width(x, weight.dims2()?.1)?;
+    apply(TrainedLinear { bias: None, output }, &[x, weight])
+}
+
 /// `Err` unless `x` is `[T, width]`.
 pub(super) fn check_width(x: &Tensor, width: usize) -> Result<()> {
     match x.dims() {

@@ -1,5 +1,6 @@
 //! A frozen linear layer with a low-rank delta, forward and backward in one op.
 
+use super::dropout::LoraDropout;
 use super::linear::{check_width, precision_of, with_bias};
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
@@ -7,17 +8,7 @@ use crate::{FrozenWeight, Result};
 use candle_core::{DType, Tensor, bail};
 use std::sync::OnceLock;
 use taper_kernels::linear::{self as kernel, Base, Delta};
-use taper_kernels::rng::CounterRng;
 use taper_kernels::{dropout, floats};
-
-/// Input dropout of an adapter; the mask is made again in the backward from the same counters.
-#[derive(Debug, Clone)]
-pub struct LoraDropout {
-    /// Probability of zeroing an element, in `[0, 1)`; the others are divided by `1 - p`.
-    pub p: f32,
-    /// The generator of this layer in this micro-batch.
-    pub rng: CounterRng,
-}
 
 /// What scales and masks the low-rank product.
 #[derive(Debug, Clone)]
@@ -82,14 +73,7 @@ struct LoraLinear {
 impl LoraTerms {
     /// x with some elements dropped, in its type, where there is dropout.
     fn dropped(&self, x: &Tensor) -> Result<Option<Tensor>> {
-        let Some(dropout) = &self.dropout else { return Ok(None) };
-        let lent = Lent::new(x);
-        let values = lent.floats()?;
-        filled(x.dtype(), x.shape(), |y| {
-            dropout::dropout(values, y, dropout.p, &dropout.rng, 0);
-            Ok(())
-        })
-        .map(Some)
+        self.dropout.as_ref().map(|dropout| dropout.applied(x)).transpose()
     }
 }
 

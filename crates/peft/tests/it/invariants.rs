@@ -1,8 +1,12 @@
 //! DESIGN.md 3, invariants 1, 2, 4 and 7, on a real architecture.
 
-use crate::support::{batch, bits, disturb, largest, model};
+use crate::support::{batch, bits, disturb, furthest, golden, largest, model, state};
+use candle_core::Tensor;
+use taper_hub::ModelFiles;
+use taper_models::{LoadOptions, Quantize};
 use taper_nn::{RandomKey, to_vec_f32};
-use taper_peft::{AdapterSection, Error, LoraConfig, attach};
+use taper_peft::{AdapterSection, Error, InitLoraWeights, LoadMode, LoraConfig, attach, load};
+use taper_quant::BlockFormat;
 
 fn config(json: &str) -> LoraConfig {
     let section: AdapterSection = serde_json::from_str(json).unwrap();
@@ -10,7 +14,7 @@ fn config(json: &str) -> LoraConfig {
     section.to_config("base")
 }
 
-const TARGET_SETS: [(&str, &str); 22] = [
+const TARGET_SETS: [(&str, &str); 41] = [
     ("models/llama_untied", "{}"),
     ("models/llama_untied", r#"{"target_modules": ["q_proj"]}"#),
     ("models/llama_untied", r#"{"target_modules": ["k_proj", "v_proj"], "use_rslora": true}"#),
@@ -39,6 +43,25 @@ const TARGET_SETS: [(&str, &str); 22] = [
     ("models/gemma3", "{}"),
     ("models/phi3", r#"{"lora_dropout": 0.3}"#),
     ("models/phi3_longrope", r#"{"target_modules": ["qkv_proj", "gate_up_proj"]}"#),
+    ("models/llama_untied", r#"{"use_dora": true}"#),
+    ("models/llama_untied", r#"{"use_dora": true, "lora_dropout": 0.3, "use_rslora": true}"#),
+    ("models/llama_untied", r#"{"target_modules": ["embed_tokens", "lm_head", "q_proj"], "use_dora": true}"#),
+    ("models/qwen3_moe", r#"{"use_dora": true}"#),
+    ("models/phi3", r#"{"use_dora": true}"#),
+    ("models/llama_untied", r#"{"lora_bias": true, "lora_dropout": 0.3}"#),
+    ("models/llama_tied", r#"{"target_modules": ["embed_tokens", "q_proj"]}"#),
+    ("models/gemma2", r#"{"target_modules": ["embed_tokens", "q_proj"]}"#),
+    ("models/llama_tied", r#"{"target_modules": ["lm_head", "q_proj"]}"#),
+    ("models/llama_tied", r#"{"modules_to_save": ["embed_tokens"], "ensure_weight_tying": true}"#),
+    ("models/llama_tied", r#"{"modules_to_save": ["lm_head"]}"#),
+    ("models/llama_tied", r#"{"trainable_token_indices": [1, 5]}"#),
+    ("models/llama_untied", r#"{"peft_type": "vera", "r": 8, "lora_dropout": 0.3}"#),
+    ("models/gemma3", r#"{"peft_type": "vera"}"#),
+    ("models/qwen2", r#"{"peft_type": "ia3"}"#),
+    ("models/llama_untied", r#"{"peft_type": "ia3", "target_modules": ["k_proj", "up_proj"]}"#),
+    ("models/llama_untied", r#"{"peft_type": "loha", "r": 3}"#),
+    ("models/llama_untied", r#"{"peft_type": "lokr", "r": 2, "decompose_both": true}"#),
+    ("models/olmo2", r#"{"peft_type": "lokr", "r": 3}"#),
 ];
 
 const KEY: RandomKey = RandomKey { seed: 1, step: 0, micro_batch: 0 };
@@ -76,8 +99,8 @@ fn invariant_2_zero_b_leaves_the_logits_and_detaching_restores_the_base_bit_for_
         let untouched = bits(&batch.logits(&*model));
         let adapter = attach(&mut *model, &config(json), "llama", 3).unwrap();
         let attached = batch.logits(&*model).detach();
-        if json.contains("bias") {
-            // A trained bias is added behind the product instead of within it: equal but for rounding.
+        if json.contains("\"bias\"") || base.ends_with("qwen2") || json.contains("token") {
+            // A trained bias is added behind the product instead of within it, logits of some tokens are a product of their own: equal but for rounding.
             let values = to_vec_f32(&attached).unwrap();
             let off = values.iter().zip(&untouched).map(|(a, b)| (a - f32::from_bits(*b)).abs());
             assert!(off.fold(0.0, f32::max) < 2e-5, "{json}");
@@ -129,15 +152,95 @@ fn invariant_7_targets_that_match_nothing_are_an_error_with_the_nearest_name() {
     assert!(text.contains("no biases"), "{text}");
 }
 
+/// LoftQ begins nearer to the base than its quantised weights are, and its saved adapter over the base is nearer to what was trained than the one that forgets
+/// its beginning. What quantisation still loses is not of low rank, so neither is exact.
 #[test]
-fn a_shared_head_is_refused_as_target_and_as_trained_module() {
-    for json in [
-        r#"{"target_modules": ["lm_head", "q_proj"]}"#,
-        r#"{"modules_to_save": ["lm_head"]}"#,
-        r#"{"modules_to_save": ["embed_tokens"]}"#,
-    ] {
-        let mut model = model("models/llama_tied");
-        let error = attach(&mut *model, &config(json), "llama", 3).unwrap_err();
-        assert!(matches!(error, Error::Conflict { .. }), "{json}: {error}");
+fn loftq_begins_nearer_to_the_base_than_quantising_it() {
+    let (batch, base) = (batch(), "models/llama_untied");
+    let mut plain = model(base);
+    let untouched = batch.logits(&*plain);
+    let files = ModelFiles::of_folder(&golden(base)).unwrap();
+    let format = BlockFormat::Nf4 { block_size: 64, double_quant: false };
+    let quantize = Some(Quantize { format, embeddings: false });
+    let quantised = taper_models::load(&files, LoadOptions { quantize, ..LoadOptions::default() }).unwrap();
+    let distance = |a: &Tensor, b: &Tensor| {
+        let d = a.sub(b).unwrap();
+        d.sqr().unwrap().mean_all().unwrap().to_scalar::<f32>().unwrap().sqrt()
+    };
+    let lost = distance(&batch.logits(&*quantised), &untouched);
+    let mut before = lost;
+    for rank in [4, 16, 32] {
+        let json = format!(r#"{{"r": {rank}, "init_lora_weights": "loftq"}}"#);
+        let adapter = attach(&mut *plain, &config(&json), "llama", 3).unwrap();
+        let begun = distance(&batch.logits(&*plain).detach(), &untouched);
+        assert!(begun < before, "rank {rank}: begins {begun} off the base, {before} before");
+        before = begun;
+        disturb(&adapter);
+        let trained = batch.logits(&*plain).detach();
+        let folder = tempfile::tempdir().unwrap();
+        adapter.save(folder.path()).unwrap();
+        adapter.detach(&mut *plain).unwrap();
+        let read = load(folder.path(), &mut *plain, LoadMode::Inference).unwrap();
+        let off = distance(&batch.logits(&*plain), &trained);
+        assert!(off < lost, "rank {rank}: saved {off} off the trained model, quantising costs {lost}");
+        read.detach(&mut *plain).unwrap();
     }
+}
+
+/// Taken off the base and given to the adapter: together they are the base, and what is saved is plain LoRA over it.
+#[test]
+fn beginnings_made_from_the_weights_start_at_the_base_and_are_saved_over_it() {
+    let batch = batch();
+    for (base, json, start) in [
+        ("models/llama_untied", r#"{"r": 4, "init_lora_weights": "pissa"}"#, 2e-4),
+        (
+            "models/llama_untied",
+            r#"{"r": 4, "init_lora_weights": "pissa_niter_4", "use_rslora": true}"#,
+            2e-4,
+        ),
+        ("models/qwen2", r#"{"r": 4, "init_lora_weights": "olora", "rank_pattern": {"q_proj": 2}}"#, 2e-4),
+        ("models/phi3", r#"{"r": 3, "init_lora_weights": "olora", "alpha_pattern": {"o_proj": 3}}"#, 2e-4),
+    ] {
+        let mut model = model(base);
+        let untouched = batch.logits(&*model);
+        let adapter = attach(&mut *model, &config(json), "llama", 3).unwrap();
+        let moved = furthest(&batch.logits(&*model).detach(), &untouched);
+        assert!(moved <= start, "{json}: begins {moved} off the base");
+        disturb(&adapter);
+        let trained = batch.logits(&*model).detach();
+        let folder = tempfile::tempdir().unwrap();
+        adapter.save(folder.path()).unwrap();
+        adapter.detach(&mut *model).unwrap();
+        assert!(bits(&batch.logits(&*model)) == bits(&untouched), "{json}: the base is not restored");
+
+        let read = load(folder.path(), &mut *model, LoadMode::Inference).unwrap();
+        let changed = furthest(&trained, &untouched);
+        let off = furthest(&batch.logits(&*model), &trained);
+        assert!(off <= 5e-4, "{json}: saved {off} off the trained model, which moved by {changed}");
+        let (text, again) = (read.config.to_json(), read.config.init_lora_weights);
+        assert_eq!(again, InitLoraWeights::Default, "{text}");
+    }
+}
+
+/// PiSSA's beginning is the best of its rank, OLoRA's has orthonormal columns: both are checked by the products, since signs are free.
+#[test]
+fn pissa_takes_the_largest_part_of_a_weight() {
+    let mut model = model("models/llama_untied");
+    let before = state(&mut *model);
+    let section = r#"{"r": 4, "target_modules": ["q_proj"], "init_lora_weights": "pissa"}"#;
+    let adapter = attach(&mut *model, &config(section), "llama", 3).unwrap();
+    let path = "model.layers.0.self_attn.q_proj";
+    let residual = state(&mut *model)[&format!("{path}.weight")].clone();
+    let weight = &before[&format!("{path}.weight")];
+    let weights = adapter.weights();
+    let factor = |name: &str| weights.get(&format!("base_model.model.{path}.{name}.weight")).unwrap().clone();
+    let (a, b) = (factor("lora_A"), factor("lora_B"));
+    // Each side has the square root of the singular values: A A^T and B^T B are the same diagonal matrix.
+    let (left, right) = (a.matmul(&a.t().unwrap()).unwrap(), b.t().unwrap().matmul(&b).unwrap());
+    assert!(furthest(&left, &right) < 1e-4);
+    let scale = adapter.layers[0].scale;
+    let delta = (b.matmul(&a).unwrap() * scale).unwrap();
+    assert!(furthest(&residual.add(&delta).unwrap(), weight) < 1e-5);
+    // The rest and what was taken are orthogonal, as the parts of a singular value decomposition are.
+    assert!(largest(&residual.matmul(&a.t().unwrap()).unwrap()) < 1e-3);
 }

@@ -2,6 +2,7 @@
 
 // `cfg(test)` holds for the whole binary; saying it lets clippy allow `unwrap` in helpers as it does in tests.
 #[cfg(test)]
+mod combine;
 mod golden;
 #[cfg(test)]
 mod invariants;

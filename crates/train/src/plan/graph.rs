@@ -5,6 +5,7 @@
 
 use super::heap::Cause;
 use super::heap::Heap;
+use super::methods::Extra;
 use super::tape::{Gives, Id, Made, Op, Tape};
 use std::collections::BTreeMap;
 use taper_models::{EmbeddingScale, ExpertsConfig, ModelConfig, QkNorm};
@@ -34,29 +35,32 @@ pub(super) struct Trained {
     /// Whether adapters drop inputs in training.
     dropout: bool,
     /// Whether the parameters are variables; in inference they are not.
-    is_training: bool,
+    pub(super) is_training: bool,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
-struct Parts {
-    /// r of an adapter.
-    rank: Option<u64>,
-    weight: bool,
-    bias: bool,
+pub(super) struct Parts {
+    /// r of an adapter with A and B, or of one with factors.
+    pub(super) rank: Option<u64>,
+    pub(super) weight: bool,
+    pub(super) bias: bool,
+    /// What the adapter is beside or instead of a pair of factors.
+    pub(super) extra: Extra,
 }
 
 impl Trained {
     pub(super) fn new(modules: &[TrainedModule], dropout: bool) -> Self {
         let parts = |module: &TrainedModule| {
-            let mut parts = Parts::default();
+            let mut parts = Parts { extra: Extra::of(&module.parameters), ..Parts::default() };
             for parameter in &module.parameters {
                 match parameter.kind {
                     ParameterKind::LoraA => parts.rank = parameter.shape.first().map(|r| *r as u64),
-                    ParameterKind::LoraB => {}
                     ParameterKind::Bias => parts.bias = true,
+                    ParameterKind::Embedding if parts.extra != Extra::None => {}
                     ParameterKind::Weight | ParameterKind::Embedding | ParameterKind::Norm => {
                         parts.weight = true;
                     }
+                    _ => {}
                 }
             }
             parts
@@ -79,10 +83,10 @@ impl Trained {
 #[derive(Debug)]
 pub(super) struct Graph<'a> {
     config: &'a ModelConfig,
-    trained: &'a Trained,
+    pub(super) trained: &'a Trained,
     /// Bytes of an activation between the norms.
     width: u64,
-    tokens: u64,
+    pub(super) tokens: u64,
     /// Whether keys and values go to a cache; nothing is then differentiated.
     is_cached: bool,
     met: Vec<ModuleShape>,
@@ -116,8 +120,11 @@ impl<'a> Graph<'a> {
         let (rows, width) = (self.config.vocab_size, self.config.hidden_size);
         self.meet(path, ModuleKind::Embedding { rows, width });
         let elements = self.tokens * width as u64;
-        let looked_up = if !self.trained.of(path).weight || !self.trained.is_training {
+        let parts = self.trained.of(path);
+        let looked_up = if !self.trained.is_training || (!parts.weight && parts.extra == Extra::None) {
             tape.plain(elements, Cause::Activations)
+        } else if !parts.weight {
+            self.adapted_embedding(tape, parts.extra, elements)
         } else {
             let table = tape.parameter(rows as u64 * width as u64);
             let looked_up =
@@ -393,6 +400,13 @@ impl<'a> Graph<'a> {
         let args = [x];
         let made = made(&args, elements, width, cause);
         let y = match parts.rank {
+            _ if parts.extra.is_a_method_of_its_own() => {
+                self.otherwise_adapted(tape, &made, rows, (n_in, n_out), parts.extra)
+            }
+            Some(rank) if parts.extra == Extra::Magnitudes => {
+                let sum = self.adapted(tape, &made, rows, (n_in, n_out), rank);
+                self.column_scaled(tape, sum, elements, n_out, width, cause)
+            }
             Some(rank) => self.adapted(tape, &made, rows, (n_in, n_out), rank),
             None if parts.weight && self.trained.is_training => {
                 let weight = tape.parameter(n_in * n_out);
@@ -467,14 +481,14 @@ impl<'a> Graph<'a> {
     }
 }
 
-fn reads_nothing(gives: &[Gives]) -> Op {
+pub(super) fn reads_nothing(gives: &[Gives]) -> Op {
     Op::reading_nothing(gives)
 }
 
-fn reads_all(gives: &[Gives]) -> Op {
+pub(super) fn reads_all(gives: &[Gives]) -> Op {
     Op::reading_all(gives)
 }
 
-fn made(args: &[Id], elements: u64, width: u64, cause: Cause) -> Made<'_> {
+pub(super) fn made(args: &[Id], elements: u64, width: u64, cause: Cause) -> Made<'_> {
     Made { args, elements, width, cause, statistics: 0, scratch: 0 }
 }

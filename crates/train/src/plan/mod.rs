@@ -9,6 +9,7 @@ mod format;
 mod graph;
 mod heap;
 mod memory;
+mod methods;
 mod pass;
 mod tape;
 
