@@ -234,6 +234,7 @@ fn adapters_on_a_base_in_llama_cpp_are_the_adapted_model() {
         ("lora_all", "llama_untied"),
         ("lora_patterns", "llama_untied"),
         ("rslora", "llama_untied"),
+        ("lora_embed", "llama_untied"),
         ("lora_qwen3", "qwen3"),
         ("lora_gemma2", "gemma2"),
         ("lora_phi3", "phi3"),
@@ -261,7 +262,7 @@ fn adapters_on_a_base_in_llama_cpp_are_the_adapted_model() {
             taper_peft::load(&adapter_folder(name), model.as_mut(), LoadMode::Inference).unwrap()
         };
         let options = GgufAdapterOptions::default();
-        write_gguf_adapter(model.as_mut(), &adapter, &at("adapter.gguf"), &options).unwrap();
+        write_gguf_adapter(model.as_mut(), &adapter, &files, &at("adapter.gguf"), &options).unwrap();
         write(model.as_mut(), &files, &at("merged.gguf"), GgufType::F32);
         let length = if base == "phi3" { 9 } else { 24 };
         let ids: Vec<u32> = (0..length).map(|i| 3 + i * 37 % 251).collect();

@@ -12,9 +12,10 @@ use crate::{Error, MergedDtype, Result};
 use candle_core::{DType, Tensor};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use taper_hub::ModelFiles;
 use taper_hub::gguf::{Architecture, GgufWriter, Keys, PlannedTensor, WriteError, stored_name};
 use taper_models::CausalLm;
-use taper_nn::with_f32;
+use taper_nn::{Checkpoint, to_vec_f32, with_f32};
 use taper_peft::{Adapter, PREFIX};
 use taper_quant::{Bytes, GgmlType};
 
@@ -61,7 +62,7 @@ impl Pair<'_> {
     }
 }
 
-/// Write the low-rank factors of an adapter that sits on `model`.
+/// Write the low-rank factors of an adapter that sits on `model`, as it was loaded from its folder.
 ///
 /// # Errors
 /// When the adapter holds something that the format has no word for (whole modules, biases, magnitudes, an adapter on a head that is the
@@ -69,13 +70,20 @@ impl Pair<'_> {
 pub fn write_gguf_adapter(
     model: &mut dyn CausalLm,
     adapter: &Adapter,
+    base: &ModelFiles,
     path: &Path,
     options: &GgufAdapterOptions,
 ) -> Result<WrittenGgufAdapter> {
+    // What such a one took off the base is put back when it is saved.
+    if !adapter.parameters.is_empty() && adapter.config.init_lora_weights.is_of_the_weight() {
+        let what = "an adapter in training that began with a part of the base's weights; load it from where it was saved";
+        return Err(GgufError::Adapter { what: what.into() }.into());
+    }
     let config = model.config().clone();
     let architecture = architecture(config.model_type);
     let weights = adapter.weights();
-    let tensors: BTreeMap<&str, &Tensor> = weights.iter().collect();
+    let mut tensors: BTreeMap<&str, &Tensor> = weights.iter().collect();
+    leave_out_copies(&mut tensors, base)?;
     let scales: BTreeMap<&str, f64> = adapter.layers.iter().map(|l| (l.path.as_str(), l.scale)).collect();
     let pairs = pairs(&tensors, &scales, architecture, config.tie_word_embeddings)?;
     // The first layer's own alpha: where all have the same scale and rank, nothing is multiplied into B.
@@ -107,6 +115,39 @@ pub fn write_gguf_adapter(
     }
     let bytes = writer.finish().map_err(failed)?;
     Ok(WrittenGgufAdapter { path: path.to_owned(), layers: pairs.len(), bytes, alpha, folded })
+}
+
+/// PEFT saves the table beside the adapter of an embedding or a head. One that is the base's is left out; another has no place in the format.
+fn leave_out_copies(tensors: &mut BTreeMap<&str, &Tensor>, base: &ModelFiles) -> Result<()> {
+    let path_of = |key: &str| Some(key.strip_prefix(PREFIX)?.strip_suffix(".base_layer.weight")?.to_owned());
+    let copies: Vec<(String, String)> =
+        tensors.keys().filter_map(|key| Some(((*key).to_owned(), path_of(key)?))).collect();
+    if copies.is_empty() {
+        return Ok(());
+    }
+    let reading = doing("read the base's table");
+    let outside = |error: taper_nn::CheckpointError| reading(candle_core::Error::wrap(error));
+    let checkpoint = match &base.gguf {
+        Some(path) => Checkpoint::open_gguf(path).map_err(outside)?,
+        None => Checkpoint::open(&base.weights, base.index.as_deref()).map_err(outside)?,
+    };
+    for (key, path) in copies {
+        let Some(copy) = tensors.get(key.as_str()) else { continue };
+        let own = format!("{path}.weight");
+        // A head without a tensor of its own has the embedding's.
+        let name = if checkpoint.contains(&own) { own.as_str() } else { "model.embed_tokens.weight" };
+        let (rows, columns) = copy.dims2().map_err(&reading)?;
+        let stored = checkpoint.matrix(name, [rows, columns], None).map_err(outside)?;
+        let same = to_vec_f32(copy).map_err(&reading)?
+            == to_vec_f32(&stored.to_f32().map_err(&reading)?).map_err(&reading)?;
+        if !same {
+            return Err(
+                GgufError::Adapter { what: format!("a table that is not the base's, `{key}`") }.into()
+            );
+        }
+        tensors.remove(key.as_str());
+    }
+    Ok(())
 }
 
 fn keys(architecture: Architecture, alpha: f32, options: &GgufAdapterOptions) -> Keys {

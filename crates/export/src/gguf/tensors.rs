@@ -8,7 +8,7 @@ use candle_core::Tensor;
 use std::collections::BTreeMap;
 use taper_hub::gguf::{Architecture, GgufWriter, PlannedTensor, WriteError, stored_name, unpermuted_row};
 use taper_models::{CausalLm, ModelConfig};
-use taper_nn::{Linear, ModuleMut, Weight, with_f32};
+use taper_nn::{Embedding, Linear, ModuleMut, Weight, with_f32};
 use taper_quant::{BlockFormat, Bytes, GgmlType, Parts, QuantError, QuantizedTensor};
 
 /// The tensors of a file before their numbers are made.
@@ -26,8 +26,8 @@ pub(super) struct Plan {
 enum Held<'a> {
     /// A layer's weight, with what is attached to it.
     Layer(&'a Linear),
-    /// A table.
-    Table(&'a Weight),
+    /// A table, with what is attached to it.
+    Table(&'a Embedding),
     /// A bias.
     Bias(Tensor),
     /// A norm's gain, less 1 where files of the Hub hold that.
@@ -38,8 +38,8 @@ impl Held<'_> {
     fn shape(&self) -> Vec<usize> {
         match self {
             Self::Layer(linear) => vec![linear.out_features(), linear.in_features()],
-            Self::Table(weight) => {
-                let (rows, columns) = weight.dims();
+            Self::Table(table) => {
+                let (rows, columns) = table.weight().dims();
                 vec![rows, columns]
             }
             Self::Bias(vector) | Self::Gain(vector) => vector.dims().to_vec(),
@@ -50,7 +50,7 @@ impl Held<'_> {
     fn blocks(&self) -> Option<(GgmlType, Bytes)> {
         let weight = match self {
             Self::Layer(linear) if linear.adapter().is_none() => linear.weight(),
-            Self::Table(weight) => weight,
+            Self::Table(table) if table.adapter().is_none() => table.weight(),
             _ => return None,
         };
         let Weight::Frozen(frozen) = weight else { return None };
@@ -67,7 +67,10 @@ impl Held<'_> {
                 Some(adapter) => adapter.merged_weight(linear),
                 None => linear.weight().to_f32(),
             },
-            Self::Table(weight) => weight.to_f32(),
+            Self::Table(table) => match table.adapter() {
+                Some(adapter) => adapter.merged_weight(table),
+                None => table.weight().to_f32(),
+            },
             Self::Bias(vector) | Self::Gain(vector) => vector.to_dtype(candle_core::DType::F32),
         }
     }
@@ -189,19 +192,28 @@ pub(super) fn in_pairs(bytes: &[u8], rows: usize, heads: usize) -> Vec<u8> {
 fn each(model: &mut dyn CausalLm, mut take: impl FnMut(&str, Held<'_>) -> Result<()>) -> Result<()> {
     // The visit speaks candle's errors; ours waits outside.
     let mut failed = None;
+    let mut table_is_adapted = false;
     let visited = model.visit_modules(&mut |module| {
         let path = module.path().to_owned();
+        let weight = format!("{path}.weight");
         let outcome = match module {
-            // A head over the embedding's table that nothing was added to.
-            ModuleMut::Linear(m) if m.is_tied() && m.adapter().is_none() => Ok(()),
+            // A head over the embedding's table is that table, as long as nothing was added to either.
+            ModuleMut::Linear(m) if m.is_tied() && m.adapter().is_none() && !table_is_adapted => Ok(()),
             ModuleMut::Linear(m) => {
-                take(&format!("{path}.weight"), Held::Layer(m)).and_then(|()| match m.bias() {
+                let bias = match m.adapter() {
+                    Some(adapter) => adapter.merged_bias(m)?,
+                    None => m.bias(),
+                };
+                take(&weight, Held::Layer(m)).and_then(|()| match bias {
                     Some(bias) => take(&format!("{path}.bias"), Held::Bias(bias)),
                     None => Ok(()),
                 })
             }
-            ModuleMut::Embedding(m) => take(&format!("{path}.weight"), Held::Table(m.weight())),
-            ModuleMut::RmsNorm(m) => take(&format!("{path}.weight"), Held::Gain(m.weight())),
+            ModuleMut::Embedding(m) => {
+                table_is_adapted = m.adapter().is_some();
+                take(&weight, Held::Table(m))
+            }
+            ModuleMut::RmsNorm(m) => take(&weight, Held::Gain(m.weight())),
         };
         outcome.or_else(|error| {
             failed = Some(error);

@@ -51,6 +51,7 @@ fn base_and_adapter_of_an_engine_are_the_merged_file() {
         ("lora_qwen3", false),
         ("lora_gemma2", false),
         ("lora_phi3", false),
+        ("lora_embed", false),
     ] {
         let here = tempfile::tempdir().unwrap();
         let files = base_files(name, here.path());
@@ -61,7 +62,8 @@ fn base_and_adapter_of_an_engine_are_the_merged_file() {
         write(model.as_mut(), &files, &at("merged.gguf"), GgufType::F32);
         let options =
             GgufAdapterOptions { name: Some("a".into()), base_name: Some("b".into()), ..Default::default() };
-        let written = write_gguf_adapter(model.as_mut(), &adapter, &at("adapter.gguf"), &options).unwrap();
+        let written =
+            write_gguf_adapter(model.as_mut(), &adapter, &files, &at("adapter.gguf"), &options).unwrap();
         assert_eq!(written.layers, adapter.layers.len());
         assert_eq!(written.folded > 0, folds, "{name}: {written:?}");
 
@@ -77,8 +79,11 @@ fn base_and_adapter_of_an_engine_are_the_merged_file() {
             let (a, b) = (format!("{weight}.lora_a"), format!("{weight}.lora_b"));
             let mut engine = base[weight].clone();
             if let (Some(a), Some(b)) = (factors.get(&a), factors.get(&b)) {
-                let scale = alpha / a.dims()[0] as f64;
-                engine = (engine + (b.matmul(a).unwrap() * scale).unwrap()).unwrap();
+                // Rows of the table's A are looked up: it is [V, r] where others are [r, in].
+                let is_table = weight == "token_embd.weight";
+                let rank = if is_table { a.dims()[1] } else { a.dims()[0] };
+                let product = if is_table { a.matmul(&b.t().unwrap()) } else { b.matmul(a) };
+                engine = (engine + (product.unwrap() * (alpha / rank as f64)).unwrap()).unwrap();
                 together += 1;
                 changed += usize::from(largest_difference(&base[weight], expected) > 1e-3);
             }
@@ -92,7 +97,8 @@ fn base_and_adapter_of_an_engine_are_the_merged_file() {
 #[test]
 fn factors_may_be_of_16_bits() {
     let here = tempfile::tempdir().unwrap();
-    let mut model = loaded(&base_of("lora_all"));
+    let files = base_of("lora_all");
+    let mut model = loaded(&files);
     let adapter = taper_peft::load(&adapter_folder("lora_all"), model.as_mut(), LoadMode::Inference).unwrap();
     let mut sizes = Vec::new();
     for (dtype, ggml_type) in [
@@ -102,11 +108,43 @@ fn factors_may_be_of_16_bits() {
     ] {
         let path = here.path().join("a.gguf");
         let options = GgufAdapterOptions { dtype, ..GgufAdapterOptions::default() };
-        sizes.push(write_gguf_adapter(model.as_mut(), &adapter, &path, &options).unwrap().bytes);
+        sizes.push(write_gguf_adapter(model.as_mut(), &adapter, &files, &path, &options).unwrap().bytes);
         let header = taper_hub::gguf::read_header(&path).unwrap();
         assert!(header.tensors.values().all(|info| info.ggml_type == ggml_type));
     }
     assert!(sizes[1] < sizes[0] && sizes[1] == sizes[2], "{sizes:?}");
+}
+
+/// The table beside an adapter of an embedding is the base's, or the adapter is for another base.
+#[test]
+fn a_table_that_is_not_the_bases_is_refused() {
+    let here = tempfile::tempdir().unwrap();
+    let mut model = loaded(&base_of("lora_embed"));
+    let adapter =
+        taper_peft::load(&adapter_folder("lora_embed"), model.as_mut(), LoadMode::Inference).unwrap();
+    let other = crate::support::fixture("llama_bias");
+    let path = here.path().join("a.gguf");
+    let options = GgufAdapterOptions::default();
+    let error = write_gguf_adapter(model.as_mut(), &adapter, &other, &path, &options).unwrap_err();
+    assert!(error.to_string().contains("a table that is not the base's, `base_model.model."), "{error}");
+}
+
+/// PiSSA takes its first factors off the base: only what was saved goes with the base as it is.
+#[test]
+fn an_adapter_in_training_that_changed_its_base_is_refused() {
+    let here = tempfile::tempdir().unwrap();
+    let files = base_of("lora_all");
+    let mut model = loaded(&files);
+    let config = taper_peft::LoraConfig {
+        init_lora_weights: taper_peft::InitLoraWeights::Pissa { niter: None },
+        target_modules: Some(taper_peft::TargetModules::List(vec!["q_proj".into()])),
+        ..taper_peft::LoraConfig::default()
+    };
+    let adapter = taper_peft::attach(model.as_mut(), &config, "llama", 1).unwrap();
+    let path = here.path().join("a.gguf");
+    let options = GgufAdapterOptions::default();
+    let error = write_gguf_adapter(model.as_mut(), &adapter, &files, &path, &options).unwrap_err();
+    assert!(error.to_string().contains("an adapter in training"), "{error}");
 }
 
 #[test]
@@ -116,13 +154,25 @@ fn what_the_format_has_no_word_for_is_refused_by_name_and_the_merged_file_offere
         ("lora_modules_to_save_norm", "a module that was trained as a whole, `"),
         ("lora_train_bias_all", "a trained bias, `"),
         ("lora_train_bias_lora_only", "a trained bias, `"),
+        ("lora_bias", "a bias on B, `"),
+        ("dora", "DoRA's magnitudes, `"),
+        ("lora_token_indices", "trained rows of an embedding, `"),
+        ("tied_embed_lora", "which shares its table"),
+        ("tied_head_lora", "which shares its table"),
+        ("ia3", "anything but low-rank factors, `"),
+        ("loha", "anything but low-rank factors, `"),
+        ("lokr", "anything but low-rank factors, `"),
+        ("tied_saved_as_one", "a module that was trained as a whole, `"),
+        ("vera", "anything but low-rank factors, `"),
     ] {
         let here = tempfile::tempdir().unwrap();
-        let mut model = loaded(&base_of(name));
+        let files = base_of(name);
+        let mut model = loaded(&files);
         let adapter = taper_peft::load(&adapter_folder(name), model.as_mut(), LoadMode::Inference).unwrap();
         let path = here.path().join("a.gguf");
         let error =
-            write_gguf_adapter(model.as_mut(), &adapter, &path, &GgufAdapterOptions::default()).unwrap_err();
+            write_gguf_adapter(model.as_mut(), &adapter, &files, &path, &GgufAdapterOptions::default())
+                .unwrap_err();
         assert!(error.to_string().contains(part), "{error}");
         assert!(error.hint().unwrap().contains("export \"gguf\" instead"), "{error:?}");
         assert!(!path.exists());

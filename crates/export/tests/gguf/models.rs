@@ -79,12 +79,35 @@ fn what_gguf_has_no_word_for_is_refused_by_name() {
     }
 }
 
+const MERGED: [&str; 22] = [
+    "lora_all",
+    "lora_patterns",
+    "rslora",
+    "lora_tied",
+    "lora_train_bias_all",
+    "lora_modules_to_save",
+    "lora_bias",
+    "lora_embed",
+    "lora_token_indices",
+    "dora",
+    "dora_rslora_qv",
+    "ia3",
+    "loha",
+    "lokr",
+    "lokr_full",
+    "vera",
+    "tied_embed_lora",
+    "tied_embed_saved",
+    "tied_head_lora",
+    "tied_head_saved",
+    "tied_saved_as_one",
+    "tied_token_indices",
+];
+
 /// The golden logits of PEFT, through a merged GGUF file.
 #[test]
 fn golden_adapters_merged_into_a_gguf_file_give_the_golden_logits() {
-    for name in
-        ["lora_all", "lora_patterns", "rslora", "lora_tied", "lora_train_bias_all", "lora_modules_to_save"]
-    {
+    for name in MERGED {
         let here = tempfile::tempdir().unwrap();
         let files = base_of(name);
         let mut model = loaded(&files);
