@@ -16,7 +16,7 @@ Exit codes:
     2  what was given is wrong: a recipe, a file, a flag
     4  nothing was evaluated
     5  inconclusive: not enough data to say
-  100  a gate failed
+  100  a gate failed, or an export lost what was trained
   130  interrupted; a checkpoint was written";
 
 const PLAN_HELP: &str = "\
@@ -26,6 +26,19 @@ Example:
 Reads config.json, the headers of the weights and the data; no weights. The peak is that of the
 largest phase, not a sum of all. When it is more than the memory that is free, settings with which
 it fits are named.";
+
+const EXPORT_HELP: &str = "\
+Examples:
+  taper export my.toml                                  what the recipe asks for
+  taper export my.toml --format peft,merged             the adapter, and a whole model
+  taper export my.toml --format merged --set export.merged_dtype=bf16
+
+Each artefact is read back from the disk and held against base and adapter on held-out examples:
+how far its predictions are, and which share of the adapter's gain on the loss it keeps. Below
+`export.min_gain_kept` (0.9) the export fails with exit code 100. The numbers go into the card.
+
+A merged model is written matrix by matrix: that takes the memory of the largest one. For its
+proof it is loaded, or read from the disk where it is larger than the memory that is free.";
 
 /// Fine-tune small language models from JSONL by a recipe, prove the adapter, export it, generate with it.
 #[derive(Debug, Parser)]
@@ -49,7 +62,7 @@ pub(crate) enum Verb {
     /// The training part alone
     Train(RunArgs),
     /// The evaluation part alone, base against the adapter of a run
-    Eval(FolderArgs),
+    Eval(EvalArgs),
     /// Write artefacts from the adapter of a run, with proof
     Export(ExportArgs),
     /// Answer one prompt
@@ -139,14 +152,28 @@ pub(crate) struct ExplainArgs {
     pub(crate) sample: usize,
 }
 
+/// What to evaluate.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct EvalArgs {
+    #[command(flatten)]
+    pub(crate) folder: FolderArgs,
+    /// Evaluate over this base even where the adapter's taper.json says that it was trained over another
+    #[arg(long)]
+    pub(crate) force: bool,
+}
+
 /// What to export.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = EXPORT_HELP)]
 pub(crate) struct ExportArgs {
     #[command(flatten)]
     pub(crate) folder: FolderArgs,
     /// Formats, comma-separated: peft, merged [default: those of the recipe]
     #[arg(long, value_delimiter = ',', value_name = "FORMATS")]
     pub(crate) format: Vec<String>,
+    /// Export over this base even where the adapter's taper.json says that it was trained over another
+    #[arg(long)]
+    pub(crate) force: bool,
 }
 
 /// A model, perhaps with an adapter.
@@ -160,6 +187,9 @@ pub(crate) struct ModelArgs {
     /// A folder with a LoRA in PEFT's format
     #[arg(long, value_name = "DIR")]
     pub(crate) adapter: Option<PathBuf>,
+    /// Use the adapter even where its taper.json says that it was trained over another base, tokenizer or chat template
+    #[arg(long, requires = "adapter")]
+    pub(crate) force: bool,
     #[command(flatten)]
     pub(crate) common: CommonArgs,
 }

@@ -61,6 +61,11 @@ pub(crate) fn report(error: &anyhow::Error) -> ExitCode {
     }
 }
 
+/// The exit code that goes with an error.
+pub(crate) fn exit_code(error: &anyhow::Error) -> ExitCode {
+    error.downcast_ref::<Fault>().map_or(ExitCode::Fault, |fault| fault.code)
+}
+
 /// What the disk or a pipe said, when it was one of them.
 fn disk_error(error: &anyhow::Error) -> Option<std::io::ErrorKind> {
     error.chain().find_map(|cause| cause.downcast_ref::<std::io::Error>()).map(std::io::Error::kind)

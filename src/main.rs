@@ -1,7 +1,9 @@
 //! `taper`: fine-tune small language models from JSONL by a recipe, prove the adapter, export it, generate with it.
 
+mod card;
 mod cli;
 mod commands;
+mod contract;
 mod fault;
 mod interrupt;
 mod memory;

@@ -1,7 +1,9 @@
 //! What a run leaves for people and scripts: `report.md`, `eval/`, `run.json`, the adapter's card, and the last lines on the screen.
 
+use crate::card;
 use crate::commands::eval::Judged;
-use crate::commands::export::Exported;
+use crate::commands::export::Exports;
+use crate::contract;
 use crate::fault::OrFault;
 use crate::output::{print, say};
 use crate::session::{Session, shell_word};
@@ -10,9 +12,8 @@ use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
 use taper_diagnostics::{ExitCode, write_bytes_atomically};
-use taper_eval::{CurvePoint, GateStatus, Measured, Report, RunFacts};
-use taper_export::ModelCard;
-use taper_hub::{Fingerprint, ModelSource};
+use taper_eval::{CurvePoint, GateStatus, Report, RunFacts};
+use taper_hub::{Fingerprint, HashCache};
 use taper_train::{Metrics, Outcome};
 
 /// Write everything, tell a person the result, and end with the run's exit code.
@@ -20,17 +21,18 @@ pub(crate) fn write(
     session: &Session,
     outcome: &Outcome,
     judged: &Judged,
-    exported: &[Exported],
+    exports: &Exports,
     took: Duration,
 ) -> anyhow::Result<ExitCode> {
-    let facts = facts(session, Some(outcome), exported)?;
+    let facts = facts(session, Some(outcome), exports)?;
     let report = Report { facts: &facts, evaluations: &judged.evaluations, gates: &judged.gates };
     let files = report.write(&session.folder).or_fault()?;
     if session.run.recipe.adapter.is_some() {
-        taper_export::write_card(&session.path("adapter"), &card(session, judged, &facts)).or_fault()?;
+        contract::add_scores(session)?;
     }
-    let code = judged.exit_code();
-    let record = run_json(session, code, took)?;
+    card::write(session, &exports.done)?;
+    let code = exports.exit_code(judged.exit_code());
+    let record = run_json(session, code, exports, took)?;
     write_bytes_atomically(&session.path("run.json"), format!("{record:#}\n").as_bytes())?;
     tell(judged);
     say(&format!("report {}", files.report.display()));
@@ -86,11 +88,11 @@ pub(crate) fn tell(judged: &Judged) {
 pub(crate) fn facts(
     session: &Session,
     outcome: Option<&Outcome>,
-    exported: &[Exported],
+    exports: &Exports,
 ) -> anyhow::Result<RunFacts> {
     let recipe = &session.run.recipe;
     let mut notes: Vec<String> =
-        exported.iter().map(|e| format!("export {} read back: {}", e.format, e.proof)).collect();
+        exports.done.iter().map(|e| format!("export {} read back: {}", e.format, e.proof)).collect();
     for split in session.data.splits().filter(|split| !split.report.skipped.is_empty()) {
         notes.push(format!("{} rows of `{}` were skipped as faulty", split.report.skipped.len(), split.name));
     }
@@ -103,7 +105,7 @@ pub(crate) fn facts(
         setup: setup(session, outcome),
         data: data(session),
         curve: curve(&session.path("metrics.jsonl"))?,
-        files: files(session, exported),
+        files: files(session, exports),
         usage: usage(session),
         notes,
     })
@@ -111,14 +113,10 @@ pub(crate) fn facts(
 
 fn setup(session: &Session, outcome: Option<&Outcome>) -> Vec<(String, String)> {
     let recipe = &session.run.recipe;
-    let method = match &recipe.adapter {
-        Some(a) => format!("LoRA, r = {}, lora_alpha = {}", a.r, a.lora_alpha),
-        None => "all weights".to_owned(),
-    };
     let mut setup = vec![
         ("recipe", session.run.path.display().to_string()),
         ("base", session.base.source.to_string()),
-        ("method", method),
+        ("method", card::method(session)),
         ("learning rate", recipe.optimizer.learning_rate.to_string()),
         ("seed", recipe.train.seed.to_string()),
     ];
@@ -133,12 +131,12 @@ fn data(session: &Session) -> Vec<(String, String)> {
     session.data.splits().map(|split| (split.name.to_owned(), split.stats().to_string())).collect()
 }
 
-fn files(session: &Session, exported: &[Exported]) -> Vec<(String, String)> {
+fn files(session: &Session, exports: &Exports) -> Vec<(String, String)> {
     let mut files = vec![("resolved.toml", "every value of the recipe and where it came from")];
     if session.run.recipe.adapter.is_some() {
-        files.push(("adapter/", "the adapter in PEFT's format"));
+        files.push(("adapter/", "the adapter in PEFT's format, its contract (taper.json) and its card"));
     }
-    if session.trains_all_weights() || exported.iter().any(|e| e.folder.ends_with("merged")) {
+    if session.trains_all_weights() || exports.done.iter().any(|e| e.folder.ends_with("merged")) {
         files.push(("merged/", "the whole model in the Hub's layout"));
     }
     files.extend([
@@ -183,33 +181,13 @@ fn curve(path: &Path) -> anyhow::Result<Vec<CurvePoint>> {
     Ok(points)
 }
 
-fn card(session: &Session, judged: &Judged, facts: &RunFacts) -> ModelCard {
-    let recipe = &session.run.recipe;
-    let score = |m: Option<&Measured>| m.map_or("not measured".to_owned(), |m| format!("{:.4}", m.value));
-    let scores = judged.evaluations.iter().flat_map(|evaluation| {
-        evaluation.candidate.measured.iter().map(move |measured| {
-            let base = evaluation.base.as_ref().and_then(|base| base.measured(measured.metric));
-            (format!("{} ({})", measured.metric.title(), evaluation.name), score(base), score(Some(measured)))
-        })
-    });
-    let base_hub_id = match &session.base.source {
-        ModelSource::Hub { id, .. } | ModelSource::HubGguf { id, .. } => Some(id.clone()),
-        ModelSource::Folder(_) | ModelSource::Gguf(_) => None,
-    };
-    ModelCard {
-        title: session.run.name.clone(),
-        description: recipe.description.clone(),
-        base: session.base.source.to_string(),
-        base_hub_id,
-        data: facts.data.clone(),
-        scores: scores.collect(),
-        verdict: judged.evaluations.iter().find_map(|e| e.verdict).map(|v| v.to_string()),
-        usage: facts.usage.clone(),
-    }
-}
-
 /// Hashes of what went in and what came out, versions, hardware.
-fn run_json(session: &Session, code: ExitCode, took: Duration) -> anyhow::Result<serde_json::Value> {
+fn run_json(
+    session: &Session,
+    code: ExitCode,
+    exports: &Exports,
+    took: Duration,
+) -> anyhow::Result<serde_json::Value> {
     let recipe = &session.run.recipe;
     let data: Vec<_> = [&recipe.data.train, &recipe.data.valid, &recipe.data.test]
         .into_iter()
@@ -226,8 +204,9 @@ fn run_json(session: &Session, code: ExitCode, took: Duration) -> anyhow::Result
         "seconds": (took.as_secs_f64() * 10.0).round() / 10.0,
         "taper": env!("CARGO_PKG_VERSION"),
         "recipe": { "file": session.run.path, "sha256": Fingerprint::of_file(&session.run.path).or_fault()?.as_str() },
-        "base": { "name": session.base.source.to_string(), "sha256": session.base.files.fingerprint().or_fault()?.as_str() },
+        "base": { "name": session.base.source.to_string(), "sha256": session.base.files.fingerprint_with(HashCache::from_env().as_ref()).or_fault()?.as_str() },
         "data": data,
+        "exports": exports.to_json(),
         "adapter_sha256": adapter.as_ref().map(Fingerprint::as_str),
         "hardware": { "device": "cpu", "threads": std::thread::available_parallelism().map_or(1, usize::from) },
     }))

@@ -1,6 +1,7 @@
 //! What several verbs need: the recipe, the base's files and tokenizer, the data, the run's folder.
 
 use crate::cli::{CommonArgs, FolderArgs, ModelArgs, QuantizeArgs, RecipeArgs};
+use crate::contract::TEMPLATE_FILE;
 use crate::fault::{OrFault, user_error};
 use crate::output::say;
 use crate::tasks::prepare_tasks;
@@ -75,9 +76,12 @@ impl Base {
         Ok(base)
     }
 
-    /// The base that `--model` names, and how the flags beside it ask for its weights.
+    /// The base that `--model` names with the chat template of its adapter, and how the flags beside it ask for its weights.
     pub(crate) fn named(args: &ModelArgs) -> anyhow::Result<(Self, LoadOptions)> {
-        let section = model_section(&args.quantize, &args.model, "auto")?;
+        let mut section = model_section(&args.quantize, &args.model, "auto")?;
+        // An adapter that was trained with a template of its own has it beside it.
+        let template = args.adapter.as_ref().map(|folder| folder.join(TEMPLATE_FILE));
+        section.chat_template = template.filter(|path| path.is_file());
         Ok((Self::open(&section, &args.common)?, (&section).into()))
     }
 

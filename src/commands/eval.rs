@@ -1,6 +1,8 @@
 //! `taper eval`: the evaluation part alone, base against what the run trained, as it lies on the disk.
 
-use crate::cli::FolderArgs;
+use super::export::Exports;
+use crate::cli::EvalArgs;
+use crate::contract;
 use crate::fault::{OrFault, user_error};
 use crate::interrupt;
 use crate::output::{interactive, print, say};
@@ -29,8 +31,8 @@ impl Judged {
     }
 }
 
-pub(crate) fn eval(args: &FolderArgs) -> anyhow::Result<ExitCode> {
-    let session = Session::open(args)?;
+pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<ExitCode> {
+    let session = Session::open(&args.folder)?;
     if session.run.recipe.eval.is_empty() {
         say(
             "error: the recipe has no `[[eval]]`\n  help: add one, for example `[[eval]]` `name = \"held-out\"`",
@@ -38,13 +40,17 @@ pub(crate) fn eval(args: &FolderArgs) -> anyhow::Result<ExitCode> {
         return Ok(ExitCode::NothingEvaluated);
     }
     trained_folder(&session)?;
+    if !session.trains_all_weights() {
+        contract::hold(&session.path("adapter"), &session.base, args.force)?;
+    }
     let Some(judged) = evaluate_session(&session)? else { return Ok(tell_interrupted(&session)) };
-    let facts = summary::facts(&session, None, &[])?;
+    let facts = summary::facts(&session, None, &Exports::default())?;
     let report = Report { facts: &facts, evaluations: &judged.evaluations, gates: &judged.gates };
     let files = report.write(&session.folder).or_fault()?;
+    contract::add_scores(&session)?;
     summary::tell(&judged);
     say(&format!("report {}", files.report.display()));
-    if args.recipe.common.json {
+    if args.folder.recipe.common.json {
         print(report.results_json().or_fault()?.trim_end())?;
     }
     Ok(judged.exit_code())
@@ -82,7 +88,7 @@ pub(crate) fn evaluate_session(session: &Session) -> anyhow::Result<Option<Judge
 }
 
 /// Where what the run trained lies.
-fn trained_folder(session: &Session) -> anyhow::Result<PathBuf> {
+pub(crate) fn trained_folder(session: &Session) -> anyhow::Result<PathBuf> {
     let folder = session.path(if session.trains_all_weights() { "merged" } else { "adapter" });
     if !folder.is_dir() {
         return Err(user_error(

@@ -1,118 +1,249 @@
 //! `taper export`: artefacts of what a run trained, each read back and held against it.
 
-use super::eval::{Judged, load_trained};
+use super::eval::{Judged, load_trained, trained_folder};
 use crate::cli::ExportArgs;
-use crate::fault::{OrFault, user_error};
+use crate::fault::{OrFault, exit_code, user_error};
+use crate::memory::available_bytes;
 use crate::output::{print, say};
 use crate::session::Session;
-use std::path::PathBuf;
-use taper_diagnostics::{ExitCode, list_names};
-use taper_export::{ExportFormat, ExportProof, MergeOptions, ReferenceLogits, write_merged};
-use taper_hub::ModelFiles;
-use taper_models::LoadOptions;
+use crate::{card, contract};
+use candle_core::DType;
+use std::path::{Path, PathBuf};
+use taper_diagnostics::{ExitCode, list_names, write_bytes_atomically};
+use taper_export::{
+    Exactness, ExportFormat, ExportProof, MergeOptions, ProofText, ReferenceLogits, SupervisedLosses,
+    write_merged,
+};
+use taper_hub::{InitChoice, ModelFiles};
+use taper_models::{CausalLm, LoadOptions};
+use taper_peft::LoadMode;
 
 /// Examples that an export is proven on, and the most tokens taken of each.
 const PROOF_SEQUENCES: usize = 16;
 const PROOF_TOKENS: usize = 256;
 
-/// An artefact, and the proof that it is what was trained.
+/// An artefact, and how near it is to what was trained.
 pub(crate) struct Exported {
     pub(crate) format: ExportFormat,
     pub(crate) folder: PathBuf,
     pub(crate) proof: ExportProof,
 }
 
-pub(crate) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
-    let session = Session::open(&args.folder)?;
-    let formats = if args.format.is_empty() {
-        session.run.recipe.export.formats.clone()
-    } else {
-        args.format.iter().map(|name| format_named(name)).collect::<anyhow::Result<_>>()?
-    };
-    let exported = write_formats(&session, &formats)?;
-    if args.folder.recipe.common.json {
-        let list: Vec<_> = exported
-            .iter()
-            .map(|e| serde_json::json!({ "format": e.format, "folder": e.folder, "proof": e.proof }))
-            .collect();
-        print(&serde_json::Value::from(list).to_string())?;
+/// What was exported, up to the first artefact that did not pass its proof; that one is the last.
+#[derive(Default)]
+pub(crate) struct Exports {
+    pub(crate) done: Vec<Exported>,
+    pub(crate) failure: Option<anyhow::Error>,
+}
+
+impl Exports {
+    /// How a run with these ends, which would end with `otherwise`.
+    pub(crate) fn exit_code(&self, otherwise: ExitCode) -> ExitCode {
+        self.failure.as_ref().map_or(otherwise, exit_code)
     }
-    Ok(ExitCode::Passed)
+
+    /// The artefacts with their proofs, for scripts.
+    pub(crate) fn to_json(&self) -> serde_json::Value {
+        let list = self.done.iter().map(|e| {
+            let passed = e.proof.passed();
+            serde_json::json!({ "format": e.format, "folder": e.folder, "passed": passed, "proof": e.proof })
+        });
+        list.collect::<Vec<_>>().into()
+    }
+}
+
+/// What was written, as a format's arm hands it to the proof.
+struct Artefact {
+    folder: PathBuf,
+    exactness: Exactness,
+    /// Read back from the disk by our own engine.
+    model: Box<dyn CausalLm>,
+}
+
+pub(crate) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
+    let mut folder = args.folder.clone();
+    if !args.format.is_empty() {
+        let formats =
+            args.format.iter().map(|name| format_named(name)).collect::<anyhow::Result<Vec<_>>>()?;
+        // As if the recipe said it, so that what is checked together with the formats is checked with these.
+        folder.recipe.sets.push(format!("export.formats={}", serde_json::to_string(&formats)?));
+    }
+    let session = Session::open(&folder)?;
+    trained_folder(&session)?;
+    if !session.trains_all_weights() {
+        contract::hold(&session.path("adapter"), &session.base, args.force)?;
+    }
+    let exports = write_formats(&session)?;
+    record(&session, &exports)?;
+    if args.folder.recipe.common.json {
+        print(&exports.to_json().to_string())?;
+    }
+    exports.failure.map_or(Ok(ExitCode::Passed), Err)
 }
 
 fn format_named(name: &str) -> anyhow::Result<ExportFormat> {
     serde_json::from_value(name.into()).map_err(|_| {
-        let known = [ExportFormat::Peft, ExportFormat::Merged].map(|f| f.to_string());
         user_error(
             format!("no export format is named `{name}`"),
-            format!("there are {}", list_names(known, 10)),
+            format!("there are {}", list_names(ExportFormat::ALL.iter().map(ToString::to_string), 10)),
         )
     })
 }
 
 /// Export what the recipe asks for, unless the run ends with a failed gate: what is not good enough is not shipped.
-pub(crate) fn export_if_passed(session: &Session, judged: &Judged) -> anyhow::Result<Vec<Exported>> {
+pub(crate) fn export_if_passed(session: &Session, judged: &Judged) -> anyhow::Result<Exports> {
     if judged.exit_code() == ExitCode::Passed {
-        return write_formats(session, &session.run.recipe.export.formats);
+        return write_formats(session);
     }
     say(&format!(
         "nothing exported: the run did not pass. To export all the same:\n  {}",
         session.command("export", "")
     ));
-    Ok(Vec::new())
+    Ok(Exports::default())
 }
 
-fn write_formats(session: &Session, formats: &[ExportFormat]) -> anyhow::Result<Vec<Exported>> {
-    if formats.is_empty() {
-        return Ok(Vec::new());
+/// Write every format of the recipe and prove it. One model is in memory at a time: the base, the base with its adapter, then each
+/// artefact as it is read back.
+fn write_formats(session: &Session) -> anyhow::Result<Exports> {
+    let export = &session.run.recipe.export;
+    let mut exports = Exports::default();
+    if export.formats.is_empty() {
+        return Ok(exports);
     }
-    let (_, mut model) = load_trained(session, None)?;
-    let reference = ReferenceLogits::of(model.as_ref(), proof_sequences(session)).or_fault()?;
-    let mut exported = Vec::new();
-    for &format in formats {
-        let (folder, dtype, written) = match format {
-            // The adapter lies in its folder since it was trained, and `load_trained` has just read it from there.
-            ExportFormat::Peft if session.trains_all_weights() => {
-                return Err(user_error(
-                    "there is no adapter to export: all weights were trained",
-                    "export \"merged\", the whole model",
-                ));
-            }
-            ExportFormat::Peft => {
-                let (_, written) = load_trained(session, None)?;
-                (session.path("adapter"), candle_core::DType::F32, written)
-            }
-            ExportFormat::Merged => {
-                let folder = session.path("merged");
-                let recipe = &session.run.recipe;
-                let options = MergeOptions {
-                    dtype: recipe.export.merged_dtype,
-                    chat_template: recipe.model.chat_template.clone(),
-                    ..MergeOptions::default()
-                };
-                let written =
-                    write_merged(model.as_mut(), &session.base.files, &folder, &options).or_fault()?;
-                let files = ModelFiles::of_folder(&folder).or_fault()?;
-                let reread = taper_models::load(&files, LoadOptions::default()).or_fault()?;
-                (folder, written.dtype, reread)
-            }
+    let reference = reference(session)?;
+    for &format in &export.formats {
+        let artefact = match format {
+            ExportFormat::Peft => peft(session)?,
+            ExportFormat::Merged => merged(session)?,
         };
-        let proof =
-            reference.compare(written.as_ref(), dtype).and_then(ExportProof::into_result).or_fault()?;
+        let proof = reference.compare(artefact.model.as_ref(), artefact.exactness).or_fault()?;
+        let (proof, folder) = (proof.holding(export.min_gain_kept), artefact.folder);
         say(&format!("export {format}: {}; {proof}", folder.display()));
-        exported.push(Exported { format, folder, proof });
+        exports.done.push(Exported { format, folder, proof });
+        if let Err(error) = proof.into_result().or_fault() {
+            exports.failure = Some(error);
+            break;
+        }
     }
-    Ok(exported)
+    Ok(exports)
+}
+
+/// What the trained model says on held-out examples, and the losses of the base on them.
+fn reference(session: &Session) -> anyhow::Result<ReferenceLogits> {
+    let texts = proof_texts(session);
+    let mut base = match session.run.recipe.model.init {
+        InitChoice::Pretrained => Some(session.load_base()?),
+        InitChoice::Random => None,
+    };
+    let losses =
+        base.as_ref().map(|base| SupervisedLosses::of(base.as_ref(), &texts)).transpose().or_fault()?;
+    if session.trains_all_weights() {
+        base = None;
+    }
+    let (_, trained) = load_trained(session, base)?;
+    let reference = ReferenceLogits::of(trained.as_ref(), texts).or_fault()?;
+    Ok(match losses {
+        Some(losses) => reference.against(losses),
+        None => reference,
+    })
+}
+
+/// The adapter lies in its folder since it was trained; its contract knows what it answered then.
+fn peft(session: &Session) -> anyhow::Result<Artefact> {
+    if session.trains_all_weights() {
+        return Err(user_error(
+            "there is no adapter to export: all weights were trained",
+            "export \"merged\", the whole model",
+        ));
+    }
+    let mut model = session.load_base()?;
+    let adapter =
+        taper_peft::load(&session.path("adapter"), model.as_mut(), LoadMode::Inference).or_fault()?;
+    let folder = contract::prove(session, model.as_ref(), &adapter)?;
+    Ok(Artefact { folder, exactness: DType::F32.into(), model })
+}
+
+/// A whole model, merged matrix by matrix from the files of the base: the model is never in memory.
+fn merged(session: &Session) -> anyhow::Result<Artefact> {
+    let (folder, recipe) = (session.path("merged"), &session.run.recipe);
+    let options = merge_options(session);
+    let load_options = LoadOptions::from(&recipe.model);
+    let mut model = if session.trains_all_weights() {
+        let files = ModelFiles::of_folder(&trained_folder(session)?).or_fault()?;
+        taper_models::load_on_disk(&files, load_options).or_fault()?
+    } else {
+        let mut model = taper_models::load_on_disk(&session.base.files, load_options).or_fault()?;
+        taper_peft::load(&session.path("adapter"), model.as_mut(), LoadMode::Inference).or_fault()?;
+        model
+    };
+    let written = write_merged(model.as_mut(), &session.base.files, &folder, &options).or_fault()?;
+    drop(model);
+    let model = read_back(&folder, written.weight_bytes)?;
+    Ok(Artefact { folder, exactness: written.dtype.into(), model })
+}
+
+/// The model in a folder, for its proof. A base that was quantised to fit may be written in more than the memory there is; its matrices
+/// are then read from the disk for each text.
+fn read_back(folder: &Path, weight_bytes: u64) -> anyhow::Result<Box<dyn CausalLm>> {
+    let files = ModelFiles::of_folder(folder).or_fault()?;
+    if fits(weight_bytes, available_bytes()) {
+        return taper_models::load(&files, LoadOptions::default()).or_fault();
+    }
+    say(&format!(
+        "{} takes more memory than is free: it is proven from the disk, which takes longer",
+        folder.display()
+    ));
+    taper_models::load_on_disk(&files, LoadOptions::default()).or_fault()
+}
+
+/// Whether a model of that many bytes can be held, with a quarter more for what is computed. Where the system does not say what is
+/// free, it is tried.
+fn fits(weight_bytes: u64, available: Option<u64>) -> bool {
+    available.is_none_or(|free| weight_bytes.saturating_add(weight_bytes / 4) <= free)
+}
+
+/// How the recipe asks for a whole model, with the chat format of the training.
+pub(crate) fn merge_options(session: &Session) -> MergeOptions {
+    let (recipe, base) = (&session.run.recipe, &session.base);
+    MergeOptions {
+        dtype: recipe.export.merged_dtype,
+        chat_template: recipe.model.chat_template.clone(),
+        stop_ids: base.template.as_ref().map(|t| t.stop_ids(&base.tokenizer)).unwrap_or_default(),
+        ..MergeOptions::default()
+    }
 }
 
 /// Held-out examples where there are some, else training examples.
-fn proof_sequences(session: &Session) -> Vec<Vec<u32>> {
+fn proof_texts(session: &Session) -> Vec<ProofText> {
     let data = &session.data;
     let examples = [&data.test, &data.valid, &data.train]
         .into_iter()
         .map(|split| &split.tokenized)
         .find(|tokenized| !tokenized.is_empty());
-    let examples = examples.map(Vec::as_slice).unwrap_or_default();
-    let cut = |ids: &[u32]| ids[..ids.len().min(PROOF_TOKENS)].to_vec();
-    examples.iter().take(PROOF_SEQUENCES).map(|example| cut(&example.input_ids)).collect()
+    let examples = examples.map(Vec::as_slice).unwrap_or_default().iter().take(PROOF_SEQUENCES);
+    examples.map(|example| ProofText::new(&example.input_ids, &example.loss_mask, PROOF_TOKENS)).collect()
+}
+
+/// Put the proofs into the cards and, where a run left one, into `run.json`.
+fn record(session: &Session, exports: &Exports) -> anyhow::Result<()> {
+    card::write(session, &exports.done)?;
+    let path = session.path("run.json");
+    let known = path.is_file().then(|| fs_err::read(&path)).transpose()?;
+    let known = known.and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
+    if let Some(serde_json::Value::Object(mut run)) = known {
+        run.insert("exports".into(), exports.to_json());
+        let text = format!("{:#}\n", serde_json::Value::Object(run));
+        write_bytes_atomically(&path, text.as_bytes())?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fits;
+
+    #[test]
+    fn a_model_fits_with_a_quarter_more_than_its_weights() {
+        assert!(fits(8, Some(10)) && !fits(9, Some(10)) && fits(u64::MAX, None) && !fits(u64::MAX, Some(1)));
+    }
 }

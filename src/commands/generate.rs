@@ -1,6 +1,7 @@
 //! `taper generate`: one prompt, answered on stdout as it is written.
 
 use crate::cli::{GenerateArgs, ModelArgs, SamplingArgs};
+use crate::contract;
 use crate::fault::{OrFault, user_error};
 use crate::output::{print, print_piece, say};
 use crate::workspace::{Base, check_device};
@@ -84,6 +85,9 @@ fn read_prompt(given: &str) -> anyhow::Result<String> {
 pub(crate) fn open_model(args: &ModelArgs) -> anyhow::Result<(Base, Box<dyn CausalLm>)> {
     check_device(&args.common)?;
     let (base, options) = Base::named(args)?;
+    if let Some(folder) = &args.adapter {
+        contract::hold(folder, &base, args.force)?;
+    }
     let mut model = base.load(options)?;
     if let Some(folder) = &args.adapter {
         let adapter = taper_peft::load(folder, model.as_mut(), LoadMode::Inference).or_fault()?;

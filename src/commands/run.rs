@@ -17,6 +17,7 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let Some(judged) = eval::evaluate_session(&session)? else {
         return Ok(eval::tell_interrupted(&session));
     };
-    let exported = export::export_if_passed(&session, &judged)?;
-    summary::write(&session, &outcome, &judged, &exported, started.elapsed())
+    let exports = export::export_if_passed(&session, &judged)?;
+    let code = summary::write(&session, &outcome, &judged, &exports, started.elapsed())?;
+    exports.failure.map_or(Ok(code), Err)
 }

@@ -1,6 +1,8 @@
 //! `taper train`: the training part alone.
 
+use super::export::merge_options;
 use crate::cli::RunArgs;
+use crate::contract::{self, fingerprint_of};
 use crate::fault::OrFault;
 use crate::interrupt;
 use crate::output::{interactive, print, say};
@@ -10,8 +12,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use taper_data::{Batch, DataLoader, DataLoaderOptions, TokenizedExample};
 use taper_diagnostics::ExitCode;
-use taper_export::MergeOptions;
-use taper_hub::{Fingerprint, InitChoice, ModelSource};
+use taper_hub::{HashCache, InitChoice, ModelSource};
 use taper_models::{CausalLm, ModelConfig};
 use taper_train::{
     Bar, CheckpointStore, Error, Lines, Outcome, ProgressSink, RunPlace, Sections, Start, Trained, Trainer,
@@ -147,7 +148,9 @@ pub(crate) fn batches(examples: &[TokenizedExample], batch_size: usize) -> Vec<B
 fn fingerprints(session: &Session) -> anyhow::Result<BTreeMap<String, String>> {
     let recipe = &session.run.recipe;
     let base = match recipe.model.init {
-        InitChoice::Pretrained => session.base.files.fingerprint().or_fault()?,
+        InitChoice::Pretrained => {
+            session.base.files.fingerprint_with(HashCache::from_env().as_ref()).or_fault()?
+        }
         InitChoice::Random => session.base.files.config_fingerprint().or_fault()?,
     };
     let mut fingerprints = BTreeMap::from([("the base".to_owned(), base.as_str().to_owned())]);
@@ -176,18 +179,6 @@ fn fingerprints(session: &Session) -> anyhow::Result<BTreeMap<String, String>> {
     Ok(fingerprints)
 }
 
-fn fingerprint_of(examples: &[TokenizedExample]) -> Fingerprint {
-    let mut bytes = Vec::new();
-    for example in examples {
-        bytes.extend((example.input_ids.len() as u64).to_le_bytes());
-        for (id, learned) in example.input_ids.iter().zip(&example.loss_mask) {
-            bytes.extend(id.to_le_bytes());
-            bytes.push(u8::from(*learned));
-        }
-    }
-    Fingerprint::of_bytes(&bytes)
-}
-
 /// Bars on a terminal, `key=value` lines elsewhere.
 fn sink() -> Box<dyn ProgressSink> {
     if interactive() { Box::new(Bar::stderr()) } else { Box::new(Lines::new(std::io::stderr())) }
@@ -198,15 +189,12 @@ fn write_trained(session: &Session, model: &mut dyn CausalLm, trained: &Trained)
         Some(adapter) => {
             let folder = session.path("adapter");
             adapter.save(&folder).or_fault()?;
+            contract::write(session, model, adapter)?;
             say(&format!("wrote {}: {} parameters", folder.display(), adapter.trainable_count()));
         }
         None => {
             let folder = session.path("merged");
-            let options = MergeOptions {
-                dtype: session.run.recipe.export.merged_dtype,
-                chat_template: session.run.recipe.model.chat_template.clone(),
-                ..MergeOptions::default()
-            };
+            let options = merge_options(session);
             taper_export::write_merged(model, &session.base.files, &folder, &options).or_fault()?;
             say(&format!("wrote {}: {} parameters", folder.display(), trained.parameter_count()));
         }

@@ -82,3 +82,66 @@ fn an_adapter_that_was_tampered_with_is_refused() {
     desk.write(ADAPTER, &bytes[..bytes.len() / 2]);
     desk.taper(&["export", "recipe.toml"]).exits(2).tells(&["adapter_model.safetensors"]);
 }
+
+/// The base is stored in bf16 and the adapter is so small that its deltas are lost when the merged weights are rounded to bf16 again: the
+/// model is near the trained one, and nothing that was trained is left in it.
+#[test]
+fn a_merge_that_rounds_the_adapter_away_fails_and_says_what_to_try() {
+    let desk = Desk::new();
+    fs_err::remove_dir_all(desk.path("base")).unwrap();
+    taper_testkit::tiny_checkpoint(
+        &desk.path("base"),
+        &taper_testkit::TinySpec { dtype: candle_core::DType::BF16, ..crate::desk::spec() },
+    );
+    desk.taper(&["train", "recipe.toml", "--set", "optimizer.learning_rate=3e-6"]).exits(0);
+    let export = |more: &[&str]| {
+        let args = ["export", "recipe.toml", "--set", "optimizer.learning_rate=3e-6", "--format", "merged"];
+        desk.taper(&[&args, more].concat())
+    };
+    let lost = export(&["--json"]).exits(100).tells(&[
+        "export merged: runs/colours/merged",
+        "gain kept",
+        "(at least 0.9)",
+        "does not keep enough of what the adapter gained",
+        "export.merged_dtype",
+    ]);
+    let proof = &lost.json()[0];
+    assert_eq!(proof["passed"], false);
+    assert!(proof["proof"]["gain"]["kept"].as_f64().unwrap() < 0.9, "{proof}");
+    assert!(proof["proof"]["mean_kl"].as_f64() < proof["proof"]["kl_limit"].as_f64());
+    let kept = export(&["--json", "--set", "export.merged_dtype=f32"]).exits(0).json();
+    assert!((kept[0]["proof"]["gain"]["kept"].as_f64().unwrap() - 1.0).abs() < 0.05, "{kept}");
+    assert_eq!(kept[0]["proof"]["min_gain_kept"], 0.9);
+    // A run that ends so has its report all the same, and says how it ended.
+    let run = ["run", "recipe.toml", "--overwrite", "--set", "optimizer.learning_rate=3e-6"];
+    let sets = ["--set", "gate.min_exact_match_gain=-1", "--set", "export.formats=[\"merged\"]"];
+    desk.taper(&[&run[..], &sets[..]].concat()).exits(100).tells(&["exit code 100", "does not keep enough"]);
+    assert_eq!(desk.json("runs/colours/run.json")["exit_code"], 100);
+    assert!(desk.read("runs/colours/report.md").contains("gain kept"));
+    export(&["--set", "export.min_gain_kept=0.0"]).exits(0);
+    export(&["--set", "export.min_gain_kept=1.5"]).exits(2).tells(&["from 0 to 1", "export.min_gain_kept"]);
+}
+
+#[test]
+fn cards_and_the_record_of_the_run_hold_the_proofs() {
+    let desk = Desk::trained();
+    let adapter = desk.read("runs/colours/adapter/README.md");
+    let merged = desk.read("runs/colours/merged/README.md");
+    for card in [&adapter, &merged] {
+        for piece in ["model-index:", "| peft | 100.0 % |", "| merged | ", "## Intended use", "exact match"] {
+            assert!(card.contains(piece), "no `{piece}` in\n{card}");
+        }
+    }
+    assert!(adapter.contains("library_name: peft") && merged.contains("library_name: transformers"));
+    let run = desk.json("runs/colours/run.json");
+    assert_eq!(run["exports"][1]["format"], "merged");
+    assert!(run["exports"][1]["proof"]["gain"]["kept"].as_f64().unwrap() > 0.99, "{run:#}");
+    assert!(desk.read("runs/colours/report.md").contains("gain kept"));
+    // Exported again in another type, the record and the card say so.
+    desk.taper(&["export", "recipe.toml", "--format", "merged", "--set", "export.merged_dtype=bf16"])
+        .exits(0);
+    let again = desk.json("runs/colours/run.json");
+    assert_eq!(again["exports"].as_array().unwrap().len(), 1);
+    assert!(again["exports"][0]["proof"]["kl_limit"] == 5e-3 && again["name"] == "colours");
+    assert_ne!(desk.read("runs/colours/merged/README.md"), merged);
+}

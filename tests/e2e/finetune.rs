@@ -91,7 +91,7 @@ fn the_adapter_is_in_pefts_format_with_a_card() {
     let card = desk.read("runs/colours/adapter/README.md");
     assert!(card.starts_with("---\n") && card.contains("library_name: peft"), "{card}");
     assert!(
-        card.contains("# colours") && card.contains("exact match") && card.contains("taper generate"),
+        card.contains("# colours") && card.contains("exact match") && card.contains("taper chat"),
         "{card}"
     );
 }

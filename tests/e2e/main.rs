@@ -8,6 +8,8 @@ mod chat;
 #[cfg(test)]
 mod check;
 #[cfg(test)]
+mod contract;
+#[cfg(test)]
 mod desk;
 #[cfg(test)]
 mod eval;

@@ -213,6 +213,7 @@ fn gate() -> Vec<Case> {
 fn export() -> Vec<Case> {
     vec![
         case("export.formats", "[\"merged\"]", "export", see::merged),
+        case("export.min_gain_kept", "0.5", "export", see::least_gain),
         case("export.merged_dtype", "bf16", "export", see::merged).beside(&["export.formats=[\"merged\"]"]),
     ]
 }

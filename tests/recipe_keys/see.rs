@@ -57,6 +57,12 @@ pub(crate) fn merged(ran: &Ran) -> Value {
         .into()
 }
 
+/// The share of the gain that the export was held to.
+pub(crate) fn least_gain(ran: &Ran) -> Value {
+    let told = ran.err.split_once("gain kept").and_then(|(_, rest)| rest.split_once("(at least "));
+    told.and_then(|(_, rest)| rest.split_once(')')).map_or(Value::Null, |(least, _)| json!(least))
+}
+
 /// The steps that have a line of training.
 pub(crate) fn steps(ran: &Ran) -> Value {
     logged(ran, "loss", "step")

@@ -26,6 +26,30 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// `taper.json` is not what it should be.
+    #[error("`{}` is not the contract of an adapter: {reason}", path.display())]
+    Contract {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// A golden prompt that cannot be computed.
+    #[error(
+        "a golden prompt of the contract has {tokens} tokens, or ids that the model's {vocab_size} words do not have"
+    )]
+    GoldenPrompt {
+        /// Its tokens.
+        tokens: usize,
+        /// Words of the model.
+        vocab_size: usize,
+    },
+    /// A file of the base or the data.
+    #[error(transparent)]
+    Files(taper_hub::Error),
+    /// The tokenizer.
+    #[error(transparent)]
+    Text(taper_text::Error),
     /// A type that models are not written in.
     #[error("the base's type `{given}` is not one that models are written in")]
     Dtype {
@@ -37,7 +61,10 @@ pub enum Error {
     NothingToProve,
     /// What was written is not what was trained.
     #[error("the written model differs from the trained one: {0}")]
-    Proof(ExportProof),
+    Proof(Box<ExportProof>),
+    /// What was written is the trained model, but rounding took what the training gave.
+    #[error("the written model does not keep enough of what the adapter gained: {0}")]
+    GainLost(Box<ExportProof>),
     /// A GGUF file, a GGUF adapter or a Modelfile cannot be written.
     #[error(transparent)]
     Gguf(#[from] GgufError),
@@ -86,15 +113,31 @@ impl Diagnose for Error {
             }
             Self::Gguf(source) => source.hint(),
             Self::Dtype { .. } => Some("set `export.merged_dtype` to \"f32\", \"bf16\" or \"f16\"".into()),
+            Self::Contract { .. } => Some(
+                "copy the adapter's folder again; without the file the adapter loads, and nothing is checked"
+                    .into(),
+            ),
+            Self::GoldenPrompt { .. } => Some("the adapter belongs to another base".into()),
+            Self::Files(error) => error.hint(),
+            Self::Text(error) => error.hint(),
             Self::Proof(_) => Some("this is a fault of taper: keep the files and report it".into()),
+            Self::GainLost(proof) => Some(format!(
+                "more bits keep more: {}; the adapter itself (\"peft\") loses nothing; or ask for less with `export.min_gain_kept`",
+                match proof.kl_limit {
+                    Some(_) => "set `export.merged_dtype` to \"f32\" (or \"f16\" in place of \"bf16\")",
+                    None => "take a larger quantisation type, for example q8_0, or f16",
+                }
+            )),
             _ => None,
         }
     }
 
     fn location(&self) -> Option<Location> {
         match self {
-            Self::Config { path, .. } => Some(Location::file(path)),
             Self::Gguf(source) => source.location(),
+            Self::Config { path, .. } | Self::Contract { path, .. } => Some(Location::file(path)),
+            Self::Files(error) => error.location(),
+            Self::Text(error) => error.location(),
             Self::NotFinite { tensor, .. } => Some(Location::default().with_key(tensor)),
             _ => None,
         }
@@ -104,6 +147,7 @@ impl Diagnose for Error {
         match self {
             Self::Gguf(source) => source.exit_code(),
             Self::Proof(_) | Self::Arithmetic { .. } => ExitCode::Fault,
+            Self::GainLost(_) => ExitCode::GateFailed,
             _ => ExitCode::UserError,
         }
     }

@@ -43,13 +43,21 @@ pub struct MergeOptions {
     pub dtype: MergedDtype,
     /// A chat template that takes the place of the base's.
     pub chat_template: Option<PathBuf>,
+    /// Ids that end an answer in the chat format of the training. Those that the base's `generation_config.json` does not name are
+    /// added to its `eos_token_id`: an engine that does not stop there writes on as the user.
+    pub stop_ids: Vec<u32>,
     /// Bytes of tensors in a file, at most; a larger model is sharded.
     pub max_shard_bytes: u64,
 }
 
 impl Default for MergeOptions {
     fn default() -> Self {
-        Self { dtype: MergedDtype::Auto, chat_template: None, max_shard_bytes: MAX_SHARD_BYTES }
+        Self {
+            dtype: MergedDtype::Auto,
+            chat_template: None,
+            stop_ids: Vec::new(),
+            max_shard_bytes: MAX_SHARD_BYTES,
+        }
     }
 }
 
@@ -69,6 +77,9 @@ pub struct WrittenModel {
 /// Write the model with what is attached to it into `folder`: each adapter merged into its weight (`W + s B A`, summed in f32 and
 /// then rounded once), trained biases, norms and embeddings in place of the base's. After full training this is the model itself.
 ///
+/// One matrix is made, converted a piece at a time, and written before the next. Over a model that was loaded with
+/// [`taper_models::load_on_disk`] no more than that is in memory: the adapter, and the largest matrix as it is read, in f32 and merged.
+///
 /// `base` gives `config.json` (written in the layout it has, with the new type, and without the quantisation of a base that was decoded), the tokenizer's files and the licence. The folder
 /// appears as a whole, and takes the place of one that was there. A head that shares the embedding's table is left out, as in the base;
 /// if it has an adapter of its own it is written, and `tie_word_embeddings` becomes false.
@@ -81,7 +92,8 @@ pub fn write_merged(
     folder: &Path,
     options: &MergeOptions,
 ) -> Result<WrittenModel> {
-    let mut config = read_config(&base.config)?;
+    let mut config = read_object(&base.config)?;
+    let generation = stopping_at(&options.stop_ids, base.generation_config.as_ref(), &config)?;
     let dtype = match options.dtype.dtype() {
         Some(dtype) => dtype,
         None => declared_dtype(&config, base.config.path())?,
@@ -101,6 +113,10 @@ pub fn write_merged(
     let text = format!("{:#}\n", Value::Object(config));
     write(&new.path().join("config.json"), text.as_bytes())?;
     copy_companions(base, options, new.path())?;
+    if let Some(generation) = generation {
+        let text = format!("{:#}\n", Value::Object(generation));
+        write(&new.path().join("generation_config.json"), text.as_bytes())?;
+    }
     let files = names(new.path())?;
     let folder = new.place()?;
     Ok(WrittenModel { folder, files, dtype, weight_bytes })
@@ -187,7 +203,38 @@ fn stored(weight: &Weight) -> taper_nn::Result<Tensor> {
     }
 }
 
-fn read_config(source: &TextSource) -> Result<Map<String, Value>> {
+/// `generation_config.json` with these ids among those that end a text, where the base's does not have them; the model's own
+/// configuration stands for one that is not there, as in transformers.
+fn stopping_at(
+    stop_ids: &[u32],
+    generation: Option<&TextSource>,
+    config: &Map<String, Value>,
+) -> Result<Option<Map<String, Value>>> {
+    let mut generation = match generation {
+        Some(source) => read_object(source)?,
+        None => {
+            Map::from_iter(config.get("eos_token_id").map(|ids| ("eos_token_id".to_owned(), ids.clone())))
+        }
+    };
+    let mut ids: Vec<Value> = match generation.get("eos_token_id") {
+        None | Some(Value::Null) => Vec::new(),
+        Some(Value::Array(ids)) => ids.clone(),
+        Some(one) => vec![one.clone()],
+    };
+    let known = ids.len();
+    for id in stop_ids {
+        if !ids.iter().any(|known| known.as_u64() == Some(u64::from(*id))) {
+            ids.push(Value::from(*id));
+        }
+    }
+    if ids.len() == known {
+        return Ok(None);
+    }
+    generation.insert("eos_token_id".into(), Value::Array(ids));
+    Ok(Some(generation))
+}
+
+fn read_object(source: &TextSource) -> Result<Map<String, Value>> {
     let text = read(source)?;
     let bad = |reason: String| Error::Config { path: source.path().into(), reason };
     match serde_json::from_slice(&text).map_err(|e| bad(e.to_string()))? {
@@ -288,6 +335,23 @@ mod tests {
 
     fn object(value: &Value) -> Map<String, Value> {
         value.as_object().unwrap().clone()
+    }
+
+    #[test]
+    fn an_answer_ends_where_it_was_trained_to() {
+        let made = |text: &str| TextSource::made("generation_config.json", text);
+        let config = object(&json!({ "eos_token_id": 0 }));
+        let with =
+            |stop: &[u32], text: Option<&str>| stopping_at(stop, text.map(made).as_ref(), &config).unwrap();
+        assert_eq!(with(&[2], Some(r#"{"eos_token_id": 2, "top_p": 0.9}"#)), None);
+        assert_eq!(with(&[], None), None);
+        let added = with(&[0, 2], Some(r#"{"eos_token_id": 0, "top_p": 0.9}"#)).unwrap();
+        assert_eq!(Value::Object(added), json!({ "eos_token_id": [0, 2], "top_p": 0.9 }));
+        let alone = with(&[2], Some("{}")).unwrap();
+        assert_eq!(alone["eos_token_id"], json!([2]));
+        assert_eq!(with(&[0], None), None);
+        assert_eq!(with(&[0, 2], None).unwrap()["eos_token_id"], json!([0, 2]));
+        assert!(stopping_at(&[2], Some(&made("[]")), &config).is_err());
     }
 
     #[test]

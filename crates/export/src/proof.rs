@@ -1,68 +1,43 @@
-//! That what was written is what was trained.
+//! That what was written is what was trained, and that it still does what was trained.
+//!
+//! Two questions, two limits. *Is it the same model?* The divergence of its next-token distributions from those of base + adapter, held
+//! against what rounding explains; for formats that round to 32 or 16 bits. *Does it keep what training gave?* The share of the adapter's
+//! gain on the supervised tokens that survived, for every format: rounding may be small beside the weights and large beside the adapter.
 
-use crate::error::doing;
 use crate::{Error, Result};
-use candle_core::{DType, Tensor};
+use candle_core::DType;
 use serde::Serialize;
 use std::fmt;
-use taper_models::{CausalLm, forward_logits};
-use taper_nn::{ForwardContext, SequenceLayout, to_vec_f32, with_f32_activations};
 
-/// The logits of the trained model on some token sequences, kept so that it can be dropped before the written one is loaded.
-#[derive(Debug, Clone)]
-pub struct ReferenceLogits {
-    sequences: Vec<Vec<u32>>,
-    logits: Vec<Tensor>,
+/// How near a written model can be to the trained one.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Exactness {
+    /// Nothing but rounding to this type lies between them, so their divergence is bounded ([`kl_limit`]).
+    Rounded(DType),
+    /// Weights are coded in fewer bits: only the gain is held to a limit.
+    Quantized,
 }
 
-impl ReferenceLogits {
-    /// Run the trained model, base with adapter, over the sequences. They take `4 V` bytes a token.
-    ///
-    /// # Errors
-    /// When there is no token, or the arithmetic fails.
-    pub fn of(model: &dyn CausalLm, sequences: Vec<Vec<u32>>) -> Result<Self> {
-        let sequences: Vec<Vec<u32>> = sequences.into_iter().filter(|ids| !ids.is_empty()).collect();
-        if sequences.is_empty() {
-            return Err(Error::NothingToProve);
-        }
-        let logits = sequences.iter().map(|ids| logits(model, ids)).collect::<Result<_>>()?;
-        Ok(Self { sequences, logits })
-    }
-
-    /// Hold the model that was read back against these logits; `dtype` is the type it was written in.
-    ///
-    /// # Errors
-    /// When the arithmetic fails. A difference is no error here: see [`ExportProof::into_result`].
-    pub fn compare(&self, written: &dyn CausalLm, dtype: DType) -> Result<ExportProof> {
-        let mut proof = ExportProof { kl_limit: kl_limit(dtype), ..ExportProof::default() };
-        let (mut kl_sum, mut agreed) = (0.0, 0usize);
-        for (ids, reference) in self.sequences.iter().zip(&self.logits) {
-            let (_, v) = reference.dims2().map_err(doing("read logits"))?;
-            let p = to_vec_f32(reference).map_err(doing("read logits"))?;
-            let q = to_vec_f32(&logits(written, ids)?).map_err(doing("read logits"))?;
-            for (p, q) in p.chunks_exact(v).zip(q.chunks_exact(v)) {
-                proof.positions += 1;
-                kl_sum += kl_divergence(p, q);
-                agreed += usize::from(argmax(p) == argmax(q));
-                for (a, b) in p.iter().zip(q) {
-                    // A NaN must not hide behind `max`.
-                    let difference = f64::from((a - b).abs());
-                    if difference.is_nan() || difference > proof.max_abs_diff {
-                        proof.max_abs_diff = difference;
-                    }
-                }
-            }
-        }
-        proof.mean_kl = kl_sum / proof.positions as f64;
-        proof.top1_agreement = agreed as f64 / proof.positions as f64;
-        Ok(proof)
+impl From<DType> for Exactness {
+    fn from(dtype: DType) -> Self {
+        Self::Rounded(dtype)
     }
 }
 
-/// How far a written model is from the trained one.
+impl Exactness {
+    /// The largest mean divergence that can be explained, in nats.
+    pub fn kl_limit(self) -> Option<f64> {
+        match self {
+            Self::Rounded(dtype) => Some(kl_limit(dtype)),
+            Self::Quantized => None,
+        }
+    }
+}
+
+/// How far a written model is from the trained one, and how much of what the adapter gained it keeps.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
 pub struct ExportProof {
-    /// Token positions that were compared.
+    /// Token positions at which the distributions were compared.
     pub positions: usize,
     /// The largest difference of two logits.
     pub max_abs_diff: f64,
@@ -70,36 +45,162 @@ pub struct ExportProof {
     pub mean_kl: f64,
     /// Share of the positions at which both find the same token likeliest.
     pub top1_agreement: f64,
-    /// The largest mean divergence that rounding to the written type explains.
-    pub kl_limit: f64,
+    /// The largest mean divergence that rounding to the written type explains; `None` for formats that quantise.
+    pub kl_limit: Option<f64>,
+    /// What became of the adapter's gain.
+    pub gain: Gain,
+    /// The least share of the gain that passes; `None` holds it to nothing.
+    pub min_gain_kept: Option<f64>,
+}
+
+/// The losses of base, trained and written model on the same supervised tokens, and the share of the gain that was kept.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+pub struct Gain {
+    /// Supervised tokens.
+    pub tokens: usize,
+    /// Mean loss of the base, in nats a token; `None` where there is no base, as after training from the start.
+    pub loss_base: Option<f64>,
+    /// Mean loss of the base with its adapter.
+    pub loss_trained: f64,
+    /// Mean loss of the model that was read back.
+    pub loss_written: f64,
+    /// Standard error of `loss_base - loss_trained`, over sequences.
+    pub standard_error: Option<f64>,
+    /// `(loss_base - loss_written) / (loss_base - loss_trained)`: 1 keeps all, 0 is the base again. `None` when there is no gain to keep: no
+    /// base, or a difference that is not positive or no larger than twice its standard error.
+    pub kept: Option<f64>,
+}
+
+/// A gain below this is nothing, whatever its error: losses of two ways to compute the same model differ by about as much.
+const LEAST_GAIN: f64 = 1e-4;
+
+impl Gain {
+    /// The share from losses per supervised token, a list for each sequence; all three run over the same tokens.
+    ///
+    /// The standard error is that of a ratio estimate over sequences, since tokens of one text go together; of a single sequence,
+    /// over its tokens.
+    pub fn of(base: Option<&[Vec<f64>]>, trained: &[Vec<f64>], written: &[Vec<f64>]) -> Self {
+        let (loss_trained, tokens) = mean(trained);
+        let (loss_written, _) = mean(written);
+        let mut gain = Self { tokens, loss_trained, loss_written, ..Self::default() };
+        let Some(base) = base.filter(|_| tokens > 0) else { return gain };
+        let loss_base = mean(base).0;
+        let difference = loss_base - loss_trained;
+        let error = standard_error(base, trained, difference, tokens);
+        gain.loss_base = Some(loss_base);
+        gain.standard_error = Some(error);
+        if difference > LEAST_GAIN && difference > 2.0 * error {
+            gain.kept = Some((loss_base - loss_written) / difference);
+        }
+        gain
+    }
+}
+
+/// The mean over all tokens and their number; 0 of none.
+fn mean(losses: &[Vec<f64>]) -> (f64, usize) {
+    let tokens: usize = losses.iter().map(Vec::len).sum();
+    let sum: f64 = losses.iter().flatten().sum();
+    (if tokens == 0 { 0.0 } else { sum / tokens as f64 }, tokens)
+}
+
+fn standard_error(base: &[Vec<f64>], trained: &[Vec<f64>], mean: f64, tokens: usize) -> f64 {
+    let differences = base.iter().zip(trained).map(|(b, t)| -> Vec<f64> {
+        // What a token gains beyond the mean.
+        b.iter().zip(t).map(|(b, t)| b - t - mean).collect()
+    });
+    let by_sequence: Vec<Vec<f64>> = differences.filter(|tokens| !tokens.is_empty()).collect();
+    let units: Vec<f64> = match by_sequence.as_slice() {
+        [one] => one.clone(),
+        many => many.iter().map(|tokens| tokens.iter().sum()).collect(),
+    };
+    let n = units.len() as f64;
+    if n < 2.0 {
+        return f64::INFINITY;
+    }
+    (n / (n - 1.0) * units.iter().map(|e| e * e).sum::<f64>()).sqrt() / tokens as f64
 }
 
 impl ExportProof {
-    /// Whether the difference is one of rounding. A NaN is not.
+    /// The same proof, held to keep at least this share of the gain.
+    #[must_use]
+    pub fn holding(self, min_gain_kept: f64) -> Self {
+        Self { min_gain_kept: Some(min_gain_kept), ..self }
+    }
+
+    /// Whether the difference is one of rounding, as far as the format is held to that. A NaN never passes.
+    pub fn is_the_trained_model(&self) -> bool {
+        let finite = self.max_abs_diff.is_finite() && self.mean_kl.is_finite();
+        finite
+            && self.gain.loss_written.is_finite()
+            && self.kl_limit.is_none_or(|limit| self.mean_kl <= limit)
+    }
+
+    /// Whether enough of the gain is kept; where there is no gain to keep, or nothing is asked, it is.
+    pub fn keeps_the_gain(&self) -> bool {
+        match (self.gain.kept, self.min_gain_kept) {
+            (Some(kept), Some(least)) => kept >= least,
+            _ => true,
+        }
+    }
+
+    /// Whether both hold.
     pub fn passed(&self) -> bool {
-        self.mean_kl <= self.kl_limit && self.max_abs_diff.is_finite()
+        self.is_the_trained_model() && self.keeps_the_gain()
     }
 
     /// The proof, or an error that holds it.
     ///
     /// # Errors
-    /// When it did not pass.
+    /// When it is not the trained model, which is a fault of ours; then when too little of the gain is kept, which another type or format
+    /// can mend.
     pub fn into_result(self) -> Result<Self> {
-        if self.passed() { Ok(self) } else { Err(Error::Proof(self)) }
+        if !self.is_the_trained_model() {
+            return Err(Error::Proof(Box::new(self)));
+        }
+        if !self.keeps_the_gain() {
+            return Err(Error::GainLost(Box::new(self)));
+        }
+        Ok(self)
     }
 }
 
 impl fmt::Display for ExportProof {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "mean KL {:.2e} nats", self.mean_kl)?;
+        if let Some(limit) = self.kl_limit {
+            write!(f, " (limit {limit:.0e})")?;
+        }
         write!(
             f,
-            "mean KL {:.2e} nats (limit {:.0e}), largest logit difference {:.2e}, same likeliest token at {:.1} % of {} positions",
-            self.mean_kl,
-            self.kl_limit,
+            ", largest logit difference {:.2e}, same likeliest token at {:.1} % of {} positions; {}",
             self.max_abs_diff,
             100.0 * self.top1_agreement,
-            self.positions
-        )
+            self.positions,
+            self.gain
+        )?;
+        match (self.gain.kept, self.min_gain_kept) {
+            (Some(_), Some(least)) => write!(f, " (at least {least})"),
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Display for Gain {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { tokens, loss_trained, loss_written, .. } = self;
+        match (self.loss_base, self.kept) {
+            (Some(base), Some(kept)) => write!(
+                f,
+                "loss {base:.4} (base) -> {loss_trained:.4} (trained), written {loss_written:.4} on {tokens} tokens: gain kept {kept:.3}"
+            ),
+            (Some(base), None) => write!(
+                f,
+                "loss {base:.4} (base) -> {loss_trained:.4} (trained), written {loss_written:.4} on {tokens} tokens: no gain to keep"
+            ),
+            (None, _) => {
+                write!(f, "loss {loss_trained:.4} (trained), written {loss_written:.4} on {tokens} tokens")
+            }
+        }
     }
 }
 
@@ -116,58 +217,66 @@ pub fn kl_limit(dtype: DType) -> f64 {
     }
 }
 
-fn logits(model: &dyn CausalLm, ids: &[u32]) -> Result<Tensor> {
-    let layout = SequenceLayout::single(ids.len());
-    let mut ctx = ForwardContext::new(&layout);
-    // In f32 whatever the model computes in: rounding would hide what the proof is to find.
-    let logits = with_f32_activations(|| forward_logits(model, ids, &mut ctx));
-    logits.map_err(doing("run the model for the proof"))
-}
-
-/// `sum p ln(p / q)` of the softmaxes of two rows of logits, in f64.
-fn kl_divergence(p: &[f32], q: &[f32]) -> f64 {
-    let (log_p, log_q) = (log_sum_exp(p), log_sum_exp(q));
-    p.iter()
-        .zip(q)
-        .map(|(&a, &b)| {
-            let (a, b) = (f64::from(a) - log_p, f64::from(b) - log_q);
-            a.exp() * (a - b)
-        })
-        .sum()
-}
-
-fn log_sum_exp(row: &[f32]) -> f64 {
-    let top = f64::from(row.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    top + row.iter().map(|&x| (f64::from(x) - top).exp()).sum::<f64>().ln()
-}
-
-fn argmax(row: &[f32]) -> usize {
-    (0..row.len()).fold(0, |best, i| if row[i] > row[best] { i } else { best })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use taper_diagnostics::{Diagnose, ExitCode};
 
-    #[test]
-    fn the_divergence_is_that_of_the_formula() {
-        // p = (3/4, 1/4), q = (1/2, 1/2): 3/4 ln(3/2) + 1/4 ln(1/2).
-        let p = [3f32.ln(), 0.0];
-        let expected = 0.75 * 1.5f64.ln() + 0.25 * 0.5f64.ln();
-        assert!((kl_divergence(&p, &[7.0, 7.0]) - expected).abs() < 1e-7);
-        assert_eq!(kl_divergence(&p, &p), 0.0);
-        assert!(kl_divergence(&[f32::NAN, 0.0], &p).is_nan());
+    fn proof(kept: Option<f64>) -> ExportProof {
+        let gain = Gain { tokens: 1, loss_base: Some(2.0), loss_trained: 1.0, kept, ..Gain::default() };
+        let (positions, top1_agreement) = (1, 1.0);
+        ExportProof { positions, top1_agreement, kl_limit: Some(1e-6), gain, ..ExportProof::default() }
     }
 
     #[test]
     fn a_nan_never_passes() {
-        let good =
-            ExportProof { positions: 1, kl_limit: 1e-6, top1_agreement: 1.0, ..ExportProof::default() };
+        let good = proof(Some(1.0));
         assert!(good.passed());
         assert!(!ExportProof { mean_kl: f64::NAN, ..good }.passed());
         assert!(!ExportProof { max_abs_diff: f64::NAN, ..good }.passed());
-        assert!(
-            ExportProof { mean_kl: 1e-3, ..good }.into_result().unwrap_err().to_string().contains("1.00e-3")
-        );
+        assert!(!ExportProof { mean_kl: f64::NAN, kl_limit: None, ..good }.passed());
+        let no_loss = Gain { loss_written: f64::NAN, ..good.gain };
+        assert!(!ExportProof { gain: no_loss, ..good }.passed());
+        let far = ExportProof { mean_kl: 1e-3, ..good }.into_result().unwrap_err();
+        assert!(far.to_string().contains("1.00e-3") && far.exit_code() == ExitCode::Fault, "{far}");
+        assert!(ExportProof { mean_kl: 1e-3, kl_limit: None, ..good }.passed());
+    }
+
+    #[test]
+    fn a_lost_gain_fails_a_gate_and_says_what_to_try() {
+        assert!(proof(Some(0.9)).holding(0.9).passed());
+        assert!(proof(None).holding(0.9).passed() && proof(Some(0.1)).passed());
+        let lost = proof(Some(0.5)).holding(0.9).into_result().unwrap_err();
+        assert_eq!(lost.exit_code(), ExitCode::GateFailed);
+        assert!(lost.to_string().contains("gain kept 0.500 (at least 0.9)"), "{lost}");
+        assert!(lost.hint().unwrap().contains("export.min_gain_kept"));
+        let nan = proof(Some(f64::NAN)).holding(0.9);
+        assert!(!nan.keeps_the_gain());
+    }
+
+    #[test]
+    fn the_share_is_that_of_the_formula() {
+        let base = vec![vec![2.0, 2.2], vec![1.9, 2.1, 2.0]];
+        let trained = vec![vec![1.0, 1.1], vec![1.0, 1.0, 0.9]];
+        let written = vec![vec![1.25, 1.35], vec![1.25, 1.25, 1.15]];
+        let gain = Gain::of(Some(&base), &trained, &written);
+        assert_eq!(gain.tokens, 5);
+        assert!((gain.loss_base.unwrap() - 2.04).abs() < 1e-12 && (gain.loss_trained - 1.0).abs() < 1e-12);
+        assert!((gain.kept.unwrap() - 0.79 / 1.04).abs() < 1e-12, "{gain}");
+        assert_eq!(Gain::of(Some(&base), &trained, &trained).kept, Some(1.0));
+        assert_eq!(Gain::of(Some(&base), &trained, &base).kept, Some(0.0));
+        assert_eq!(Gain::of(None, &trained, &written).kept, None);
+    }
+
+    #[test]
+    fn a_gain_that_cannot_be_told_from_nothing_is_none() {
+        // Residuals of the two sequences against the mean gain 0.5: +1 and -1, so the error is sqrt(2 / 1 * 2) / 2 = 1.
+        let noisy = Gain::of(Some(&[vec![2.5], vec![0.5]]), &[vec![1.0], vec![1.0]], &[vec![1.0], vec![1.0]]);
+        assert_eq!((noisy.standard_error, noisy.kept), (Some(1.0), None));
+        let worse = Gain::of(Some(&[vec![1.0, 1.0]]), &[vec![2.0, 2.1]], &[vec![2.0, 2.1]]);
+        assert_eq!(worse.kept, None);
+        assert!(worse.to_string().ends_with("no gain to keep"), "{worse}");
+        let one_token = Gain::of(Some(&[vec![3.0]]), &[vec![1.0]], &[vec![1.0]]);
+        assert_eq!((one_token.standard_error, one_token.kept), (Some(f64::INFINITY), None));
     }
 }

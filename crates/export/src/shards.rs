@@ -63,8 +63,7 @@ impl ShardWriter {
             let message = format!("`{name}` was not planned at this place");
             return Err(doing("write the weights in the planned order")(candle_core::Error::Msg(message)));
         }
-        let bytes = to_bytes(name, tensor, self.dtype)?;
-        let path = self.path();
+        let (path, dtype) = (self.path(), self.dtype);
         let file = match &mut self.file {
             Some(file) => file,
             None => {
@@ -72,7 +71,9 @@ impl ShardWriter {
                 self.file.insert(open(&path, &header)?)
             }
         };
-        file.write_all(&bytes).map_err(|source| Error::Write { path, source })?;
+        write_tensor(name, tensor, dtype, &mut |bytes| {
+            file.write_all(bytes).map_err(|source| Error::Write { path: path.clone(), source })
+        })?;
         self.written += 1;
         Ok(())
     }
@@ -163,32 +164,51 @@ fn file_dtype(dtype: DType) -> &'static str {
     }
 }
 
-/// Little-endian bytes, rounded to nearest even; every value finite.
-fn to_bytes(name: &str, tensor: &Tensor, dtype: DType) -> Result<Vec<u8>> {
+/// Elements that are converted at a time: a table of a billion must not stand there twice.
+const ELEMENTS_AT_A_TIME: usize = 1 << 20;
+
+/// Little-endian bytes, rounded to nearest even, some at a time; every value finite.
+fn write_tensor(
+    name: &str,
+    tensor: &Tensor,
+    dtype: DType,
+    write: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<()> {
     let read = doing("read a weight");
-    let flat = tensor.flatten_all().and_then(|t| t.to_dtype(dtype)).map_err(&read)?;
-    let (bytes, not_finite): (Vec<u8>, usize) = match dtype {
-        DType::BF16 => {
-            let values = flat.to_vec1::<half::bf16>().map_err(&read)?;
-            let bad = values.iter().filter(|v| !v.is_finite()).count();
-            (values.iter().flat_map(|v| v.to_le_bytes()).collect(), bad)
-        }
-        DType::F16 => {
-            let values = flat.to_vec1::<half::f16>().map_err(&read)?;
-            let bad = values.iter().filter(|v| !v.is_finite()).count();
-            (values.iter().flat_map(|v| v.to_le_bytes()).collect(), bad)
-        }
-        _ => {
-            let values = flat.to_vec1::<f32>().map_err(&read)?;
-            let bad = values.iter().filter(|v| !v.is_finite()).count();
-            (values.iter().flat_map(|v| v.to_le_bytes()).collect(), bad)
-        }
-    };
+    let flat = tensor.flatten_all().map_err(&read)?;
+    let (total, mut not_finite) = (flat.elem_count(), 0);
+    for start in (0..total).step_by(ELEMENTS_AT_A_TIME) {
+        let some = flat.narrow(0, start, ELEMENTS_AT_A_TIME.min(total - start));
+        let (bytes, bad) = some.and_then(|some| to_bytes(&some.to_dtype(dtype)?)).map_err(&read)?;
+        not_finite += bad;
+        write(&bytes)?;
+    }
     if not_finite > 0 {
         let dtype = dtype.as_str();
         return Err(Error::NotFinite { tensor: name.to_owned(), count: not_finite, dtype });
     }
-    Ok(bytes)
+    Ok(())
+}
+
+/// The bytes, and how many values are not finite.
+fn to_bytes(flat: &Tensor) -> candle_core::Result<(Vec<u8>, usize)> {
+    Ok(match flat.dtype() {
+        DType::BF16 => {
+            let values = flat.to_vec1::<half::bf16>()?;
+            let bad = values.iter().filter(|v| !v.is_finite()).count();
+            (values.iter().flat_map(|v| v.to_le_bytes()).collect(), bad)
+        }
+        DType::F16 => {
+            let values = flat.to_vec1::<half::f16>()?;
+            let bad = values.iter().filter(|v| !v.is_finite()).count();
+            (values.iter().flat_map(|v| v.to_le_bytes()).collect(), bad)
+        }
+        _ => {
+            let values = flat.to_vec1::<f32>()?;
+            let bad = values.iter().filter(|v| !v.is_finite()).count();
+            (values.iter().flat_map(|v| v.to_le_bytes()).collect(), bad)
+        }
+    })
 }
 
 #[cfg(test)]

@@ -347,8 +347,11 @@ fn tensors_have_the_types_that_llama_quantize_gives_them() {
         let mut model = loaded(&files);
         let plain = here.path().join("f32.gguf");
         write(model.as_mut(), &files, &plain, GgufType::F32);
-        let reference =
-            ReferenceLogits::of(model.as_ref(), vec![(0..24).map(|i| 3 + i * 37 % 251).collect()]).unwrap();
+        let reference = ReferenceLogits::of(
+            model.as_ref(),
+            vec![(0..24).map(|i| 3 + i * 37 % 251).collect::<Vec<u32>>()],
+        )
+        .unwrap();
         for gguf_type in [GgufType::Q8_0, GgufType::Q4_0, GgufType::Q4KM, GgufType::Q5KM, GgufType::Q6K] {
             let (ours, theirs) = (here.path().join("ours.gguf"), here.path().join("theirs.gguf"));
             write(model.as_mut(), &files, &ours, gguf_type);

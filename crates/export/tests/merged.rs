@@ -5,11 +5,12 @@
 use candle_core::{DType, Device, Tensor};
 use std::path::Path;
 use taper_export::{
-    Error, ExportProof, MergeOptions, MergedDtype, ReferenceLogits, WrittenModel, write_merged,
+    Error, ExportProof, MergeOptions, MergedDtype, ReferenceLogits, SupervisedLosses, WrittenModel,
+    write_merged,
 };
 use taper_hub::ModelFiles;
 use taper_hub::safetensors::{Dtype, Header};
-use taper_models::{CausalLm, LoadOptions, forward_logits, load};
+use taper_models::{CausalLm, LoadOptions, forward_logits, load, load_on_disk};
 use taper_nn::{ForwardContext, SequenceLayout};
 use taper_peft::LoadMode;
 use taper_testkit::{TinySpec, golden, largest_difference, read_json, read_safetensors, tiny_checkpoint};
@@ -119,7 +120,7 @@ fn a_forgotten_adapter_does_not_pass_the_proof() {
     for dtype in [MergedDtype::F32, MergedDtype::Bf16] {
         let written = write(base.as_mut(), &files, &here.path().join("merged"), dtype);
         let proof = prove(model.as_ref(), &written);
-        assert!(!proof.passed() && proof.mean_kl > 10.0 * proof.kl_limit, "{proof}");
+        assert!(!proof.passed() && proof.mean_kl > 10.0 * proof.kl_limit.unwrap(), "{proof}");
         assert!(matches!(proof.into_result(), Err(Error::Proof(_))));
     }
     assert!(matches!(ReferenceLogits::of(model.as_ref(), vec![vec![]]), Err(Error::NothingToProve)));
@@ -317,4 +318,90 @@ fn an_adapter_over_quantised_weights_merges_into_a_dense_model() {
         let proof = prove(model.as_ref(), &written);
         assert!(proof.passed() && proof.max_abs_diff > 1e-4, "{name}: {proof}");
     }
+}
+
+/// Matrices that are read when they are used, decoded where they are coded, with rows put in order where a GGUF file has them otherwise:
+/// the same logits, and merged the same bytes.
+#[test]
+fn from_the_disk_a_model_is_the_same_one_whatever_its_weights_are_coded_in() {
+    let here = tempfile::tempdir().unwrap();
+    for name in [
+        "models/llama_untied",
+        "quant/llama_nf4_double",
+        "quant/llama_int8",
+        "gguf/llama_mixed.gguf",
+        "models/phi3",
+    ] {
+        let files = match name.ends_with(".gguf") {
+            true => ModelFiles::of_gguf(&golden(name)).unwrap(),
+            false => ModelFiles::of_folder(&golden(name)).unwrap(),
+        };
+        let (mut held, mut read) = (
+            load(&files, LoadOptions::default()).unwrap(),
+            load_on_disk(&files, LoadOptions::default()).unwrap(),
+        );
+        if name != "models/phi3" {
+            for model in [&mut held, &mut read] {
+                taper_peft::load(&golden("peft/lora_all"), model.as_mut(), LoadMode::Inference).unwrap();
+            }
+        }
+        let ids = [1u32, 5, 9, 3];
+        assert_eq!(
+            largest_difference(&logits(held.as_ref(), &ids), &logits(read.as_ref(), &ids)),
+            0.0,
+            "{name}"
+        );
+        let one = write(held.as_mut(), &files, &here.path().join("held"), MergedDtype::Bf16);
+        let other = write(read.as_mut(), &files, &here.path().join("read"), MergedDtype::Bf16);
+        assert_eq!(one.files, other.files);
+        for file in &one.files {
+            let bytes = |written: &WrittenModel| fs_err::read(written.folder.join(file)).unwrap();
+            assert!(bytes(&one) == bytes(&other), "{name}: {file}");
+        }
+    }
+}
+
+#[test]
+fn a_weight_of_another_shape_is_found_when_the_model_is_opened_on_the_disk() {
+    let here = tempfile::tempdir().unwrap();
+    let files = tiny_checkpoint(&here.path().join("base"), &TinySpec::default());
+    let mut config = read_json(files.config.path());
+    let width = config["intermediate_size"].as_u64().unwrap();
+    config["intermediate_size"] = (width * 2).into();
+    fs_err::write(files.config.path(), config.to_string()).unwrap();
+    let error = load_on_disk(&files, LoadOptions::default()).err().unwrap();
+    let in_memory = load(&files, LoadOptions::default()).err().unwrap();
+    assert_eq!(error.to_string(), in_memory.to_string());
+}
+
+#[test]
+fn what_is_written_keeps_the_gain_of_the_adapter_and_the_base_keeps_none() {
+    let here = tempfile::tempdir().unwrap();
+    let (mut model, files) = adapted("lora_all");
+    let base = load(&files, LoadOptions::default()).unwrap();
+    // What the trained model itself finds likeliest is what it was trained on, as far as this test goes.
+    let texts: Vec<taper_export::ProofText> = sequences()
+        .into_iter()
+        .map(|start| {
+            let mut ids = start[..4].to_vec();
+            for _ in 0..24 {
+                let row = logits(model.as_ref(), &ids).get(ids.len() - 1).unwrap().to_vec1::<f32>().unwrap();
+                let best = (0..row.len()).max_by(|&a, &b| row[a].total_cmp(&row[b])).unwrap();
+                ids.push(u32::try_from(best).unwrap());
+            }
+            ids.into()
+        })
+        .collect();
+    let losses = SupervisedLosses::of(base.as_ref(), &texts).unwrap();
+    let reference = ReferenceLogits::of(model.as_ref(), texts).unwrap().against(losses);
+    for dtype in [MergedDtype::F32, MergedDtype::F16, MergedDtype::Bf16] {
+        let written = write(model.as_mut(), &files, &here.path().join("merged"), dtype);
+        let proof = reference.compare(read_back(&written.folder).as_ref(), written.dtype).unwrap();
+        let kept = proof.gain.kept.unwrap();
+        assert!((kept - 1.0).abs() < 0.05, "{dtype:?}: {proof}");
+        assert!(proof.holding(0.9).passed() && proof.gain.loss_base.unwrap() > proof.gain.loss_trained);
+    }
+    let base = reference.compare(base.as_ref(), taper_export::Exactness::Quantized).unwrap();
+    assert_eq!(base.gain.kept, Some(0.0));
+    assert!(matches!(base.holding(0.9).into_result(), Err(Error::GainLost(_))));
 }

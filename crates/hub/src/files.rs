@@ -1,7 +1,7 @@
 //! The files of a model folder.
 
 use crate::error::ForeignKind;
-use crate::{Error, Fingerprint, Result, ShardIndex, gguf};
+use crate::{Error, Fingerprint, HashCache, Result, ShardIndex, gguf};
 use std::path::{Path, PathBuf};
 use taper_diagnostics::TextSource;
 
@@ -138,12 +138,25 @@ impl ModelFiles {
     /// # Errors
     /// When a file cannot be read.
     pub fn fingerprint(&self) -> Result<Fingerprint> {
+        self.fingerprint_with(None)
+    }
+
+    /// [`Self::fingerprint`], with the hashes of files that are known from before.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn fingerprint_with(&self, cache: Option<&HashCache>) -> Result<Fingerprint> {
         if let Some(gguf) = &self.gguf {
-            return Fingerprint::of_file(gguf);
+            return Fingerprint::of_file_with(gguf, cache);
         }
         let mut files = self.weights.clone();
         files.push(self.config.path().to_owned());
-        Fingerprint::of_files(&files)
+        Fingerprint::of_files_with(&files, cache)
+    }
+
+    /// The files that hold the weights: those of the folder, or the GGUF file.
+    pub fn weight_files(&self) -> &[PathBuf] {
+        self.gguf.as_ref().map_or(&self.weights, std::slice::from_ref)
     }
 
     /// The fingerprint of `config.json` alone: what a model of random weights is made from.

@@ -1,6 +1,6 @@
 //! Content hashes: which weights a run was made from.
 
-use crate::Result;
+use crate::{HashCache, Result};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::fmt;
@@ -34,20 +34,44 @@ impl Fingerprint {
         }
     }
 
+    /// [`Self::of_file`], or the hash that is known from before.
+    ///
+    /// # Errors
+    /// When the file cannot be read.
+    pub fn of_file_with(path: &Path, cache: Option<&HashCache>) -> Result<Self> {
+        match cache {
+            Some(cache) => cache.of_file(path),
+            None => Self::of_file(path),
+        }
+    }
+
     /// Of several files: the hash of the lines `<sha256>  <file name>\n`, sorted by name, so that neither their folder nor their order
     /// counts.
     ///
     /// # Errors
     /// When a file cannot be read.
     pub fn of_files(paths: &[PathBuf]) -> Result<Self> {
+        Self::of_files_with(paths, None)
+    }
+
+    /// [`Self::of_files`], with the hashes of files that are known from before.
+    ///
+    /// # Errors
+    /// When a file cannot be read.
+    pub fn of_files_with(paths: &[PathBuf], cache: Option<&HashCache>) -> Result<Self> {
         let mut lines = Vec::with_capacity(paths.len());
         for path in paths {
             let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            lines.push((name, Self::of_file(path)?));
+            lines.push((name, Self::of_file_with(path, cache)?));
         }
         lines.sort();
         let text: String = lines.iter().map(|(name, hash)| format!("{hash}  {name}\n")).collect();
         Ok(Self::of_bytes(text.as_bytes()))
+    }
+
+    /// Whether it is one: what was read from a file can be anything.
+    pub fn is_sha256(&self) -> bool {
+        self.0.len() == 64 && self.0.bytes().all(|b| b.is_ascii_digit() || (b'a'..=b'f').contains(&b))
     }
 
     /// The digits.

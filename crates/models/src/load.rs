@@ -1,8 +1,9 @@
 //! From files, or from a seed, to a model.
 
-use crate::weights::Weights;
+use crate::weights::{Residence, Weights};
 use crate::{CausalLm, Decoder, Error, ModelConfig, Result};
 use candle_core::DType;
+use std::sync::Arc;
 use taper_hub::{DtypeChoice, ModelFiles, ModelSection};
 use taper_nn::Checkpoint;
 use taper_quant::BlockFormat;
@@ -60,6 +61,20 @@ impl From<&ModelSection> for LoadOptions {
 /// When the configuration is not supported, there are no weights, or they do not fit: a tensor that is missing, of another shape, or left over.
 /// Also when weights are to be quantised and are so in their file, or their rows are no whole blocks of the format.
 pub fn load(files: &ModelFiles, options: LoadOptions) -> Result<Box<dyn CausalLm>> {
+    open(files, options, Residence::Memory)
+}
+
+/// [`load`] with the matrices left on the disk: each is read, decoded and perhaps quantised whenever it is used, and let go of afterwards
+/// ([`FrozenWeight::on_disk`](taper_nn::FrozenWeight::on_disk)). For what goes through a model once, as merging: it takes the memory
+/// of the largest matrix, however large the model.
+///
+/// # Errors
+/// As [`load`].
+pub fn load_on_disk(files: &ModelFiles, options: LoadOptions) -> Result<Box<dyn CausalLm>> {
+    open(files, options, Residence::Disk)
+}
+
+fn open(files: &ModelFiles, options: LoadOptions, residence: Residence) -> Result<Box<dyn CausalLm>> {
     let config = ModelConfig::read(&files.config)?;
     let opened = match &files.gguf {
         Some(path) => Checkpoint::open_gguf(path),
@@ -69,7 +84,8 @@ pub fn load(files: &ModelFiles, options: LoadOptions) -> Result<Box<dyn CausalLm
     let root = files.gguf.as_ref().unwrap_or(&files.root);
     let checkpoint =
         opened.map_err(|source| Error::Checkpoint { root: root.clone(), source: Box::new(source) })?;
-    let weights = Weights::stored(&checkpoint, root, options);
+    let checkpoint = Arc::new(checkpoint);
+    let weights = Weights::stored(&checkpoint, root, options, residence);
     Ok(Box::new(Decoder::build(config, weights)?))
 }
 

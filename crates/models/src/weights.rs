@@ -4,9 +4,12 @@ use crate::{Error, LoadOptions, ModelConfig, Result};
 use candle_core::{DType, Device, Tensor};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use taper_kernels::rng::{CounterRng, stream_of};
-use taper_nn::{Checkpoint, CheckpointError, Embedding, FrozenWeight, Linear, RmsNorm, Weight, with_f32};
-use taper_quant::{BlockFormat, QuantizedTensor};
+use taper_nn::{
+    Checkpoint, CheckpointError, Embedding, FrozenWeight, Linear, RmsNorm, StoredFormat, Weight, with_f32,
+};
+use taper_quant::QuantizedTensor;
 
 /// Gives weights by name and remembers which were asked for.
 pub(crate) struct Weights<'a> {
@@ -15,13 +18,28 @@ pub(crate) struct Weights<'a> {
 }
 
 enum Source<'a> {
-    Stored { checkpoint: &'a Checkpoint, root: PathBuf, asked: BTreeSet<String> },
+    Stored { checkpoint: &'a Arc<Checkpoint>, root: PathBuf, asked: BTreeSet<String>, residence: Residence },
     Random { seed: u64, std: f32 },
 }
 
+/// Where the matrices of a checkpoint are held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Residence {
+    /// Read once.
+    Memory,
+    /// Read whenever they are used.
+    Disk,
+}
+
 impl<'a> Weights<'a> {
-    pub(crate) fn stored(checkpoint: &'a Checkpoint, root: &Path, options: LoadOptions) -> Self {
-        Self { source: Source::Stored { checkpoint, root: root.into(), asked: BTreeSet::new() }, options }
+    pub(crate) fn stored(
+        checkpoint: &'a Arc<Checkpoint>,
+        root: &Path,
+        options: LoadOptions,
+        residence: Residence,
+    ) -> Self {
+        let source = Source::Stored { checkpoint, root: root.into(), asked: BTreeSet::new(), residence };
+        Self { source, options }
     }
 
     pub(crate) fn random(config: &ModelConfig, seed: u64, options: LoadOptions) -> Self {
@@ -46,7 +64,7 @@ impl<'a> Weights<'a> {
 
     /// Whether a tied head that the file holds all the same is the embedding.
     pub(crate) fn check_tied(&mut self, head: &str, embedding: &str) -> Result<()> {
-        let Source::Stored { checkpoint, root, asked } = &mut self.source else { return Ok(()) };
+        let Source::Stored { checkpoint, root, asked, .. } = &mut self.source else { return Ok(()) };
         if !checkpoint.contains(head) {
             return Ok(());
         }
@@ -64,7 +82,7 @@ impl<'a> Weights<'a> {
 
     /// That nothing in the checkpoint was left unread.
     pub(crate) fn finish(self) -> Result<()> {
-        let Source::Stored { checkpoint, root, asked } = self.source else { return Ok(()) };
+        let Source::Stored { checkpoint, root, asked, .. } = self.source else { return Ok(()) };
         // Older checkpoints store the rotary frequencies, which follow from the configuration.
         let computed = |name: &str| name.ends_with(".rotary_emb.inv_freq");
         let names: Vec<String> = checkpoint
@@ -77,42 +95,29 @@ impl<'a> Weights<'a> {
 
     fn matrix(&mut self, path: &str, rows: usize, columns: usize) -> Result<Weight> {
         let name = format!("{path}.weight");
+        let plan = Matrix { name: name.clone(), dims: [rows, columns], options: self.options_of(path) };
         let weight = match &mut self.source {
             Source::Random { .. } => {
-                FrozenWeight::dense(&self.tensor(&name, &[rows, columns], self.options.dtype, None)?)?
+                let dense = self.tensor(&name, &[rows, columns], self.options.dtype, None)?;
+                plan.quantized(FrozenWeight::dense(&dense)?, Path::new("random weights"))?
             }
-            Source::Stored { checkpoint, root, asked } => {
+            Source::Stored { checkpoint, root, asked, residence } => {
                 asked.extend(checkpoint.state_of(&name));
-                let weight = checkpoint.matrix(&name, [rows, columns], self.options.dtype);
-                let weight = weight.map_err(|e| fault(root, e))?;
-                asked.insert(name.clone());
+                let weight = match residence {
+                    Residence::Memory => plan.read(checkpoint, root)?,
+                    Residence::Disk => plan.on_disk(checkpoint, root)?,
+                };
+                asked.insert(name);
                 weight
             }
         };
-        match self.options.quantize {
-            Some(quantize) if quantize.applies_to(path) => {
-                self.quantized(&name, &weight, quantize.format).map(Weight::Frozen)
-            }
-            _ => Ok(Weight::Frozen(weight)),
-        }
+        Ok(Weight::Frozen(weight))
     }
 
-    /// The weight coded in `format`; the dense one is dropped with its caller's.
-    fn quantized(&self, name: &str, weight: &FrozenWeight, format: BlockFormat) -> Result<FrozenWeight> {
-        let root = match &self.source {
-            Source::Stored { root, .. } => root.clone(),
-            Source::Random { .. } => PathBuf::from("random weights"),
-        };
-        let (tensor, path) = (name.to_owned(), root.clone());
-        if weight.as_quantized().is_some() {
-            return Err(fault(&root, CheckpointError::QuantizedTwice { tensor, path }));
-        }
-        let values = weight.to_f32()?;
-        let (rows, columns) = weight.dims();
-        let coded = with_f32(&values, |values| QuantizedTensor::quantize(values, rows, columns, format))?;
-        coded
-            .map(FrozenWeight::quantized)
-            .map_err(|source| fault(&root, CheckpointError::NotQuantizable { tensor, path, source }))
+    /// The options of one matrix: not all of them are quantised.
+    fn options_of(&self, path: &str) -> LoadOptions {
+        let quantize = self.options.quantize.filter(|quantize| quantize.applies_to(path));
+        LoadOptions { quantize, ..self.options }
     }
 
     /// In f32, whatever the matrices are held in: vectors are small and their precision counts. Random ones are all `initial`.
@@ -128,7 +133,7 @@ impl<'a> Weights<'a> {
         initial: Option<f32>,
     ) -> Result<Tensor> {
         match &mut self.source {
-            Source::Stored { checkpoint, root, asked } => {
+            Source::Stored { checkpoint, root, asked, .. } => {
                 asked.insert(name.into());
                 checkpoint
                     .expect_shape(name, shape)
@@ -144,6 +149,60 @@ impl<'a> Weights<'a> {
                 Ok(tensor.to_dtype(dtype.unwrap_or(DType::F32))?)
             }
         }
+    }
+}
+
+/// One matrix of a checkpoint, and how it is asked for.
+#[derive(Debug, Clone)]
+struct Matrix {
+    name: String,
+    dims: [usize; 2],
+    options: LoadOptions,
+}
+
+impl Matrix {
+    fn read(&self, checkpoint: &Checkpoint, root: &Path) -> Result<FrozenWeight> {
+        let weight = checkpoint.matrix(&self.name, self.dims, self.options.dtype);
+        self.quantized(weight.map_err(|e| fault(root, e))?, root)
+    }
+
+    /// The weight coded in the format that is asked for; the dense one is dropped with its caller's.
+    fn quantized(&self, weight: FrozenWeight, root: &Path) -> Result<FrozenWeight> {
+        let Some(quantize) = self.options.quantize else { return Ok(weight) };
+        let (tensor, path) = (self.name.clone(), root.to_path_buf());
+        if weight.as_quantized().is_some() {
+            return Err(fault(root, CheckpointError::QuantizedTwice { tensor, path }));
+        }
+        let values = weight.to_f32()?;
+        let [rows, columns] = self.dims;
+        let coded =
+            with_f32(&values, |values| QuantizedTensor::quantize(values, rows, columns, quantize.format))?;
+        coded
+            .map(FrozenWeight::quantized)
+            .map_err(|source| fault(root, CheckpointError::NotQuantizable { tensor, path, source }))
+    }
+
+    /// The same, read when it is used. What can be wrong with it is found now: a dense matrix by its header; codes in blocks, which stay
+    /// in the mapped file, by reading their state once.
+    fn on_disk(&self, checkpoint: &Arc<Checkpoint>, root: &Path) -> Result<FrozenWeight> {
+        let dense = match checkpoint.format(&self.name) {
+            Some(StoredFormat::Dense(held)) => Some(self.options.dtype.unwrap_or(held)),
+            _ => None,
+        };
+        match dense {
+            Some(_) => {
+                checkpoint.expect_shape(&self.name, &self.dims).map_err(|e| fault(root, e))?;
+            }
+            None => drop(self.read(checkpoint, root)?),
+        }
+        let dtype = dense.filter(|_| self.options.quantize.is_none()).unwrap_or(DType::F32);
+        let (matrix, checkpoint, root) = (self.clone(), Arc::clone(checkpoint), root.to_path_buf());
+        let read = move || {
+            let read = matrix.read(&checkpoint, &root);
+            read.map_err(|error| candle_core::Error::wrap(error).context(format!("read `{}`", matrix.name)))
+        };
+        let [rows, columns] = self.dims;
+        Ok(FrozenWeight::on_disk((rows, columns), dtype, Arc::new(read)))
     }
 }
 

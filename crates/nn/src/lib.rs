@@ -13,6 +13,7 @@ mod cache;
 mod checkpoint;
 mod context;
 mod embedding;
+mod held;
 mod layout;
 mod linear;
 mod module;
@@ -27,13 +28,14 @@ pub use cache::{KvCache, LayerCache};
 pub use checkpoint::{Checkpoint, CheckpointError, StoredFormat};
 pub use context::{ForwardContext, RandomKey, RotaryTables};
 pub use embedding::{Embedding, EmbeddingAdapter};
+pub use held::{constants_held, with_constants_held};
 pub use layout::SequenceLayout;
 pub use linear::{Linear, LinearAdapter};
 pub use module::{ModuleMut, VisitModules};
 pub use norm::{RmsNorm, with_f32_activations};
 pub use parameter::{Parameter, ParameterKind};
 pub use storage::{to_vec_f32, update_f32, with_f32};
-pub use weight::{FrozenWeight, Weight};
+pub use weight::{FrozenWeight, ReadWeight, Weight};
 
 /// What the arithmetic returns: candle's own error, with the module that failed in its context.
 pub type Result<T> = candle_core::Result<T>;

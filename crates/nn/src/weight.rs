@@ -2,6 +2,8 @@
 
 use crate::Result;
 use candle_core::{DType, Device, Storage, Tensor, Var, bail};
+use std::fmt;
+use std::sync::Arc;
 use taper_kernels::gemm::WeightView;
 use taper_kernels::threads;
 use taper_quant::QuantizedTensor;
@@ -17,6 +19,34 @@ pub struct FrozenWeight(Repr);
 enum Repr {
     Dense(Tensor),
     Quantized(QuantizedTensor),
+    OnDisk(OnDisk),
+}
+
+/// A weight that is read each time it is used, and let go of afterwards.
+#[derive(Clone)]
+struct OnDisk {
+    dims: (usize, usize),
+    dtype: DType,
+    read: Arc<ReadWeight>,
+}
+
+/// Reads a weight from where it lies.
+pub type ReadWeight = dyn Fn() -> Result<FrozenWeight> + Send + Sync;
+
+impl fmt::Debug for OnDisk {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "OnDisk({:?}, {:?})", self.dims, self.dtype)
+    }
+}
+
+impl OnDisk {
+    fn read(&self) -> Result<FrozenWeight> {
+        let weight = (self.read)()?;
+        if weight.dims() != self.dims {
+            bail!("a weight of {:?} was read where one of {:?} was", weight.dims(), self.dims)
+        }
+        Ok(weight)
+    }
 }
 
 impl FrozenWeight {
@@ -38,10 +68,18 @@ impl FrozenWeight {
         Self(Repr::Quantized(weight))
     }
 
-    /// The blocks, of a weight that is coded in them.
+    /// A weight of `dims` that `read` reads whenever it is used, so that a model takes no more memory than its largest matrix. A
+    /// forward pass over such weights is right and slow; what they are for is to go through a model once, as merging does.
+    ///
+    /// `dtype` is what [`Self::dtype`] tells of what is read.
+    pub fn on_disk(dims: (usize, usize), dtype: DType, read: Arc<ReadWeight>) -> Self {
+        Self(Repr::OnDisk(OnDisk { dims, dtype, read }))
+    }
+
+    /// The blocks, of a weight in memory that is coded in them.
     pub fn as_quantized(&self) -> Option<&QuantizedTensor> {
         match &self.0 {
-            Repr::Dense(_) => None,
+            Repr::Dense(_) | Repr::OnDisk(_) => None,
             Repr::Quantized(weight) => Some(weight),
         }
     }
@@ -51,6 +89,7 @@ impl FrozenWeight {
         match &self.0 {
             Repr::Dense(weight) => (weight.dims()[0], weight.dims()[1]),
             Repr::Quantized(weight) => weight.dims(),
+            Repr::OnDisk(weight) => weight.dims,
         }
     }
 
@@ -59,14 +98,16 @@ impl FrozenWeight {
         match &self.0 {
             Repr::Dense(weight) => weight.dtype(),
             Repr::Quantized(_) => DType::F32,
+            Repr::OnDisk(weight) => weight.dtype,
         }
     }
 
-    /// Bytes held: codes, and scales where there are any.
+    /// Bytes held: codes, and scales where there are any; none of what stays on the disk.
     pub fn bytes(&self) -> usize {
         match &self.0 {
             Repr::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
             Repr::Quantized(weight) => weight.bytes(),
+            Repr::OnDisk(_) => 0,
         }
     }
 
@@ -78,6 +119,7 @@ impl FrozenWeight {
         match &self.0 {
             Repr::Dense(weight) => weight.to_dtype(DType::F32),
             Repr::Quantized(weight) => decoded(weight),
+            Repr::OnDisk(weight) => weight.read()?.to_f32(),
         }
     }
 
@@ -89,6 +131,7 @@ impl FrozenWeight {
         match &self.0 {
             Repr::Dense(weight) => Ok(weight.clone()),
             Repr::Quantized(weight) => decoded(weight),
+            Repr::OnDisk(weight) => weight.read()?.to_dense(),
         }
     }
 
@@ -97,6 +140,7 @@ impl FrozenWeight {
         let dense = match &self.0 {
             Repr::Dense(weight) => weight,
             Repr::Quantized(weight) => return Ok(read(WeightView::Quantized(weight))),
+            Repr::OnDisk(weight) => return weight.read()?.with_view(read),
         };
         let (storage, layout) = dense.storage_and_layout();
         let Storage::Cpu(storage) = &*storage else { bail!("expected a weight on the CPU") };

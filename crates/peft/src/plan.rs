@@ -1,6 +1,6 @@
 //! What an adapter's configuration means for the modules of one model, before anything is touched.
 
-use crate::methods::slot;
+use crate::methods::{Method, slot};
 use crate::modules::{ModuleKind, ModuleShape, TrainedParameter};
 use crate::sizes::Sizes;
 use crate::targets::{
@@ -92,6 +92,14 @@ pub(crate) fn plan(
     author: Author,
 ) -> Result<Plan> {
     let targets = resolve_targets(config, modules, model_type)?;
+    let spelled_out;
+    let config = match (&config.method, &config.target_modules) {
+        (Method::Ia3(ia3), Some(TargetModules::AllLinear)) => {
+            spelled_out = LoraConfig { method: Method::Ia3(ia3.among(&targets)?), ..config.clone() };
+            &spelled_out
+        }
+        _ => config,
+    };
     let matcher = Matcher::new(config, &targets)?;
     let sizes = Sizes::new(config)?;
     let method = config.method.as_dyn();

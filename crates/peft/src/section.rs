@@ -189,8 +189,13 @@ impl AdapterSection {
                 })
             }
             PeftType::Ia3 => {
-                let down = || ModuleNames::List(vec!["down_proj".to_owned()]);
-                let feedforward_modules = Some(self.feedforward_modules.clone().unwrap_or_else(down));
+                let feedforward_modules = Some(self.feedforward_modules.clone().unwrap_or_else(|| {
+                    let is_down = |name: &String| name.rsplit('.').next() == Some("down_proj");
+                    ModuleNames::List(match &self.target_modules {
+                        TargetModules::List(names) => names.iter().filter(|n| is_down(n)).cloned().collect(),
+                        _ => vec!["down_proj".to_owned()],
+                    })
+                }));
                 Method::Ia3(Ia3 { feedforward_modules, ..Ia3::default() })
             }
             PeftType::Loha => Method::Loha(Loha::default()),

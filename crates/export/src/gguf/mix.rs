@@ -4,6 +4,8 @@
 //! block is said of its number and of the number of blocks; llama.cpp counts tensors of a kind, which is the same for every architecture
 //! here.
 
+use crate::Exactness;
+use candle_core::DType;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
@@ -86,6 +88,18 @@ impl GgufType {
             Self::Q4KM => GgmlType::Q4K,
             Self::Q5KM => GgmlType::Q5K,
             Self::Q6K => GgmlType::Q6K,
+        }
+    }
+}
+
+/// What lies between a model and its file, for a proof.
+impl From<GgufType> for Exactness {
+    fn from(gguf_type: GgufType) -> Self {
+        match gguf_type {
+            GgufType::F32 => Self::Rounded(DType::F32),
+            GgufType::F16 => Self::Rounded(DType::F16),
+            GgufType::Bf16 => Self::Rounded(DType::BF16),
+            _ => Self::Quantized,
         }
     }
 }

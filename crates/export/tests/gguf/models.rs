@@ -167,7 +167,8 @@ fn every_type_is_as_close_as_its_bits_allow() {
         let written = write(model.as_mut(), &files, &path, gguf_type);
         assert!(written.fallbacks.is_empty() && written.notes.is_empty(), "{written:?}");
         let proof = reference.compare(read_back(&path).as_ref(), candle_core::DType::F32).unwrap();
-        eprintln!("{gguf_type}: {} bytes, {proof}", written.bytes);
+        let held = reference.compare(read_back(&path).as_ref(), gguf_type).unwrap();
+        assert!(held.kl_limit.is_some() != gguf_type.ggml_type().is_quantized() && held.passed(), "{held}");
         assert!(proof.mean_kl <= most && proof.mean_kl <= last, "{gguf_type}: {proof}");
         last = proof.mean_kl.max(1e-9);
         let header = read_header(&path).unwrap();

@@ -5,9 +5,9 @@ use super::{Site, input_dropout, values};
 use crate::Result;
 use crate::error::doing;
 use candle_core::{Tensor, bail};
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 use taper_nn::ops::{self, LoraTerms};
-use taper_nn::{ForwardContext, FrozenWeight, Linear, LinearAdapter, Weight, with_f32};
+use taper_nn::{ForwardContext, FrozenWeight, Linear, LinearAdapter, Weight, constants_held, with_f32};
 
 /// `y = (m / n) (W x + s B A x) + b` with magnitudes m `[out]` and n the lengths of the rows of `W + s B A`, which the backward takes for constant, as
 /// PEFT does.
@@ -21,12 +21,14 @@ pub(crate) struct DoraLayer {
     squares: Vec<f64>,
     /// n, where nothing is trained.
     norms: OnceLock<Vec<f32>>,
+    /// n as first computed where it is held, and by which call.
+    held: Mutex<Option<(u64, Vec<f32>)>>,
 }
 
 impl DoraLayer {
     pub(super) fn new(lora: LoraLayer, magnitudes: Tensor, base: &Linear) -> taper_nn::Result<Self> {
         let squares = ops::row_squares(frozen(base)?)?;
-        Ok(Self { lora, magnitudes, squares, norms: OnceLock::new() })
+        Ok(Self { lora, magnitudes, squares, norms: OnceLock::new(), held: Mutex::new(None) })
     }
 
     /// The lengths of the rows of `W + s B A`: the adapter begins as nothing.
@@ -43,6 +45,17 @@ impl DoraLayer {
     fn norms(&self, weight: &FrozenWeight) -> taper_nn::Result<Vec<f32>> {
         let LoraLayer { a, b, scale, .. } = &self.lora;
         let compute = || ops::adapted_row_norms(weight, &self.squares, a, b, *scale as f32);
+        if let Some(call) = constants_held() {
+            let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            return match &*held {
+                Some((of, norms)) if *of == call => Ok(norms.clone()),
+                _ => {
+                    let norms = compute()?;
+                    *held = Some((call, norms.clone()));
+                    Ok(norms)
+                }
+            };
+        }
         if a.is_variable() {
             return compute();
         }

@@ -5,7 +5,7 @@ use crate::keys::{Reader, as_names};
 use crate::modules::{ModuleShape, TrainedParameter};
 use crate::plan::Planned;
 use crate::sizes::Sizes;
-use crate::targets::Names;
+use crate::targets::{Names, TargetModules};
 use crate::{LoraConfig, ModuleNames, Result};
 use candle_core::Tensor;
 use serde_json::{Value, json};
@@ -30,6 +30,21 @@ impl Default for Ia3 {
 }
 
 impl Ia3 {
+    /// The same with the targets spelled out where they were: PEFT wants each of these among them by name.
+    pub(crate) fn among(&self, targets: &TargetModules) -> Result<Self> {
+        let (Some(ModuleNames::List(_)), TargetModules::List(paths)) = (&self.feedforward_modules, targets)
+        else {
+            return Ok(self.clone());
+        };
+        let mut scaled = Vec::new();
+        for path in paths {
+            if self.is_feedforward(path)? {
+                scaled.push(path.clone());
+            }
+        }
+        Ok(Self { feedforward_modules: Some(ModuleNames::List(scaled)), ..self.clone() })
+    }
+
     fn is_feedforward(&self, path: &str) -> Result<bool> {
         match &self.feedforward_modules {
             Some(names) => Names::new("feedforward_modules", names.clone())?.matches(path),
@@ -62,6 +77,21 @@ impl AdapterMethod for Ia3 {
             ("feedforward_modules", crate::config::names_or_null(self.feedforward_modules.clone())),
             ("init_ia3_weights", json!(self.init_ia3_weights)),
         ])
+    }
+
+    fn faults(&self, config: &LoraConfig) -> Vec<(&'static str, String, &'static str)> {
+        let (Some(ModuleNames::List(scaled)), Some(TargetModules::List(targets))) =
+            (&self.feedforward_modules, &config.target_modules)
+        else {
+            return Vec::new();
+        };
+        let other = scaled.iter().find(|name| !targets.contains(name));
+        let fault = |name| {
+            let message =
+                format!("`feedforward_modules` names `{name}`, which is not among `target_modules`");
+            ("feedforward_modules", message, "name it as there, or leave it out")
+        };
+        other.map(fault).into_iter().collect()
     }
 
     fn adapt(&self, _config: &LoraConfig, sizes: &Sizes<'_>, module: &ModuleShape) -> Result<Planned> {

@@ -157,11 +157,14 @@ impl LinearAdapter for VeraLayer {
             Some(dropout) => ops::dropout(x, dropout)?,
             None => x.clone(),
         };
-        let output = base.output_dtype(x);
-        let low = ops::linear(&dropped, &Weight::Frozen(self.a.clone()), None, x.dtype())?;
-        let low = ops::scale_columns(&low, &self.lambda_d, None)?;
-        let delta = ops::linear(&low, &Weight::Frozen(self.b.clone()), None, output)?;
-        ops::add(&base.base_forward(x)?, &ops::scale_columns(&delta, &self.lambda_b, None)?)
+        let (a, b) = (Weight::Frozen(self.a.clone()), Weight::Frozen(self.b.clone()));
+        // Each step in an expression of its own, so that what is scaled is let go.
+        let low = ops::scale_columns(&ops::linear(&dropped, &a, None, x.dtype())?, &self.lambda_d, None)?;
+        let high = ops::linear(&low, &b, None, base.output_dtype(x))?;
+        drop(low);
+        let delta = ops::scale_columns(&high, &self.lambda_b, None)?;
+        drop(high);
+        ops::add(&base.base_forward(x)?, &delta)
     }
 
     fn merged_weight(&self, base: &Linear) -> taper_nn::Result<Tensor> {

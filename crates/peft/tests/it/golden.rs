@@ -246,7 +246,7 @@ fn configuration(case: &str) -> LoraConfig {
     let seven = list(&["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
     let section =
         AdapterSection { r: 8, lora_alpha: 16.0, target_modules: seven, ..AdapterSection::default() };
-    let base = info(case)["base"].as_str().unwrap().to_owned();
+    let base = info(case)["base"].as_str().expect("a base").to_owned();
     let section = match case {
         "lora_all_linear" => {
             AdapterSection { target_modules: TargetModules::AllLinear, r: 2, lora_alpha: 3.0, ..section }

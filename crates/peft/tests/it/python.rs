@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use taper_nn::{ForwardContext, SequenceLayout};
 use taper_peft::{AdapterSection, attach};
 
-const CASES: [(&str, &str, &str); 9] = [
+const CASES: [(&str, &str, &str); 25] = [
     ("all_linear", "models/llama_untied", r#"{"r": 4, "lora_alpha": 16}"#),
     ("tied", "models/llama_tied", r#"{"r": 4, "lora_alpha": 16}"#),
     ("list", "models/llama_untied", r#"{"target_modules": ["q_proj", "down_proj"], "lora_dropout": 0.1}"#),
@@ -29,6 +29,34 @@ const CASES: [(&str, &str, &str); 9] = [
         r#"{"target_modules": ["q_proj"], "modules_to_save": ["lm_head", "embed_tokens", "norm"]}"#,
     ),
     ("bias", "models/llama_bias", r#"{"target_modules": ["q_proj", "v_proj"], "bias": "all"}"#),
+    ("dora", "models/llama_untied", r#"{"use_dora": true, "lora_alpha": 16}"#),
+    ("dora_rslora", "models/qwen2", r#"{"use_dora": true, "use_rslora": true}"#),
+    ("lora_bias", "models/llama_bias", r#"{"lora_bias": true, "target_modules": ["q_proj", "down_proj"]}"#),
+    ("embedding", "models/llama_untied", r#"{"target_modules": ["embed_tokens", "lm_head", "q_proj"]}"#),
+    ("tokens", "models/llama_untied", r#"{"trainable_token_indices": [3, 7, 200]}"#),
+    ("tied_tokens", "models/llama_tied", r#"{"trainable_token_indices": [3, 7, 200]}"#),
+    ("tied_embedding", "models/llama_tied", r#"{"target_modules": ["embed_tokens", "q_proj"]}"#),
+    (
+        "tied_saved",
+        "models/llama_tied",
+        r#"{"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]}"#,
+    ),
+    (
+        "tied_as_one",
+        "models/llama_tied",
+        r#"{"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"], "ensure_weight_tying": true}"#,
+    ),
+    ("vera", "models/llama_untied", r#"{"peft_type": "vera", "r": 16}"#),
+    ("ia3", "models/qwen2", r#"{"peft_type": "ia3"}"#),
+    ("loha", "models/llama_untied", r#"{"peft_type": "loha", "rank_pattern": {"q_proj": 2}}"#),
+    ("lokr", "models/llama_untied", r#"{"peft_type": "lokr", "r": 4, "decompose_both": true}"#),
+    ("lokr_factor", "models/llama_untied", r#"{"peft_type": "lokr", "r": 64, "decompose_factor": 8}"#),
+    (
+        "pissa",
+        "models/llama_untied",
+        r#"{"r": 4, "init_lora_weights": "pissa", "alpha_pattern": {"q_proj": 2}}"#,
+    ),
+    ("olora", "models/llama_untied", r#"{"r": 4, "init_lora_weights": "olora", "use_rslora": true}"#),
 ];
 
 #[test]

@@ -416,6 +416,10 @@ impl<'a> Graph<'a> {
             }
             None => tape.apply(reads_nothing(&[Gives::Add]), &made),
         };
+        let y = match self.trained.of("model.embed_tokens").extra {
+            Extra::Tokens { parameters } if tied => self.with_token_logits(tape, y, elements, parameters),
+            _ => y,
+        };
         if !(parts.bias && self.trained.is_training) {
             return y;
         }

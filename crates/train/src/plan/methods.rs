@@ -17,8 +17,8 @@ pub(super) enum Extra {
     Factors { of_inputs: bool },
     /// VeRA's two, over projections of this rank.
     Vectors { rank: u64 },
-    /// LoHa's or LoKr's: elements of the factors, and matrices of the layer's size that are made of them and kept.
-    Delta { factors: u64, kept: u64 },
+    /// LoHa's or LoKr's: elements of the factors, and operations that make a matrix of the layer's size and keep what they read.
+    Delta { factors: u64, products: u64 },
     /// A and B of an embedding.
     Embedding { rank: u64, parameters: u64 },
     /// Rows of tokens.
@@ -48,10 +48,10 @@ impl Extra {
             (_, []) => Self::None,
             (_, many) => {
                 let is_hadamard = many[0].name.contains("hada");
-                // Two products and their product, or Kronecker's, and each once more scaled.
                 Self::Delta {
                     factors: many.iter().map(|p| count(p)).sum(),
-                    kept: if is_hadamard { 4 } else { 2 },
+                    // Two products and their product, or Kronecker's.
+                    products: if is_hadamard { 3 } else { 1 },
                 }
             }
         }
@@ -112,12 +112,16 @@ impl Graph<'_> {
                 let delta = self.column_scaled(tape, delta, base.elements, n_out, width, cause);
                 self.summed(tape, base, delta)
             }
-            Extra::Delta { factors, kept } => {
-                let parameters = tape.parameter(factors);
-                let mut weight = parameters;
-                for _ in 0..kept {
-                    let next =
-                        tape.apply(reads_all(&[Gives::Write]), &made(&[weight], n_in * n_out, 4, cause));
+            Extra::Delta { factors, products } => {
+                let mut weight = tape.parameter(factors);
+                // The last step scales, and keeps nothing.
+                for step in 0..=products {
+                    let op = if step < products {
+                        reads_all(&[Gives::Write])
+                    } else {
+                        reads_nothing(&[Gives::Write])
+                    };
+                    let next = tape.apply(op, &made(&[weight], n_in * n_out, 4, cause));
                     tape.release(weight);
                     weight = next;
                 }
@@ -136,6 +140,23 @@ impl Graph<'_> {
         let sum = made(&args, base.elements, base.width, base.cause);
         let sum = tape.apply(reads_nothing(&[Gives::Pass; 2]), &sum);
         [y, delta].into_iter().for_each(|id| tape.release(id));
+        sum
+    }
+
+    /// Logits of a head that takes some tokens' from rows of their own.
+    pub(super) fn with_token_logits(
+        &self,
+        tape: &mut Tape<'_>,
+        logits: Id,
+        elements: u64,
+        parameters: u64,
+    ) -> Id {
+        let cause = Cause::Logits;
+        let own =
+            if self.trained.is_training { tape.parameter(parameters) } else { tape.constant(parameters) };
+        let sum =
+            tape.apply(reads_nothing(&[Gives::Write, Gives::Add]), &made(&[logits, own], elements, 4, cause));
+        [own, logits].into_iter().for_each(|id| tape.release(id));
         sum
     }
 

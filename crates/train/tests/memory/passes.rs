@@ -128,9 +128,11 @@ impl Case {
         pass();
         let measured = grown(pass);
         self.compare("forward and backward", OF_A_STEP, of_pass(&workload, PhaseName::Step), measured);
-        let measured = grown(|| {
+        let validate = || {
             evaluate_loss(model.as_ref(), batch, LOGITS_BYTES).unwrap();
-        });
+        };
+        validate();
+        let measured = grown(validate);
         self.compare("validation", OF_A_VALIDATION, of_pass(&workload, PhaseName::Validation), measured);
     }
 
@@ -215,8 +217,30 @@ fn every_case() {
     let section = Some(AdapterSection { bias: taper_peft::Bias::All, ..AdapterSection::default() });
     let case = Case { name: "noise and biases".into(), config: models[2].1.clone(), adapter: section, train };
     case.check(&batches[1].1);
+    other_methods(&models[0].1, &batches);
     modules_are_those_of_the_models();
     weights_are_those_of_the_formats(&models[0].1);
+}
+
+/// What the methods beside LoRA keep.
+fn other_methods(config: &ModelConfig, batches: &[(&str, Batch); 2]) {
+    let sections = [
+        r#"{"use_dora": true}"#,
+        r#"{"use_dora": true, "target_modules": ["down_proj"]}"#,
+        r#"{"lora_bias": true}"#,
+        r#"{"peft_type": "ia3"}"#,
+        r#"{"peft_type": "vera", "r": 64}"#,
+        r#"{"peft_type": "loha", "r": 4}"#,
+        r#"{"peft_type": "lokr", "r": 4}"#,
+        r#"{"target_modules": ["embed_tokens", "q_proj"]}"#,
+        r#"{"target_modules": ["q_proj"], "trainable_token_indices": [3, 5]}"#,
+    ];
+    for (section, (layout, batch)) in sections.iter().flat_map(|s| batches.iter().map(move |b| (s, b))) {
+        let name = format!("{section}, {layout}");
+        let section = Some(serde_json::from_str(section).unwrap());
+        let case = Case { name, config: config.clone(), adapter: section, train: TrainSection::default() };
+        case.check(batch);
+    }
 }
 
 /// Loading leaves what the plan says, in every format, and a quantised base adds nothing to a step: no dequantised matrix is ever held.
