@@ -2,7 +2,63 @@
 
 use fs_err as fs;
 use std::io::{self, BufWriter, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+/// A file that is being written under a temporary name beside its place, in any order.
+///
+/// [`AtomicFile::commit`] flushes it and renames it into its place; dropped before, it leaves nothing behind.
+#[derive(Debug)]
+pub struct AtomicFile {
+    temporary: tempfile::NamedTempFile,
+    path: PathBuf,
+}
+
+impl AtomicFile {
+    /// An empty file that will be `path`. Missing parent folders are made.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn create(path: &Path) -> io::Result<Self> {
+        let folder = folder_of(path);
+        fs::create_dir_all(folder)?;
+        let mut builder = tempfile::Builder::new();
+        builder.prefix(".taper-").suffix(".tmp");
+        let temporary = like_ordinary_files(&mut builder).tempfile_in(folder);
+        let temporary = temporary.map_err(|error| named(path, &error))?;
+        Ok(Self { temporary, path: path.to_owned() })
+    }
+
+    /// The file itself, to write and to seek in.
+    pub fn file(&mut self) -> &mut std::fs::File {
+        self.temporary.as_file_mut()
+    }
+
+    /// Where it lies until then: what was written can be read there.
+    pub fn temporary_path(&self) -> &Path {
+        self.temporary.path()
+    }
+
+    /// Flush the file to the disk and put it in its place.
+    ///
+    /// # Errors
+    /// What the disk says; the place is then untouched.
+    pub fn commit(self) -> io::Result<()> {
+        self.temporary.as_file().sync_all().map_err(|error| named(&self.path, &error))?;
+        self.temporary.persist(&self.path).map_err(|e| named(&self.path, &e.error))?;
+        sync_folder(folder_of(&self.path))
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
+fn named(path: &Path, error: &io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("failed to write `{}`: {error}", path.display()))
+}
 
 /// Write `path` so that a reader sees the old file or the new one, never half of it.
 ///
@@ -12,23 +68,11 @@ use std::path::Path;
 /// # Errors
 /// What the disk or `fill` says; the temporary file is then removed and `path` is untouched.
 pub fn write_atomically(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> io::Result<()> {
-    let folder = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    fs::create_dir_all(folder)?;
-    let named = |error: io::Error| {
-        io::Error::new(error.kind(), format!("failed to write `{}`: {error}", path.display()))
-    };
-    let mut builder = tempfile::Builder::new();
-    builder.prefix(".taper-").suffix(".tmp");
-    let temporary = like_ordinary_files(&mut builder).tempfile_in(folder).map_err(named)?;
-    let mut writer = BufWriter::with_capacity(1 << 20, temporary);
-    fill(&mut writer).map_err(named)?;
-    let temporary = writer.into_inner().map_err(|e| named(e.into_error()))?;
-    temporary.as_file().sync_all().map_err(named)?;
-    temporary.persist(path).map_err(|e| named(e.error))?;
-    sync_folder(folder)
+    let mut target = AtomicFile::create(path)?;
+    let mut writer = BufWriter::with_capacity(1 << 20, target.file());
+    fill(&mut writer).and_then(|()| writer.flush()).map_err(|error| named(path, &error))?;
+    drop(writer);
+    target.commit()
 }
 
 /// [`write_atomically`] for bytes that are at hand.

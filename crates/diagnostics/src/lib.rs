@@ -10,7 +10,7 @@ mod problem;
 mod source;
 mod suggest;
 
-pub use atomic::{sync_files, sync_folder, write_atomically, write_bytes_atomically};
+pub use atomic::{AtomicFile, sync_files, sync_folder, write_atomically, write_bytes_atomically};
 pub use exit::ExitCode;
 pub use problem::{Diagnose, Located, Location, Problem, Problems, Severity, with_cause};
 pub use source::{TextSource, TooLong};

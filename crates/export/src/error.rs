@@ -1,6 +1,6 @@
 //! What can go wrong while writing a model.
 
-use crate::ExportProof;
+use crate::{ExportProof, GgufError};
 use std::path::PathBuf;
 use taper_diagnostics::{Diagnose, ExitCode, Location};
 
@@ -85,6 +85,9 @@ pub enum Error {
         /// The layer.
         path: String,
     },
+    /// A GGUF file, a GGUF adapter or a Modelfile cannot be written.
+    #[error(transparent)]
+    Gguf(#[from] GgufError),
     /// The arithmetic failed.
     #[error("failed to {doing}")]
     Arithmetic {
@@ -128,6 +131,7 @@ impl Diagnose for Error {
             Self::NotFinite { .. } => {
                 Some("the training was not stable: lower `optimizer.learning_rate`".into())
             }
+            Self::Gguf(source) => source.hint(),
             Self::Dtype { .. } => Some("set `export.merged_dtype` to \"f32\", \"bf16\" or \"f16\"".into()),
             Self::Contract { .. } => Some(
                 "copy the adapter's folder again; without the file the adapter loads, and nothing is checked"
@@ -157,6 +161,7 @@ impl Diagnose for Error {
 
     fn location(&self) -> Option<Location> {
         match self {
+            Self::Gguf(source) => source.location(),
             Self::Config { path, .. } | Self::Contract { path, .. } => Some(Location::file(path)),
             Self::Files(error) => error.location(),
             Self::Text(error) => error.location(),
@@ -169,6 +174,7 @@ impl Diagnose for Error {
 
     fn exit_code(&self) -> ExitCode {
         match self {
+            Self::Gguf(source) => source.exit_code(),
             Self::Proof(_) | Self::Arithmetic { .. } => ExitCode::Fault,
             Self::GainLost(_) => ExitCode::GateFailed,
             _ => ExitCode::UserError,

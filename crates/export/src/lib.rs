@@ -1,6 +1,7 @@
 //! Write what was trained so that others can read it, and prove that it is what was trained.
 //!
-//! [`write_merged`] writes a whole model in the Hub's layout, tensor by tensor; [`ReferenceLogits`] and [`ExportProof`] hold what is
+//! [`write_merged`] writes a whole model in the Hub's layout, tensor by tensor; [`write_gguf`] and [`write_gguf_adapter`] write files for
+//! llama.cpp, [`write_modelfile`] what Ollama needs beside them. [`ReferenceLogits`] and [`ExportProof`] hold what is
 //! read back against the trained model, and what it keeps of the adapter's gain; a [`Contract`] beside an adapter says what it was
 //! trained over; [`write_mlx_adapter`] writes an adapter in mlx-lm's layout; a [`ModelCard`] tells people all of that. Every folder appears as a whole.
 
@@ -8,8 +9,10 @@ mod card;
 mod contract;
 mod error;
 mod folder;
+mod gguf;
 mod merged;
 mod mlx;
+mod ollama;
 mod proof;
 mod reference;
 mod section;
@@ -23,8 +26,13 @@ pub use contract::{
     TopLogit,
 };
 pub use error::{Error, Result};
+pub use gguf::{
+    ChatTexts, Fallback, GgufAdapterOptions, GgufError, GgufOptions, GgufType, WrittenGguf,
+    WrittenGgufAdapter, chat_texts, write_gguf, write_gguf_adapter,
+};
 pub use merged::{MAX_SHARD_BYTES, MergeOptions, WrittenModel, write_merged};
 pub use mlx::write_mlx_adapter;
+pub use ollama::{Modelfile, ModelfileSource, TemplateFamily, WrittenModelfile, write_modelfile};
 pub use proof::{Exactness, ExportProof, Gain, kl_limit};
 pub use reference::{ProofText, REFERENCE_BYTES, ReferenceLogits, SupervisedLosses};
 pub use section::{ExportFormat, ExportSection, MergedDtype};

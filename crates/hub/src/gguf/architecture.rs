@@ -92,7 +92,7 @@ impl Architecture {
     }
 
     /// The full key of what the architecture's own part of the metadata calls `key`.
-    pub(super) fn key(self, key: &str) -> String {
+    pub fn key(self, key: &str) -> String {
         format!("{}.{key}", self.name())
     }
 
@@ -135,12 +135,12 @@ impl Architecture {
     /// Whether the converter put the rows of queries and keys in pairs, for a rotary embedding that turns neighbours.
     ///
     /// Source: `LlamaModel.permute` and the classes that inherit it in llama.cpp's converter; OLMo 2 does not.
-    pub(super) fn pairs_rotary_rows(self) -> bool {
+    pub fn pairs_rotary_rows(self) -> bool {
         matches!(self, Self::Llama | Self::Granite)
     }
 
     /// Whether the converter added 1 to the weights of norms. Source: `GemmaModel` and its kin in llama.cpp's converter.
-    pub(super) fn adds_one_to_norms(self) -> bool {
+    pub fn adds_one_to_norms(self) -> bool {
         matches!(self, Self::Gemma2 | Self::Gemma3)
     }
 }

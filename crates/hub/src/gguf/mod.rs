@@ -1,4 +1,4 @@
-//! GGUF: the header of a file, and what it says in the Hub's words.
+//! GGUF: the header of a file, what it says in the Hub's words, and files that are written.
 //!
 //! A file is: `GGUF`, the version, the numbers of tensors and of metadata, the metadata (key, type, value), the tensors (name, sizes, type,
 //! offset), padding up to the alignment, the tensors' bytes. Source: `docs/gguf.md` in the repository `ggml-org/ggml`.
@@ -14,13 +14,16 @@ mod metadata;
 mod read;
 mod tensors;
 mod tokenizer;
+mod write;
 
 pub use architecture::Architecture;
 pub use companions::{Companions, RotaryFactors, read_companions, read_header};
 pub use error::GgufError;
 pub use metadata::{Array, Metadata, NumberType, Numbers, Texts, Value};
 pub use read::MAX_HEADER_BYTES;
-pub use tensors::{HubTensor, Undo, hub_tensors, unpermuted_row};
+pub use tensors::{HubTensor, StoredName, Undo, hub_tensors, stored_name, unpermuted_row};
+pub use tokenizer::{TokenizerParts, TokenizerWriteError, WrittenTokenizer, is_byte_token, tokenizer_keys};
+pub use write::{GgufNumber, GgufWriter, Keys, PlannedTensor, WriteError};
 
 use crate::other_format::{is_lfs_pointer, other_format};
 use read::{Reader, shown};

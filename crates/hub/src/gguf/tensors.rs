@@ -152,6 +152,65 @@ fn module_name(architecture: Architecture, module: &str) -> Option<(&'static str
     Some(found)
 }
 
+/// The names that modules have in files of any architecture.
+const MODULES: [&str; 18] = [
+    "attn_norm",
+    "ffn_norm",
+    "post_attention_norm",
+    "post_ffw_norm",
+    "attn_q_norm",
+    "attn_k_norm",
+    "attn_output",
+    "attn_qkv",
+    "attn_q",
+    "attn_k",
+    "attn_v",
+    "ffn_gate_inp",
+    "ffn_gate_exps",
+    "ffn_up_exps",
+    "ffn_down_exps",
+    "ffn_gate",
+    "ffn_up",
+    "ffn_down",
+];
+
+/// Where a file has a tensor of the Hub's checkpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoredName {
+    /// The file's name.
+    pub name: String,
+    /// Which slice along the first dimension it is, of a tensor that holds all experts of a block.
+    pub expert: Option<usize>,
+}
+
+/// The place in a file of the Hub's tensor `hub` (`model.layers.0.self_attn.q_proj.weight`): the inverse of [`hub_tensors`]. `None` for one
+/// that files of the architecture do not have.
+pub fn stored_name(architecture: Architecture, hub: &str) -> Option<StoredName> {
+    let whole = match hub {
+        "model.embed_tokens.weight" => Some("token_embd.weight"),
+        "model.norm.weight" => Some("output_norm.weight"),
+        "lm_head.weight" => Some("output.weight"),
+        _ => None,
+    };
+    if let Some(name) = whole {
+        return Some(StoredName { name: name.to_owned(), expert: None });
+    }
+    let (block, rest) = hub.strip_prefix("model.layers.")?.split_once('.')?;
+    let block: usize = block.parse().ok()?;
+    let (place, kind) = rest.rsplit_once('.')?;
+    let (place, expert) = match place.strip_prefix("mlp.experts.").and_then(|rest| rest.split_once('.')) {
+        Some((expert, part)) => (format!("mlp.experts.{EXPERT}.{part}"), Some(expert.parse().ok()?)),
+        None => (place.to_owned(), None),
+    };
+    let module = MODULES.into_iter().find(|module| match module_name(architecture, module) {
+        Some((known, may_have_bias)) => {
+            known == place && (kind == "weight" || kind == "bias" && may_have_bias)
+        }
+        None => false,
+    })?;
+    Some(StoredName { name: format!("blk.{block}.{module}.{kind}"), expert })
+}
+
 fn undo(
     architecture: Architecture,
     header: &Header,
@@ -283,6 +342,37 @@ mod tests {
             }
         }
         assert!(moved > 0);
+    }
+
+    #[test]
+    fn a_name_of_the_hub_leads_to_the_place_that_it_is_read_from() {
+        let mut found = 0;
+        for architecture in Architecture::ALL {
+            for module in MODULES {
+                for kind in ["weight", "bias"] {
+                    let source = format!("blk.11.{module}.{kind}");
+                    let Some(hub) = hub_name(architecture, &source, 12) else { continue };
+                    let expert = hub.contains(EXPERT).then_some(7);
+                    let hub = hub.replace(EXPERT, "7");
+                    assert_eq!(
+                        stored_name(architecture, &hub),
+                        Some(StoredName { name: source, expert }),
+                        "{hub}"
+                    );
+                    found += 1;
+                }
+            }
+        }
+        assert!(found > 100, "{found}");
+        for hub in ["model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"] {
+            let stored = stored_name(Architecture::Llama, hub).unwrap();
+            assert_eq!(hub_name(Architecture::Llama, &stored.name, 1).as_deref(), Some(hub));
+        }
+        for hub in
+            ["model.layers.0.self_attn.q_norm.weight", "model.layers.x.mlp.up_proj.weight", "lm_head.bias"]
+        {
+            assert_eq!(stored_name(Architecture::Llama, hub), None, "{hub}");
+        }
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! The texts of `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`, from a GGUF file's `tokenizer.ggml.*`.
+//! The texts of `tokenizer.json`, `tokenizer_config.json` and `generation_config.json`, from a GGUF file's `tokenizer.ggml.*`; and the
+//! other way ([`tokenizer_keys`]).
 //!
 //! What is made gives the ids of the tokenizer on the Hub that the file was made from, which is not always what llama.cpp gives: it
 //! normalises nothing, and has regular expressions of its own. What the converter loses is set as for the models that are known to need it,
@@ -9,10 +10,13 @@ mod json;
 mod sentencepiece;
 mod split;
 mod vocabulary;
+mod write;
+
+pub use write::{TokenizerParts, TokenizerWriteError, WrittenTokenizer, is_byte_token, tokenizer_keys};
 
 use super::{GgufError, Header, shown};
 use serde_json::{Map, Value, json};
-use vocabulary::Vocabulary;
+use vocabulary::{TokenKind, Vocabulary};
 
 const MODEL: &str = "tokenizer.ggml.model";
 

@@ -1,6 +1,7 @@
 //! `tokenizer.ggml.model` = `llama`: SentencePiece's BPE, as transformers' converter writes it.
 
 use super::json::TokenizerJson;
+use super::split::steps;
 use super::vocabulary::{SPACE_SIGN, TokenKind, Vocabulary};
 use crate::gguf::metadata::{finite, required};
 use crate::gguf::{GgufError, Header, Value as Found};
@@ -31,7 +32,7 @@ pub(super) fn tokenizer<'a>(
 
 /// Where a space is put that the text does not have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Spaces {
+pub(super) enum Spaces {
     /// Nowhere (Gemma).
     None,
     /// Before the text and behind each special token in it (Llama 2, Phi 3), as SentencePiece does with each piece of text it is given.
@@ -50,6 +51,34 @@ impl Spaces {
             _ if matches!(inst, Some(TokenKind::Control)) => Self::BeforeTheText,
             _ => Self::BeforeEachPart,
         })
+    }
+
+    /// By a tokenizer.json's normalizer and pre-tokenizer.
+    pub(super) fn recognise(normalizer: &Value, pre_tokenizer: &Value) -> Option<Self> {
+        let (normalizers, before) = (steps(normalizer, "normalizers"), steps(pre_tokenizer, "pretokenizers"));
+        let is_sign = |step: &Value| {
+            step["type"] == "Replace" && step["pattern"]["String"] == " " && step["content"] == SPACE_SIGN
+        };
+        // Gemma's, which has no space left to split at.
+        let idle = |step: &Value| step["type"] == "Split" && step["pattern"]["String"] == " ";
+        match (normalizers.as_slice(), before.as_slice()) {
+            ([sign], []) if is_sign(sign) => Some(Self::None),
+            ([sign], [split]) if is_sign(sign) && idle(split) => Some(Self::None),
+            ([prepend, sign], []) if is_sign(sign) => (prepend["type"] == "Prepend"
+                && prepend["prepend"] == SPACE_SIGN)
+                .then_some(Self::BeforeEachPart),
+            ([], [meta]) if meta["type"] == "Metaspace" && meta["replacement"] == SPACE_SIGN => {
+                // With words apart, merges could not reach over a space.
+                match meta["prepend_scheme"].as_str()? {
+                    _ if meta["split"] != false => None,
+                    "first" => Some(Self::BeforeTheText),
+                    "always" => Some(Self::BeforeEachPart),
+                    "never" => Some(Self::None),
+                    _ => None,
+                }
+            }
+            _ => None,
+        }
     }
 
     fn normalizer(self) -> Value {

@@ -109,4 +109,79 @@ impl Split {
         let bytes = bytes(self.words == Words::DigitsThenGpt2);
         json!({ "type": "Sequence", "pretokenizers": [before, bytes] })
     }
+
+    #[cfg(test)]
+    pub(super) fn names() -> impl Iterator<Item = &'static str> {
+        Self::NAMED.iter().map(|(name, _)| *name)
+    }
+
+    /// The name of the way that a `tokenizer.json` splits texts, where it has one. Of names for the same way it is the one that llama.cpp
+    /// gives the family it is best known from; `default` is never written, for llama.cpp splits by an expression of its own then.
+    pub(super) fn name_of(
+        normalizer: &Value,
+        pre_tokenizer: &Value,
+        ignore_merges: bool,
+    ) -> Option<&'static str> {
+        const WRITTEN: [&str; 12] = [
+            "gpt-2",
+            "olmo",
+            "llama-bpe",
+            "dbrx",
+            "qwen2",
+            "deepseek-r1-qwen",
+            "tekken",
+            "gpt-4o",
+            "smollm",
+            "command-r",
+            "falcon3",
+            "mpt",
+        ];
+        let normalizes = match steps(normalizer, "normalizers").as_slice() {
+            [] => false,
+            [one] if one["type"] == "NFC" => true,
+            _ => return None,
+        };
+        let words = Words::of(pre_tokenizer)?;
+        let same = |split: &Self| {
+            (split.words, split.normalizes, split.ignore_merges) == (words, normalizes, ignore_merges)
+        };
+        let named = |name: &&str| Self::NAMED.iter().any(|(known, split)| known == name && same(split));
+        WRITTEN.into_iter().find(|name| named(name))
+    }
+}
+
+impl Words {
+    /// By a tokenizer.json's pre-tokenizer.
+    fn of(pre_tokenizer: &Value) -> Option<Self> {
+        let regex_in_bytes = |step: &Value| {
+            let bytes = step["type"] == "ByteLevel" && step["add_prefix_space"] == false;
+            bytes.then(|| step["use_regex"] != false)
+        };
+        match steps(pre_tokenizer, "pretokenizers").as_slice() {
+            [bytes] => regex_in_bytes(bytes)?.then_some(Self::Gpt2),
+            [digits, bytes] if digits["type"] == "Digits" && digits["individual_digits"] == true => {
+                regex_in_bytes(bytes)?.then_some(Self::DigitsThenGpt2)
+            }
+            [split, bytes] if split["type"] == "Split" && !regex_in_bytes(bytes)? => {
+                let isolated = split["behavior"] == "Isolated" && split["invert"] == false;
+                let regex = split["pattern"]["Regex"].as_str().filter(|_| isolated)?;
+                [DIGITS_IN_THREES, SINGLE_DIGITS, O200K, TEKKEN]
+                    .into_iter()
+                    .find(|known| *known == regex)
+                    .map(Self::Matches)
+            }
+            _ => None,
+        }
+    }
+}
+
+/// The steps of a normalizer or pre-tokenizer: none of `null`, those under `key` of a sequence, or the one that it is.
+pub(super) fn steps<'a>(step: &'a Value, key: &str) -> Vec<&'a Value> {
+    match step {
+        Value::Null => Vec::new(),
+        Value::Object(fields) if step["type"] == "Sequence" => {
+            fields.get(key).and_then(Value::as_array).into_iter().flatten().collect()
+        }
+        one => vec![one],
+    }
 }

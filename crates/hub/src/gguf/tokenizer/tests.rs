@@ -182,3 +182,142 @@ proptest! {
         }
     }
 }
+
+/// The file's tokenizer written again from the texts that were made of it.
+fn again(file: &GgufFile, rows: usize) -> (Header, Header) {
+    let header = Header::parse(&file.bytes()).unwrap();
+    let texts = texts(&header).unwrap().unwrap();
+    let json: Value = serde_json::from_str(&texts.tokenizer).unwrap();
+    let added = json["added_tokens"].as_array().unwrap();
+    let added = added.iter().map(|token| {
+        let id = token["id"].as_u64().unwrap() as u32;
+        (id, token["content"].as_str().unwrap(), token["special"] == true)
+    });
+    let parts = TokenizerParts {
+        tokenizer_json: texts.tokenizer.as_bytes(),
+        added: added.collect(),
+        rows,
+        unknown: (json["model"]["unk_token"] == "<unk>").then_some(0),
+        ..TokenizerParts::default()
+    };
+    let written = tokenizer_keys(&parts).unwrap();
+    let here = tempfile::tempdir().unwrap();
+    let path = here.path().join("m.gguf");
+    super::super::GgufWriter::create(&path, &written.keys, &[]).unwrap().finish().unwrap();
+    (header, Header::parse(&fs_err::read(&path).unwrap()).unwrap())
+}
+
+#[test]
+fn what_was_read_is_written_as_it_was() {
+    let texts = |header: &Header, key: &str| -> Vec<String> {
+        header.metadata.texts(key).unwrap().unwrap().iter().map(str::to_owned).collect()
+    };
+    for (file, rows) in [(byte_level(), 7), (sentencepiece(), 9)] {
+        let (before, after) = again(&file, rows);
+        let (tokens, types) = ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type");
+        assert_eq!(texts(&before, tokens), texts(&after, tokens));
+        let kinds =
+            |header: &Header| -> Vec<_> { header.metadata.numbers(types).unwrap().unwrap().iter().collect() };
+        let (mut old, mut new) = (kinds(&before), kinds(&after));
+        if rows == 7 {
+            // An unused place that has a text of its own is a token of the table.
+            assert_eq!(
+                (old.pop(), new.pop()),
+                (Some(crate::gguf::Value::Signed(5)), Some(crate::gguf::Value::Signed(1)))
+            );
+        }
+        assert_eq!(old, new);
+        assert_eq!(before.metadata.text(MODEL), after.metadata.text(MODEL));
+    }
+    let (_, after) = again(&byte_level(), 9);
+    assert_eq!(texts(&after, "tokenizer.ggml.merges"), ["a b"]);
+    assert_eq!(after.metadata.text("tokenizer.ggml.pre"), Ok(Some("llama-bpe")));
+    assert_eq!(texts(&after, "tokenizer.ggml.tokens")[7..], ["[PAD7]", "[PAD8]"]);
+}
+
+#[test]
+fn every_named_split_is_recognised_as_itself_or_its_twin() {
+    let mut found = std::collections::BTreeMap::new();
+    for name in split::Split::names() {
+        let file = GgufFile::new()
+            .text(MODEL, "gpt2")
+            .text("tokenizer.ggml.pre", name)
+            .texts("tokenizer.ggml.tokens", &["a", "b", "ab"])
+            .texts("tokenizer.ggml.merges", &["a b"])
+            .flag("tokenizer.ggml.add_bos_token", false);
+        let (json, ..) = made(&file);
+        let ignore = json["model"]["ignore_merges"] == true;
+        let written = split::Split::name_of(&json["normalizer"], &json["pre_tokenizer"], ignore).unwrap();
+        found.insert(name, written);
+    }
+    for (name, twin) in [
+        ("default", "gpt-2"),
+        ("mpt", "olmo"),
+        ("llama3", "llama-bpe"),
+        ("falcon3", "llama-bpe"),
+        ("smaug-bpe", "dbrx"),
+        ("qwen2", "qwen2"),
+        ("deepseek-r1-qwen", "deepseek-r1-qwen"),
+        ("pixtral", "tekken"),
+        ("gpt-4o", "gpt-4o"),
+        ("starcoder", "smollm"),
+        ("command-r", "command-r"),
+    ] {
+        assert_eq!(found[name], twin, "{name}");
+    }
+}
+
+fn unwritable(json: &Value, rows: usize, ends: &[u32]) -> TokenizerWriteError {
+    let text = json.to_string();
+    let parts = TokenizerParts { tokenizer_json: text.as_bytes(), rows, ends, ..TokenizerParts::default() };
+    tokenizer_keys(&parts).unwrap_err()
+}
+
+fn small() -> Value {
+    json!({
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "use_regex": true},
+        "model": {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 2, "far": 4_000_000_000u32}, "merges": ["a b", ["b", "c"]]},
+    })
+}
+
+#[test]
+fn tokenizers_that_files_cannot_hold_are_named() {
+    for kind in ["Unigram", "WordPiece", "WordLevel"] {
+        let json = json!({"model": {"type": kind, "vocab": [["a", -1.0]]}});
+        assert_eq!(unwritable(&json, 4, &[]), TokenizerWriteError::Model { given: kind.into() });
+    }
+    assert!(matches!(unwritable(&json!({"model": 3}), 4, &[]), TokenizerWriteError::Json(_)));
+    assert!(matches!(unwritable(&json!([]), 4, &[]), TokenizerWriteError::Json(_)));
+    let beyond = TokenizerWriteError::Beyond { what: "end-of-turn", id: 4, rows: 4 };
+    assert_eq!(unwritable(&small(), 4, &[1, 4]), beyond);
+    assert!(matches!(unwritable(&small(), usize::MAX, &[]), TokenizerWriteError::Rows(_)));
+    let mut affixed = small();
+    affixed["model"]["end_of_word_suffix"] = "</w>".into();
+    assert!(unwritable(&affixed, 4, &[]).to_string().ends_with(", affixes"));
+    let text = small().to_string();
+    let parts = TokenizerParts {
+        tokenizer_json: text.as_bytes(),
+        rows: 4,
+        ends: &[0, 1, 2, 3],
+        ..TokenizerParts::default()
+    };
+    let written = tokenizer_keys(&parts).unwrap();
+    assert_eq!(written.notes.len(), 2, "{:?}", written.notes);
+    assert!(written.notes[0].starts_with("1 tokens have no row"), "{:?}", written.notes);
+    assert!(written.notes[1].contains("stops at token 3"), "{:?}", written.notes);
+}
+
+proptest! {
+    #[test]
+    fn no_change_of_a_tokenizer_json_makes_the_writer_panic(
+        at in any::<prop::sample::Index>(),
+        byte in any::<u8>(),
+        rows in 0usize..12,
+    ) {
+        let mut text = small().to_string().into_bytes();
+        let place = at.index(text.len());
+        text[place] = byte;
+        let added = vec![(2, "x", true), (9, "y", false)];
+        let _ = tokenizer_keys(&TokenizerParts { tokenizer_json: &text, added, rows, ..TokenizerParts::default() });
+    }
+}

@@ -28,6 +28,20 @@ pub(super) enum TokenKind {
     Byte,
 }
 
+impl TokenKind {
+    /// The number in a file.
+    pub(super) fn id(self) -> i32 {
+        match self {
+            Self::Normal => 1,
+            Self::Unknown => 2,
+            Self::Control => 3,
+            Self::UserDefined => 4,
+            Self::Unused => 5,
+            Self::Byte => 6,
+        }
+    }
+}
+
 /// The tokens of a file.
 pub(super) struct Vocabulary<'a> {
     /// By id. SentencePiece's spaces are [`SPACE_SIGN`] in all of them.
