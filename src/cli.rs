@@ -32,6 +32,7 @@ Examples:
   taper export my.toml                                  what the recipe asks for
   taper export my.toml --format peft,merged             the adapter, and a whole model
   taper export my.toml --format merged --set export.merged_dtype=bf16
+  taper export my.toml --format gguf,ollama --gguf-type q4_k_m
 
 Each artefact is read back from the disk and held against base and adapter on held-out examples:
 how far its predictions are, and which share of the adapter's gain on the loss it keeps. Below
@@ -203,9 +204,12 @@ pub(crate) struct EvalArgs {
 pub(crate) struct ExportArgs {
     #[command(flatten)]
     pub(crate) folder: FolderArgs,
-    /// Formats, comma-separated: peft, merged [default: those of the recipe]
+    /// Formats, comma-separated: peft, merged, gguf, gguf-adapter, mlx, ollama [default: those of the recipe]
     #[arg(long, value_delimiter = ',', value_name = "FORMATS")]
     pub(crate) format: Vec<String>,
+    /// Type of the weights in a GGUF file: f32, f16, bf16, q8_0, q6_k, q5_k_m, q4_k_m or q4_0 [default: that of the recipe, q8_0]
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) gguf_type: Option<String>,
     /// Export over this base even where the adapter's taper.json says that it was trained over another
     #[arg(long)]
     pub(crate) force: bool,

@@ -1,6 +1,9 @@
 //! `taper export`: artefacts of what a run trained, each read back and held against it.
 
+mod gguf;
+
 use super::eval::{Judged, load_trained, trained_folder};
+use crate::adapters::load_adapter;
 use crate::cli::ExportArgs;
 use crate::fault::{OrFault, exit_code, user_error};
 use crate::memory::available_bytes;
@@ -12,7 +15,7 @@ use std::path::{Path, PathBuf};
 use taper_diagnostics::{ExitCode, list_names, write_bytes_atomically};
 use taper_export::{
     Exactness, ExportFormat, ExportProof, MergeOptions, ProofText, ReferenceLogits, SupervisedLosses,
-    write_merged,
+    write_merged, write_mlx_adapter,
 };
 use taper_hub::{InitChoice, ModelFiles};
 use taper_models::{CausalLm, LoadOptions};
@@ -68,6 +71,9 @@ pub(crate) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
         // As if the recipe said it, so that what is checked together with the formats is checked with these.
         folder.recipe.sets.push(format!("export.formats={}", serde_json::to_string(&formats)?));
     }
+    if let Some(name) = &args.gguf_type {
+        folder.recipe.sets.push(format!("export.gguf_type={}", serde_json::to_string(&name.to_lowercase())?));
+    }
     let session = Session::open(&folder)?;
     trained_folder(&session)?;
     if !session.trains_all_weights() {
@@ -113,8 +119,18 @@ fn write_formats(session: &Session) -> anyhow::Result<Exports> {
     let reference = reference(session)?;
     for &format in &export.formats {
         let artefact = match format {
+            _ if format.is_adapter() && session.trains_all_weights() => {
+                return Err(user_error(
+                    "there is no adapter to export: all weights were trained",
+                    "export \"merged\" or \"gguf\", the whole model",
+                ));
+            }
             ExportFormat::Peft => peft(session)?,
             ExportFormat::Merged => merged(session)?,
+            ExportFormat::Gguf => gguf::model(session)?,
+            ExportFormat::GgufAdapter => gguf::adapter(session)?,
+            ExportFormat::Mlx => mlx(session)?,
+            ExportFormat::Ollama => gguf::ollama(session)?,
         };
         let proof = reference.compare(artefact.model.as_ref(), artefact.exactness).or_fault()?;
         let (proof, folder) = (proof.holding(export.min_gain_kept), artefact.folder);
@@ -150,12 +166,6 @@ fn reference(session: &Session) -> anyhow::Result<ReferenceLogits> {
 
 /// The adapter lies in its folder since it was trained; its contract knows what it answered then.
 fn peft(session: &Session) -> anyhow::Result<Artefact> {
-    if session.trains_all_weights() {
-        return Err(user_error(
-            "there is no adapter to export: all weights were trained",
-            "export \"merged\", the whole model",
-        ));
-    }
     let mut model = session.load_base()?;
     let adapter =
         taper_peft::load(&session.path("adapter"), model.as_mut(), LoadMode::Inference).or_fault()?;
@@ -165,35 +175,48 @@ fn peft(session: &Session) -> anyhow::Result<Artefact> {
 
 /// A whole model, merged matrix by matrix from the files of the base: the model is never in memory.
 fn merged(session: &Session) -> anyhow::Result<Artefact> {
-    let (folder, recipe) = (session.path("merged"), &session.run.recipe);
+    let folder = session.path("merged");
     let options = merge_options(session);
-    let load_options = LoadOptions::from(&recipe.model);
-    let mut model = if session.trains_all_weights() {
-        let files = ModelFiles::of_folder(&trained_folder(session)?).or_fault()?;
-        taper_models::load_on_disk(&files, load_options).or_fault()?
-    } else {
-        let mut model = taper_models::load_on_disk(&session.base.files, load_options).or_fault()?;
-        taper_peft::load(&session.path("adapter"), model.as_mut(), LoadMode::Inference).or_fault()?;
-        model
-    };
+    let mut model = trained_on_disk(session)?;
     let written = write_merged(model.as_mut(), &session.base.files, &folder, &options).or_fault()?;
     drop(model);
-    let model = read_back(&folder, written.weight_bytes)?;
+    let model = read_back(&ModelFiles::of_folder(&folder).or_fault()?, &folder, written.weight_bytes)?;
     Ok(Artefact { folder, exactness: written.dtype.into(), model })
+}
+
+/// The adapter in mlx-lm's layout, read back over the base.
+fn mlx(session: &Session) -> anyhow::Result<Artefact> {
+    let (folder, mut model) = (session.path("mlx"), session.load_base()?);
+    let adapter = load_adapter(&session.path("adapter"), model.as_mut())?;
+    write_mlx_adapter(&adapter, &folder).or_fault()?;
+    adapter.detach(model.as_mut()).or_fault()?;
+    load_adapter(&folder, model.as_mut())?;
+    Ok(Artefact { folder, exactness: DType::F32.into(), model })
+}
+
+/// The trained model, read from its files as it is written.
+fn trained_on_disk(session: &Session) -> anyhow::Result<Box<dyn CausalLm>> {
+    let load_options = LoadOptions::from(&session.run.recipe.model);
+    if session.trains_all_weights() {
+        let files = ModelFiles::of_folder(&trained_folder(session)?).or_fault()?;
+        return taper_models::load_on_disk(&files, load_options).or_fault();
+    }
+    let mut model = taper_models::load_on_disk(&session.base.files, load_options).or_fault()?;
+    load_adapter(&session.path("adapter"), model.as_mut())?;
+    Ok(model)
 }
 
 /// The model in a folder, for its proof. A base that was quantised to fit may be written in more than the memory there is; its matrices
 /// are then read from the disk for each text.
-fn read_back(folder: &Path, weight_bytes: u64) -> anyhow::Result<Box<dyn CausalLm>> {
-    let files = ModelFiles::of_folder(folder).or_fault()?;
+fn read_back(files: &ModelFiles, path: &Path, weight_bytes: u64) -> anyhow::Result<Box<dyn CausalLm>> {
     if fits(weight_bytes, available_bytes()) {
-        return taper_models::load(&files, LoadOptions::default()).or_fault();
+        return taper_models::load(files, LoadOptions::default()).or_fault();
     }
     say(&format!(
         "{} takes more memory than is free: it is proven from the disk, which takes longer",
-        folder.display()
+        path.display()
     ));
-    taper_models::load_on_disk(&files, LoadOptions::default()).or_fault()
+    taper_models::load_on_disk(files, LoadOptions::default()).or_fault()
 }
 
 /// Whether a model of that many bytes can be held, with a quarter more for what is computed. Where the system does not say what is

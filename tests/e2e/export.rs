@@ -145,3 +145,41 @@ fn cards_and_the_record_of_the_run_hold_the_proofs() {
     assert!(again["exports"][0]["proof"]["kl_limit"] == 5e-3 && again["name"] == "colours");
     assert_ne!(desk.read("runs/colours/merged/README.md"), merged);
 }
+
+/// The same adapter for llama.cpp, mlx-lm and Ollama: each is read back and says what base and adapter say.
+#[test]
+fn llama_cpp_mlx_and_ollama_get_files_that_say_the_same() {
+    let desk = Desk::trained();
+    let formats = "gguf,gguf-adapter,mlx,ollama";
+    desk.taper(&["export", "recipe.toml", "--format", formats, "--gguf-type", "F16"])
+        .exits(0)
+        .tells(&["export gguf: runs/colours/gguf/colours-f16.gguf", "export gguf-adapter: ", "export mlx: "])
+        .tells(&["export ollama: runs/colours/ollama"]);
+    let modelfile = desk.read("runs/colours/ollama/Modelfile");
+    assert!(modelfile.starts_with("FROM ./model.gguf\n"), "{modelfile}");
+    let generate = |flags: &[&str]| {
+        let args =
+            [&["generate", "--prompt", "item 401 R", "--max-new-tokens", "8", "--json"], flags].concat();
+        desk.taper(&args).exits(0).json()["text"].clone()
+    };
+    let adapted = generate(&["--model", "base", "--adapter", "runs/colours/adapter"]);
+    assert_eq!(generate(&["--model", "runs/colours/gguf/colours-f16.gguf"]), adapted);
+    assert_eq!(generate(&["--model", "base", "--adapter", "runs/colours/mlx"]), adapted);
+
+    let base = "export.ollama_base=\"llama3.2:1b\"";
+    desk.taper(&["export", "recipe.toml", "--format", "ollama", "--set", base]).exits(0);
+    let modelfile = desk.read("runs/colours/ollama/Modelfile");
+    assert!(modelfile.starts_with("FROM llama3.2:1b\nADAPTER ./adapter.gguf\n"), "{modelfile}");
+}
+
+#[test]
+fn what_has_no_effect_on_the_formats_is_an_error() {
+    let desk = Desk::trained();
+    desk.taper(&["export", "recipe.toml", "--format", "peft", "--gguf-type", "q8_0"]).exits(0);
+    desk.taper(&["export", "recipe.toml", "--format", "peft", "--gguf-type", "q4_0"])
+        .exits(2)
+        .tells(&["`gguf_type` is set", "\"gguf\""]);
+    desk.taper(&["export", "recipe.toml", "--format", "gguf", "--gguf-type", "q3"])
+        .exits(2)
+        .tells(&["gguf_type"]);
+}

@@ -28,7 +28,7 @@ pub use contract::{
 pub use error::{Error, Result};
 pub use gguf::{
     ChatTexts, Fallback, GgufAdapterOptions, GgufError, GgufOptions, GgufType, WrittenGguf,
-    WrittenGgufAdapter, chat_texts, write_gguf, write_gguf_adapter,
+    WrittenGgufAdapter, chat_texts, read_gguf_adapter, write_gguf, write_gguf_adapter,
 };
 pub use merged::{MAX_SHARD_BYTES, MergeOptions, WrittenModel, write_merged};
 pub use mlx::write_mlx_adapter;

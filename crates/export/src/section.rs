@@ -1,5 +1,6 @@
 //! The `[export]` section of a recipe.
 
+use crate::GgufType;
 use candle_core::DType;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -11,8 +12,9 @@ use taper_diagnostics::{Location, Problem, Problems};
 #[serde(deny_unknown_fields, default)]
 pub struct ExportSection {
     /// What to write: "peft" is the adapter alone, some megabytes, for use on its base; "merged" is a whole model with the
-    /// adapter in its weights, as large as the base, for programs that know no adapters. Left out: the adapter, or after full
-    /// training "merged", which is then the model.
+    /// adapter in its weights, as large as the base, for programs that know no adapters; "gguf" is that in one file for llama.cpp and its
+    /// kin, "gguf-adapter" the adapter alone for them; "mlx" the adapter for mlx-lm; "ollama" a GGUF file with a Modelfile beside it.
+    /// Left out: the adapter, or after full training "merged", which is then the model.
     pub formats: Vec<ExportFormat>,
     /// The type of a merged model's weights. "auto" takes the base's; "f32" keeps every bit of the adapter at twice the size of
     /// "bf16" or "f16", which round it.
@@ -22,11 +24,26 @@ pub struct ExportSection {
     /// more than a tenth of it fails with exit code 100: rounding that is small beside the weights can be large beside a small
     /// adapter. Lower it where size counts more than fidelity.
     pub min_gain_kept: f64,
+    /// The type of the weights in a GGUF file: "f32", "f16", "bf16", "q8_0", "q6_k", "q5_k_m", "q4_k_m" or "q4_0", from exact to small;
+    /// "q8_0" (8.5 bits a weight) loses next to nothing. The mixes and what becomes of narrow rows are llama.cpp's.
+    pub gguf_type: GgufType,
+    /// For "ollama": the base as Ollama knows it ("llama3.2:1b"), to which the adapter is then added; it has to be the base of the training. Left out: the whole
+    /// model is written.
+    pub ollama_base: Option<String>,
+    /// For "ollama": a system message that is always there.
+    pub ollama_system: Option<String>,
 }
 
 impl Default for ExportSection {
     fn default() -> Self {
-        Self { formats: vec![ExportFormat::Peft], merged_dtype: MergedDtype::Auto, min_gain_kept: 0.9 }
+        Self {
+            formats: vec![ExportFormat::Peft],
+            merged_dtype: MergedDtype::Auto,
+            min_gain_kept: 0.9,
+            gguf_type: GgufType::Q8_0,
+            ollama_base: None,
+            ollama_system: None,
+        }
     }
 }
 
@@ -41,10 +58,10 @@ impl ExportSection {
                 problems.push(Problem::error("out-of-range", message).at(at));
             }
         }
-        if self.merged_dtype != MergedDtype::Auto && !self.formats.contains(&ExportFormat::Merged) {
-            let at = Location::default().with_key("merged_dtype");
-            let message = "`merged_dtype` is set, but `formats` has no \"merged\"";
-            let hint = "add \"merged\" to `formats`, or leave `merged_dtype` out";
+        for (key, for_formats) in self.without_effect() {
+            let message = format!("`{key}` is set, and `formats` has no {for_formats}");
+            let hint = format!("add it to `formats`, or leave `{key}` out");
+            let at = Location::default().with_key(key);
             problems.push(Problem::error("unused-key", message).at(at).hint(hint));
         }
         if !(0.0..=1.0).contains(&self.min_gain_kept) {
@@ -55,21 +72,62 @@ impl ExportSection {
         }
         problems
     }
+
+    /// Keys that are set for formats that are not written, and which these are.
+    fn without_effect(&self) -> Vec<(&'static str, &'static str)> {
+        let has = |format| self.formats.contains(&format);
+        let default = Self::default();
+        let whole_for_ollama = has(ExportFormat::Ollama) && self.ollama_base.is_none();
+        let keys = [
+            (
+                "merged_dtype",
+                self.merged_dtype != default.merged_dtype,
+                has(ExportFormat::Merged),
+                "\"merged\"",
+            ),
+            (
+                "gguf_type",
+                self.gguf_type != default.gguf_type,
+                has(ExportFormat::Gguf) || whole_for_ollama,
+                "\"gguf\", and no \"ollama\" with a whole model",
+            ),
+            ("ollama_base", self.ollama_base.is_some(), has(ExportFormat::Ollama), "\"ollama\""),
+            ("ollama_system", self.ollama_system.is_some(), has(ExportFormat::Ollama), "\"ollama\""),
+        ];
+        keys.into_iter()
+            .filter(|(_, set, used, _)| *set && !used)
+            .map(|(key, _, _, what)| (key, what))
+            .collect()
+    }
 }
 
 /// What can be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
+#[serde(rename_all = "kebab-case")]
 pub enum ExportFormat {
     /// The adapter in PEFT's format.
     Peft,
     /// A whole model in the Hub's layout.
     Merged,
+    /// A whole model in a GGUF file.
+    Gguf,
+    /// The adapter in a GGUF file.
+    GgufAdapter,
+    /// The adapter in mlx-lm's layout.
+    Mlx,
+    /// A Modelfile for Ollama and a GGUF file.
+    Ollama,
 }
 
 impl ExportFormat {
     /// All of them.
-    pub const ALL: &[Self] = &[Self::Peft, Self::Merged];
+    pub const ALL: &[Self] =
+        &[Self::Peft, Self::Merged, Self::Gguf, Self::GgufAdapter, Self::Mlx, Self::Ollama];
+
+    /// Whether it is the adapter alone, which full training does not have.
+    pub fn is_adapter(self) -> bool {
+        matches!(self, Self::Peft | Self::GgufAdapter | Self::Mlx)
+    }
 }
 
 impl fmt::Display for ExportFormat {
@@ -77,6 +135,10 @@ impl fmt::Display for ExportFormat {
         f.write_str(match self {
             Self::Peft => "peft",
             Self::Merged => "merged",
+            Self::Gguf => "gguf",
+            Self::GgufAdapter => "gguf-adapter",
+            Self::Mlx => "mlx",
+            Self::Ollama => "ollama",
         })
     }
 }
@@ -120,7 +182,7 @@ mod tests {
         assert!(section.check().is_empty() && ExportSection::default().check().is_empty());
         assert!(toml::from_str::<ExportSection>("format = []").is_err());
         assert!(
-            toml::from_str::<ExportSection>("formats = ['gguf']").unwrap_err().to_string().contains("merged")
+            toml::from_str::<ExportSection>("formats = ['onnx']").unwrap_err().to_string().contains("merged")
         );
     }
 

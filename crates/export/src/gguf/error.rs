@@ -29,6 +29,14 @@ pub enum GgufError {
         /// What it is, with its key.
         what: String,
     },
+    /// A file that is no adapter, or none for this model.
+    #[error("`{}` is no GGUF adapter for this model: {what}", path.display())]
+    UnreadableAdapter {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        what: String,
+    },
     /// A weight that its type cannot hold.
     #[error("failed to store `{tensor}`")]
     Encode {

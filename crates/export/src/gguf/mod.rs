@@ -6,12 +6,14 @@ mod adapter;
 mod error;
 mod metadata;
 mod mix;
+mod read_adapter;
 mod tensors;
 mod tokenizer;
 
 pub use adapter::{GgufAdapterOptions, WrittenGgufAdapter, write_gguf_adapter};
 pub use error::GgufError;
 pub use mix::{Fallback, GgufType};
+pub use read_adapter::read_gguf_adapter;
 pub use tokenizer::{ChatTexts, chat_texts};
 
 use crate::{Error, Result};

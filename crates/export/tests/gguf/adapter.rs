@@ -1,16 +1,18 @@
 //! GGUF adapters: what an engine makes of the base's file and the adapter's is the merged model.
 
-use crate::support::{adapter_folder, base_of, changed, loaded, write};
+use crate::support::{adapter_folder, base_of, changed, loaded, logits, write};
 use candle_core::{Device, Tensor};
 use std::collections::BTreeMap;
 use std::path::Path;
 use taper_diagnostics::Diagnose;
-use taper_export::{GgufAdapterOptions, GgufType, MergedDtype, write_gguf_adapter};
+use taper_export::{GgufAdapterOptions, GgufType, MergedDtype, read_gguf_adapter, write_gguf_adapter};
 use taper_hub::ModelFiles;
 use taper_hub::gguf::{Header, Metadata};
 use taper_peft::LoadMode;
 use taper_quant::{Bytes, GgmlType, QuantizedTensor};
 use taper_testkit::{assert_close, largest_difference};
+
+const IDS: [u32; 7] = [1, 5, 9, 200, 17, 3, 250];
 
 /// Every matrix of a file, in f32.
 fn matrices(path: &Path) -> (Metadata, BTreeMap<String, Tensor>) {
@@ -91,6 +93,13 @@ fn base_and_adapter_of_an_engine_are_the_merged_file() {
         }
         assert_eq!(together, written.layers, "{name}");
         assert!(changed > 0, "{name}");
+
+        // Read back, it is the adapter.
+        let mut again = loaded(&files);
+        let (config, weights) = read_gguf_adapter(&at("adapter.gguf"), again.as_mut()).unwrap();
+        taper_peft::load_parts(&config, weights, again.as_mut(), LoadMode::Inference).unwrap();
+        let off = largest_difference(&logits(again.as_ref(), &IDS), &logits(model.as_ref(), &IDS));
+        assert!(off <= 2e-5, "{name}: read back it is off by {off}");
     }
 }
 
@@ -177,4 +186,23 @@ fn what_the_format_has_no_word_for_is_refused_by_name_and_the_merged_file_offere
         assert!(error.hint().unwrap().contains("export \"gguf\" instead"), "{error:?}");
         assert!(!path.exists());
     }
+}
+
+#[test]
+fn what_is_no_adapter_of_the_model_is_refused() {
+    let here = tempfile::tempdir().unwrap();
+    let files = base_of("lora_all");
+    let path = here.path().join("a.gguf");
+    let mut model = loaded(&files);
+    let told =
+        |model: &mut dyn taper_models::CausalLm| read_gguf_adapter(&path, model).unwrap_err().to_string();
+    write(model.as_mut(), &files, &path, GgufType::F32);
+    assert!(told(model.as_mut()).contains("`general.type` is model"), "{}", told(model.as_mut()));
+    let adapter = taper_peft::load(&adapter_folder("lora_all"), model.as_mut(), LoadMode::Inference).unwrap();
+    write_gguf_adapter(model.as_mut(), &adapter, &files, &path, &GgufAdapterOptions::default()).unwrap();
+    let mut other = loaded(&base_of("lora_qwen3"));
+    assert!(told(other.as_mut()).contains("and not qwen3"));
+    let bytes = fs_err::read(&path).unwrap();
+    fs_err::write(&path, &bytes[..bytes.len() / 2]).unwrap();
+    assert!(told(model.as_mut()).contains("is no GGUF adapter"));
 }
