@@ -44,6 +44,8 @@ fn what_is_written_is_read_back_with_the_same_logits() {
         ("lora_phi3", 0.0),
         ("lora_tied", 0.0),
         ("lora_patterns", 2e-4),
+        ("dora", 0.0),
+        ("dora_rslora_qv", 0.0),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let written = folder.path().join("mlx");
@@ -113,6 +115,8 @@ fn write_adapters_for_mlx() {
         "lora_qwen3",
         "lora_tied",
         "lora_gemma2",
+        "dora",
+        "dora_rslora_qv",
     ] {
         let mut model = base_of(case);
         let ours = adapter(case, model.as_mut());
