@@ -66,7 +66,7 @@ limt = 3
 min_exact_match = 90
 
 [export]
-formats = ["gguf"]
+formats = ["onnx"]
 "#;
     let said = refused(&Desk::new(), recipe, &[]);
     snapshot("all_at_once", &said);

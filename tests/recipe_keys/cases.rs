@@ -94,6 +94,8 @@ fn model() -> Vec<Case> {
 }
 
 fn adapter() -> Vec<Case> {
+    const VERA: &[&str] = &["adapter.peft_type=vera"];
+    const LOKR: &str = "adapter.peft_type=lokr";
     vec![
         case("adapter.r", "2", "train", see::shapes),
         case("adapter.lora_alpha", "64", "train", see::weights),
@@ -107,6 +109,19 @@ fn adapter() -> Vec<Case> {
         case("adapter.bias", "all", "train", see::shapes),
         case("adapter.modules_to_save", "[\"lm_head\"]", "train", see::shapes),
         case("adapter.init_lora_weights", "gaussian", "train", see::weights),
+        case("adapter.use_dora", "true", "train", see::shapes),
+        case("adapter.lora_bias", "true", "train", see::shapes),
+        case("adapter.trainable_token_indices", "[5, 7]", "train", see::shapes),
+        case("adapter.ensure_weight_tying", "true", "train", see::shapes)
+            .beside(&["model.base=../tied", "adapter.modules_to_save=[\"embed_tokens\"]"]),
+        case("adapter.peft_type", "loha", "train", see::shapes),
+        case("adapter.feedforward_modules", "[]", "train", see::shapes)
+            .of("unsaid")
+            .beside(&["adapter.peft_type=ia3", "adapter.target_modules=[\"down_proj\"]"]),
+        case("adapter.d_initial", "0.5", "train", see::weights).of("unsaid").beside(VERA),
+        case("adapter.projection_prng_key", "3", "train", see::weights).of("unsaid").beside(VERA),
+        case("adapter.decompose_both", "true", "train", see::shapes).beside(&[LOKR, "adapter.r=1"]),
+        case("adapter.decompose_factor", "2", "train", see::shapes).beside(&[LOKR]),
     ]
 }
 
@@ -211,9 +226,14 @@ fn gate() -> Vec<Case> {
 }
 
 fn export() -> Vec<Case> {
+    const OLLAMA: &[&str] = &["export.formats=[\"ollama\"]", "export.min_gain_kept=0"];
     vec![
         case("export.formats", "[\"merged\"]", "export", see::merged),
         case("export.min_gain_kept", "0.5", "export", see::least_gain),
         case("export.merged_dtype", "bf16", "export", see::merged).beside(&["export.formats=[\"merged\"]"]),
+        case("export.gguf_type", "f16", "export", see::for_engines)
+            .beside(&["export.formats=[\"gguf\"]", "export.min_gain_kept=0"]),
+        case("export.ollama_base", "tiny:1b", "export", see::for_engines).beside(OLLAMA),
+        case("export.ollama_system", "Be brief.", "export", see::for_engines).beside(OLLAMA),
     ]
 }

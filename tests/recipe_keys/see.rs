@@ -57,6 +57,13 @@ pub(crate) fn merged(ran: &Ran) -> Value {
         .into()
 }
 
+/// The files for llama.cpp, and the Modelfile.
+pub(crate) fn for_engines(ran: &Ran) -> Value {
+    let folder = run_folder(ran);
+    let modelfile = fs_err::read_to_string(folder.join("ollama/Modelfile")).unwrap_or_default();
+    json!({ "gguf": names_in(&folder.join("gguf")), "modelfile": modelfile })
+}
+
 /// The share of the gain that the export was held to.
 pub(crate) fn least_gain(ran: &Ran) -> Value {
     let told = ran.err.split_once("gain kept").and_then(|(_, rest)| rest.split_once("(at least "));

@@ -103,6 +103,7 @@ impl World {
         };
         checkpoint(&world.path("base"), 1);
         checkpoint(&world.path("other"), 2);
+        tiny_checkpoint(&world.path("tied"), &TinySpec::default());
         world.hub();
         world.recipes();
         world.data();

@@ -415,7 +415,7 @@ impl JsonSchema for InitLoraWeights {
             "description": "true, false, \"gaussian\", \"pissa\", \"pissa_niter_N\", \"olora\" or \"loftq\".",
             "oneOf": [
                 { "type": "boolean" },
-                { "type": "string", "pattern": "^(gaussian|pissa|pissa_niter_[0-9]+|olora|loftq)$" }
+                { "enum": ["gaussian", "pissa", "pissa_niter_4", "pissa_niter_16", "olora", "loftq"] }
             ]
         })
     }

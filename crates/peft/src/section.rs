@@ -45,8 +45,8 @@ pub struct AdapterSection {
     /// "norm" matches every path that ends so, `input_layernorm` too.
     pub modules_to_save: Vec<String>,
     /// Values that the adapter begins with: true (A random, B zero: it begins as nothing), "gaussian" (the same, A normal), false
-    /// (both random: it begins as noise; for tests), or values made from each layer's weight: "pissa" or "pissa_niter_N" (its largest singular
-    /// vectors, exactly or in N rounds; often learns faster), "olora" (its QR factors, cheaper to find), "loftq" (the adapted layers are quantised to NF4, and the adapter
+    /// (both random: it begins as noise; for tests), or values made from each layer's weight: "pissa", "pissa_niter_4" or "pissa_niter_16" (its largest singular
+    /// vectors, exactly or in some rounds; often learns faster), "olora" (its QR factors, cheaper to find), "loftq" (the adapted layers are quantised to NF4, and the adapter
     /// begins with what that lost). Such an adapter is saved with twice the rank, as plain LoRA over the base.
     pub init_lora_weights: InitLoraWeights,
     /// How layers are adapted: "lora"; "vera" (two vectors a layer over shared random projections, the smallest files after "ia3"), "ia3"

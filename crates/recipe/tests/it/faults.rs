@@ -120,7 +120,7 @@ fn a_wrong_type_is_told_in_every_shape() {
         ),
         (
             "init_lora_weights = 3",
-            "7 adapter.init_lora_weights wrong-type: `adapter.init_lora_weights` is true or false or `gaussian`, not `3`",
+            "7 adapter.init_lora_weights wrong-type: `adapter.init_lora_weights` is true or false or one of `gaussian`, `pissa`, `pissa_niter_4`, `pissa_niter_16`, `olora`, `loftq`, not `3`",
         ),
         (
             "exclude_modules = true",
@@ -185,15 +185,15 @@ fn several_faults_of_the_optional_section_are_each_told() {
 #[test]
 fn a_value_that_is_not_offered_is_answered_with_those_that_are() {
     let told = with(
-        "init_lora_weights = \"gausian\"\n[train]\nmethod = \"lora\"\n[schedule]\nlr_scheduler_type = \"cosin\"\n[export]\nformats = [\"peft\", \"gguf\"]\n",
+        "init_lora_weights = \"gausian\"\n[train]\nmethod = \"lora\"\n[schedule]\nlr_scheduler_type = \"cosin\"\n[export]\nformats = [\"peft\", \"onnx\"]\n",
     );
     assert_eq!(
         told,
         [
-            "7 adapter.init_lora_weights unknown-value: `adapter.init_lora_weights` cannot be `gausian` | did you mean `gaussian`? It can be `gaussian`",
+            "7 adapter.init_lora_weights unknown-value: `adapter.init_lora_weights` cannot be `gausian` | did you mean `gaussian`? It can be `gaussian`, `pissa`, `pissa_niter_4`, `pissa_niter_16`, `olora`, `loftq`",
             "9 train.method unknown-value: `train.method` cannot be `lora` | it can be `adapter`, `full`",
             "11 schedule.lr_scheduler_type unknown-value: `schedule.lr_scheduler_type` cannot be `cosin` | did you mean `cosine`? It can be `constant`, `linear`, `cosine`, `warmup_stable_decay`",
-            "13 export.formats.1 unknown-value: `export.formats.1` cannot be `gguf` | it can be `peft`, `merged`",
+            "13 export.formats.1 unknown-value: `export.formats.1` cannot be `onnx` | it can be `peft`, `merged`, `gguf`, `gguf-adapter`, `mlx`, `ollama`",
         ]
     );
 }
