@@ -5,7 +5,9 @@ use crate::fault::OrFault;
 use crate::output::say;
 use std::path::Path;
 use taper_models::{CausalLm, ModelConfig, ModelType};
-use taper_peft::{Adapter, AdapterWeights, Combination, HeadLayout, LoadMode, LoraConfig, WeightedAdapter};
+use taper_peft::{
+    Adapter, AdapterConfig, AdapterWeights, Combination, HeadLayout, LoadMode, WeightedAdapter,
+};
 
 /// Put the adapter in `folder` on a model for inference, whoever wrote it.
 pub(crate) fn load_adapter(folder: &Path, model: &mut dyn CausalLm) -> anyhow::Result<Adapter> {
@@ -42,7 +44,7 @@ pub(crate) fn combined(
     adapters: &[WeightedFolder],
     heads: Option<HeadLayout>,
     how: &Combination,
-) -> anyhow::Result<(LoraConfig, AdapterWeights)> {
+) -> anyhow::Result<(AdapterConfig, AdapterWeights)> {
     let read = |adapter: &WeightedFolder| taper_peft::read_parts(&adapter.folder, heads).or_fault();
     let parts = adapters.iter().map(read).collect::<anyhow::Result<Vec<_>>>()?;
     let weighted: Vec<WeightedAdapter<'_>> = parts

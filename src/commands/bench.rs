@@ -16,7 +16,7 @@ use taper_hub::{HubOptions, ModelSource};
 use taper_kernels::rng::CounterRng;
 use taper_models::{CausalLm, LoadOptions, ModelConfig, ModelType};
 use taper_nn::{ForwardContext, KvCache, SequenceLayout, StoredFormat};
-use taper_peft::{AdapterSection, LoraConfig};
+use taper_peft::{AdapterConfig, AdapterSection};
 use taper_train::plan::{
     BatchShape, PhaseName, WeightFormat, Workload, activation_bytes, modules, overhead_bytes, weight_bytes,
 };
@@ -130,7 +130,7 @@ fn train(
 /// What `taper plan` would say of the steps, for whoever holds it against the peak beside it.
 fn predicted_bytes(
     model: &ModelConfig,
-    adapter: &LoraConfig,
+    adapter: &AdapterConfig,
     options: LoadOptions,
     train: &TrainSection,
     batch: BatchShape,

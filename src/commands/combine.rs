@@ -5,7 +5,7 @@ use crate::cli::AdapterCombineArgs;
 use crate::fault::{OrFault, user_error};
 use crate::output::say;
 use taper_diagnostics::ExitCode;
-use taper_peft::{Combination, LoraConfig, MajoritySign};
+use taper_peft::{AdapterConfig, Combination, MajoritySign};
 
 pub(crate) fn combine(args: &AdapterCombineArgs) -> anyhow::Result<ExitCode> {
     if args.out.exists() {
@@ -27,7 +27,7 @@ pub(crate) fn combine(args: &AdapterCombineArgs) -> anyhow::Result<ExitCode> {
     };
     let (config, weights) = combined(&args.adapters, None, &how)?;
     fs_err::create_dir_all(&args.out)?;
-    taper_peft::write_files(&args.out, &LoraConfig { inference_mode: true, ..config.clone() }, &weights)
+    taper_peft::write_files(&args.out, &AdapterConfig { inference_mode: true, ..config.clone() }, &weights)
         .or_fault()?;
     let names: Vec<String> = args.adapters.iter().map(named_with_weight).collect();
     say(&format!(

@@ -22,7 +22,7 @@ use taper_hub::ModelFiles;
 use taper_hub::gguf::read_header;
 use taper_models::{CausalLm, ModelConfig, init};
 use taper_nn::to_vec_f32;
-use taper_peft::{InitLoraWeights, LoadMode, LoraConfig, TargetModules};
+use taper_peft::{AdapterConfig, InitLoraWeights, LoadMode, TargetModules};
 use taper_testkit::{TinySpec, golden, largest_difference, read_json, real_data, tiny_checkpoint};
 use taper_text::{Tokenizer, TokenizerFiles};
 
@@ -249,13 +249,13 @@ fn adapters_on_a_base_in_llama_cpp_are_the_adapted_model() {
         write(model.as_mut(), &files, &at("base.gguf"), GgufType::F32);
         let plain = loaded(&files);
         let adapter = if name.is_empty() {
-            let config = LoraConfig {
+            let config = AdapterConfig {
                 r: 4,
                 lora_alpha: 8.0,
                 target_modules: Some(TargetModules::AllLinear),
                 init_lora_weights: InitLoraWeights::Random,
                 use_rslora: true,
-                ..LoraConfig::default()
+                ..AdapterConfig::default()
             };
             taper_peft::attach(model.as_mut(), &config, base, 7).unwrap()
         } else {

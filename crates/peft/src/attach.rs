@@ -5,7 +5,7 @@ use crate::files::{AdapterWeights, LoadMode};
 use crate::modules::inventory;
 use crate::outfit::Outfit;
 use crate::plan::{Action, Author, Plan, Planned, plan};
-use crate::{LoraConfig, Result};
+use crate::{AdapterConfig, Result};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
 use taper_nn::{Embedding, FrozenWeight, Linear, ModuleMut, Parameter, RmsNorm, VisitModules, Weight};
@@ -27,7 +27,7 @@ pub struct AdaptedLayer {
 #[derive(Debug)]
 pub struct Adapter {
     /// The configuration, its targets spelled out as PEFT saves them.
-    pub config: LoraConfig,
+    pub config: AdapterConfig,
     /// What is trained, in the order of the forward pass, named as in the saved file. Empty after [`LoadMode::Inference`].
     pub parameters: Vec<Parameter>,
     /// The layers with a delta, in the order of the forward pass.
@@ -57,7 +57,7 @@ enum Original {
 /// When the configuration does not fit the model; the model is then as it was.
 pub fn attach(
     model: &mut dyn VisitModules,
-    config: &LoraConfig,
+    config: &AdapterConfig,
     model_type: &str,
     seed: u64,
 ) -> Result<Adapter> {
@@ -286,7 +286,7 @@ mod tests {
         }
     }
 
-    fn config(json: &str) -> LoraConfig {
+    fn config(json: &str) -> AdapterConfig {
         serde_json::from_str::<AdapterSection>(json).unwrap().to_config("base")
     }
 

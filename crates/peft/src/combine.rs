@@ -6,7 +6,7 @@
 
 use crate::linear_algebra::{Matrix, truncated_svd};
 use crate::targets::TargetModules;
-use crate::{AdapterWeights, Error, LoraConfig, Method, PREFIX, Result};
+use crate::{AdapterConfig, AdapterWeights, Error, Method, PREFIX, Result};
 use candle_core::{Device, Tensor};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -94,7 +94,7 @@ pub struct Combination {
 #[derive(Debug, Clone, Copy)]
 pub struct WeightedAdapter<'a> {
     /// Its configuration.
-    pub config: &'a LoraConfig,
+    pub config: &'a AdapterConfig,
     /// Its tensors.
     pub weights: &'a AdapterWeights,
     /// Its weight, which may be below zero.
@@ -105,7 +105,10 @@ pub struct WeightedAdapter<'a> {
 ///
 /// # Errors
 /// When one is more than A and B (DoRA, biases, trained modules), ranks differ where they must not, a setting is missing or without effect, or the shapes differ.
-pub fn combine(adapters: &[WeightedAdapter<'_>], how: &Combination) -> Result<(LoraConfig, AdapterWeights)> {
+pub fn combine(
+    adapters: &[WeightedAdapter<'_>],
+    how: &Combination,
+) -> Result<(AdapterConfig, AdapterWeights)> {
     let Some(first) = adapters.first() else {
         return Err(unfit("adapters", "there is nothing to combine", "name two adapters"));
     };
@@ -125,7 +128,7 @@ pub fn combine(adapters: &[WeightedAdapter<'_>], how: &Combination) -> Result<(L
         tensors.insert(name_a, tensor(a)?);
         tensors.insert(name_b, tensor(b)?);
     }
-    let config = LoraConfig {
+    let config = AdapterConfig {
         r: rank,
         lora_alpha: rank as f64,
         use_rslora: false,
@@ -153,7 +156,7 @@ fn unfit(key: &'static str, what: impl Into<String>, remedy: &'static str) -> Er
     Error::Conflict { key, what: what.into(), remedy }
 }
 
-fn plain(config: &LoraConfig) -> Result<()> {
+fn plain(config: &AdapterConfig) -> Result<()> {
     let more = [
         ("peft_type", config.method != Method::Lora),
         ("use_dora", config.use_dora),

@@ -122,7 +122,7 @@ impl TokenIndices {
 
 /// PEFT's LoRA configuration: the keys that are honoured. The others are known and refused by name.
 #[derive(Debug, Clone, PartialEq)]
-pub struct LoraConfig {
+pub struct AdapterConfig {
     /// Where the base is: a folder or a hub id.
     pub base_model_name_or_path: Option<String>,
     /// The base's revision.
@@ -173,7 +173,7 @@ pub struct LoraConfig {
     pub ensure_weight_tying: bool,
 }
 
-impl Default for LoraConfig {
+impl Default for AdapterConfig {
     /// PEFT's own defaults.
     fn default() -> Self {
         Self {
@@ -205,7 +205,7 @@ impl Default for LoraConfig {
     }
 }
 
-impl LoraConfig {
+impl AdapterConfig {
     /// Read an `adapter_config.json`. Unknown keys that say something are refused: a reader who drops them serves another
     /// model than the one that was trained.
     ///
@@ -215,7 +215,7 @@ impl LoraConfig {
         keys::parse(text).map_err(Error::Problems)
     }
 
-    /// [`LoraConfig::from_json`] of the file in an adapter's folder.
+    /// [`AdapterConfig::from_json`] of the file in an adapter's folder.
     ///
     /// # Errors
     /// Besides, when the file cannot be read.
@@ -428,38 +428,38 @@ mod tests {
 
     #[test]
     fn the_scale_is_alpha_over_r_or_over_its_root_after_the_patterns() {
-        let config = LoraConfig {
+        let config = AdapterConfig {
             r: 16,
             lora_alpha: 32.0,
             rank_pattern: vec![("q_proj".into(), 4), ("^model.layers.1.mlp.*".into(), 2)],
             alpha_pattern: vec![("layers.1.mlp.up_proj".into(), 5.0)],
-            ..LoraConfig::default()
+            ..AdapterConfig::default()
         };
-        let scale = |config: &LoraConfig, path: &str| config.scale_of(path).unwrap();
+        let scale = |config: &AdapterConfig, path: &str| config.scale_of(path).unwrap();
         assert_eq!(scale(&config, "model.layers.0.self_attn.v_proj"), 2.0);
         assert_eq!(scale(&config, "model.layers.0.self_attn.q_proj"), 8.0);
         assert_eq!(scale(&config, "model.layers.1.mlp.up_proj"), 2.5);
         assert_eq!(scale(&config, "model.layers.1.mlp.down_proj"), 16.0);
         assert_eq!(scale(&config, "model.layers.0.self_attn.qq_proj"), 2.0);
-        let config = LoraConfig { use_rslora: true, ..config };
+        let config = AdapterConfig { use_rslora: true, ..config };
         assert_eq!(scale(&config, "model.layers.0.self_attn.v_proj"), 8.0);
         assert_eq!(scale(&config, "model.layers.0.self_attn.q_proj"), 16.0);
     }
 
     #[test]
     fn all_of_pefts_keys_are_written_and_read_back() {
-        let text = LoraConfig::default().to_json();
+        let text = AdapterConfig::default().to_json();
         let Value::Object(map) = serde_json::from_str(&text).unwrap() else { panic!("no object") };
         assert_eq!(map.len(), 41);
         let mut sorted: Vec<_> = map.keys().collect();
         sorted.sort();
         assert!(map.keys().eq(sorted), "keys are sorted");
-        assert_eq!(LoraConfig::from_json(&text).unwrap(), LoraConfig::default());
+        assert_eq!(AdapterConfig::from_json(&text).unwrap(), AdapterConfig::default());
     }
 
     #[test]
     fn a_whole_alpha_is_an_integer_and_a_broken_one_is_not() {
-        let with = |lora_alpha| LoraConfig { lora_alpha, ..LoraConfig::default() }.to_json();
+        let with = |lora_alpha| AdapterConfig { lora_alpha, ..AdapterConfig::default() }.to_json();
         assert!(with(16.0).contains("\"lora_alpha\": 16,"));
         assert!(with(0.5).contains("\"lora_alpha\": 0.5,"));
     }
@@ -482,8 +482,8 @@ mod tests {
             alphas in prop::collection::btree_map(name(), 1u32..640, 0..3),
             saved in prop::collection::btree_set(name(), 0..3),
             use_rslora: bool, bias in 0..3, init in 0..3,
-        ) -> LoraConfig {
-            LoraConfig {
+        ) -> AdapterConfig {
+            AdapterConfig {
                 r,
                 lora_alpha: f64::from(alpha) / 4.0,
                 lora_dropout: f64::from(dropout) / 100.0,
@@ -496,7 +496,7 @@ mod tests {
                 use_rslora,
                 bias: [Bias::None, Bias::All, Bias::LoraOnly][bias as usize],
                 init_lora_weights: [InitLoraWeights::Default, InitLoraWeights::Gaussian, InitLoraWeights::Random][init as usize],
-                ..LoraConfig::default()
+                ..AdapterConfig::default()
             }
         }
     }
@@ -504,13 +504,13 @@ mod tests {
     proptest! {
         #[test]
         fn what_is_written_is_read_back(config in any_config()) {
-            prop_assert_eq!(LoraConfig::from_json(&config.to_json()).unwrap(), config);
+            prop_assert_eq!(AdapterConfig::from_json(&config.to_json()).unwrap(), config);
         }
 
         #[test]
         fn no_text_makes_the_reader_panic(text in "\\PC{0,200}", key in "[a-z_]{1,20}", number: f64) {
-            let _ = LoraConfig::from_json(&text);
-            let _ = LoraConfig::from_json(&format!("{{\"peft_type\":\"LORA\",\"{key}\":{number}}}"));
+            let _ = AdapterConfig::from_json(&text);
+            let _ = AdapterConfig::from_json(&format!("{{\"peft_type\":\"LORA\",\"{key}\":{number}}}"));
         }
     }
 }

@@ -7,7 +7,7 @@ use crate::foreign::{AdapterFile, HeadLayout, misfit};
 use crate::modules::{TrainedParameter, inventory};
 use crate::plan::{Author, Plan, plan};
 use crate::sizes::Sizes;
-use crate::{Adapter, Error, InitLoraWeights, LoraConfig, Result};
+use crate::{Adapter, AdapterConfig, Error, InitLoraWeights, Result};
 use candle_core::{DType, Device, Tensor};
 use safetensors::tensor::{Dtype, TensorView};
 use std::collections::{BTreeMap, BTreeSet, HashMap};
@@ -92,7 +92,7 @@ impl AdapterWeights {
 /// # Errors
 /// When it does not fit the model; the model is then as it was.
 pub fn load_parts(
-    config: &LoraConfig,
+    config: &AdapterConfig,
     weights: AdapterWeights,
     model: &mut dyn VisitModules,
     mode: LoadMode,
@@ -119,7 +119,7 @@ impl Adapter {
     /// # Errors
     /// As [`Self::save`].
     pub fn save_state(&self, folder: &Path) -> Result<()> {
-        let config = LoraConfig { inference_mode: true, ..self.config.clone() };
+        let config = AdapterConfig { inference_mode: true, ..self.config.clone() };
         self.patterns_survive_sorting(&config)?;
         write_files(folder, &config, &self.weights())
     }
@@ -129,7 +129,7 @@ impl Adapter {
         !self.beginnings.is_empty()
     }
 
-    fn over_the_base(&self) -> Result<(LoraConfig, AdapterWeights)> {
+    fn over_the_base(&self) -> Result<(AdapterConfig, AdapterWeights)> {
         let mut weights = self.weights();
         for (path, (a0, b0)) in &self.beginnings {
             let names = ["lora_A", "lora_B"].map(|name| format!("{}{path}.{name}.weight", crate::PREFIX));
@@ -145,7 +145,7 @@ impl Adapter {
         }
         // Twice the rank under the same scale.
         let factor = if self.config.use_rslora { std::f64::consts::SQRT_2 } else { 2.0 };
-        let config = LoraConfig {
+        let config = AdapterConfig {
             inference_mode: true,
             init_lora_weights: InitLoraWeights::Default,
             r: 2 * self.config.r,
@@ -159,7 +159,7 @@ impl Adapter {
     }
 
     /// The first matching pattern counts and files have their keys sorted, so an order that matters cannot be saved.
-    fn patterns_survive_sorting(&self, config: &LoraConfig) -> Result<()> {
+    fn patterns_survive_sorting(&self, config: &AdapterConfig) -> Result<()> {
         let mut sorted = config.clone();
         sorted.rank_pattern.sort_by(|a, b| a.0.cmp(&b.0));
         sorted.alpha_pattern.sort_by(|a, b| a.0.cmp(&b.0));
@@ -180,7 +180,7 @@ impl Adapter {
 ///
 /// # Errors
 /// When the disk fails or a value is not finite.
-pub fn write_files(folder: &Path, config: &LoraConfig, weights: &AdapterWeights) -> Result<()> {
+pub fn write_files(folder: &Path, config: &AdapterConfig, weights: &AdapterWeights) -> Result<()> {
     let bytes = weights.to_bytes()?;
     let named = |source| Error::Write { folder: folder.to_owned(), source };
     write_bytes_atomically(&folder.join(WEIGHTS_FILE), &bytes).map_err(named)?;
@@ -213,15 +213,15 @@ pub fn load_for(
 ///
 /// # Errors
 /// When the files are not a sound adapter.
-pub fn read_parts(folder: &Path, heads: Option<HeadLayout>) -> Result<(LoraConfig, AdapterWeights)> {
+pub fn read_parts(folder: &Path, heads: Option<HeadLayout>) -> Result<(AdapterConfig, AdapterWeights)> {
     parts(folder, heads).map(|(config, weights, _)| (config, weights))
 }
 
-fn parts(folder: &Path, heads: Option<HeadLayout>) -> Result<(LoraConfig, AdapterWeights, PathBuf)> {
+fn parts(folder: &Path, heads: Option<HeadLayout>) -> Result<(AdapterConfig, AdapterWeights, PathBuf)> {
     if !folder.is_dir() {
         return Err(absent(folder));
     }
-    let config = match LoraConfig::read(folder) {
+    let config = match AdapterConfig::read(folder) {
         // What the weights' file is says more than a missing configuration.
         Err(Error::NotAnAdapter { path, what, remedy }) => {
             return Err(match AdapterFile::read(folder) {
@@ -238,7 +238,7 @@ fn parts(folder: &Path, heads: Option<HeadLayout>) -> Result<(LoraConfig, Adapte
 
 /// Put an adapter of these parts on `model`; `path` is where its tensors are from.
 fn put_on(
-    config: &LoraConfig,
+    config: &AdapterConfig,
     weights: AdapterWeights,
     path: &Path,
     model: &mut dyn VisitModules,

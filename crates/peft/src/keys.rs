@@ -3,9 +3,9 @@
 //! PEFT drops keys that it does not know with a warning. For a reader that is the worst choice: DoRA weights served as plain
 //! LoRA are another model. Here an unknown key is an error unless it says nothing (null, false, empty).
 
-use crate::config::{Bias, InitLoraWeights, LoraConfig, TokenIndices};
+use crate::config::{AdapterConfig, Bias, InitLoraWeights, TokenIndices};
 use crate::methods::{AdapterMethod, Method};
-use crate::targets::{ModuleNames, Pattern, TargetModules};
+use crate::targets::{ModuleNames, TargetModules};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use taper_diagnostics::{Location, Problem, Problems, did_you_mean};
@@ -119,7 +119,7 @@ pub(crate) fn inert_values() -> BTreeMap<&'static str, Value> {
 }
 
 /// Read the text of an `adapter_config.json`.
-pub(crate) fn parse(text: &str) -> Result<LoraConfig, Problems> {
+pub(crate) fn parse(text: &str) -> Result<AdapterConfig, Problems> {
     let map = match serde_json::from_str::<Value>(text.trim_start_matches('\u{feff}')) {
         Ok(Value::Object(map)) => map,
         Ok(_) => return Err(one(Problem::error("not-an-object", "the configuration is not a JSON object"))),
@@ -140,7 +140,7 @@ pub(crate) fn parse(text: &str) -> Result<LoraConfig, Problems> {
     }
     config.method = method;
     reader.refuse_the_rest(&config);
-    check(&config, "", &mut reader.problems);
+    crate::checks::check(&config, "", &mut reader.problems);
     if reader.problems.is_empty() { Ok(config) } else { Err(reader.problems) }
 }
 
@@ -195,9 +195,9 @@ pub(crate) struct Reader {
 
 impl Reader {
     /// What all methods have.
-    fn common(&mut self) -> LoraConfig {
+    fn common(&mut self) -> AdapterConfig {
         self.map.shift_remove("peft_type");
-        LoraConfig {
+        AdapterConfig {
             base_model_name_or_path: self.take("base_model_name_or_path", "a string", as_text),
             revision: self.take("revision", "a string", as_text),
             task_type: self.task_type(),
@@ -208,12 +208,12 @@ impl Reader {
             modules_to_save: self
                 .take("modules_to_save", "a list of module names", as_text_list)
                 .unwrap_or_default(),
-            ..LoraConfig::default()
+            ..AdapterConfig::default()
         }
     }
 
     /// LoRA's own keys.
-    pub(crate) fn lora(&mut self, config: &mut LoraConfig) {
+    pub(crate) fn lora(&mut self, config: &mut AdapterConfig) {
         self.exclude_modules(config);
         self.layers(config);
         self.patterns(config);
@@ -233,7 +233,7 @@ impl Reader {
     }
 
     /// The keys that LoHa and LoKr share.
-    pub(crate) fn lycoris(&mut self, config: &mut LoraConfig) {
+    pub(crate) fn lycoris(&mut self, config: &mut AdapterConfig) {
         self.exclude_modules(config);
         self.layers(config);
         self.patterns(config);
@@ -246,19 +246,19 @@ impl Reader {
         self.must_be("module_dropout", &json!(0.0), why);
     }
 
-    pub(crate) fn exclude_modules(&mut self, config: &mut LoraConfig) {
+    pub(crate) fn exclude_modules(&mut self, config: &mut AdapterConfig) {
         config.exclude_modules =
             self.take("exclude_modules", NAMES, as_names).filter(|names| !says_nothing(names));
     }
 
     /// Which layers.
-    pub(crate) fn layers(&mut self, config: &mut LoraConfig) {
+    pub(crate) fn layers(&mut self, config: &mut AdapterConfig) {
         config.layers_to_transform = self.take("layers_to_transform", "layer indices", as_indices);
         config.layers_pattern =
             self.take("layers_pattern", "a string or a list of them", as_texts).unwrap_or_default();
     }
 
-    fn patterns(&mut self, config: &mut LoraConfig) {
+    fn patterns(&mut self, config: &mut AdapterConfig) {
         config.rank_pattern = self
             .take("rank_pattern", "whole numbers by name", |v| as_patterns(v, as_index))
             .unwrap_or_default();
@@ -364,7 +364,7 @@ impl Reader {
     }
 
     /// What is left: keys that are known and refused, and keys that nobody knows.
-    fn refuse_the_rest(&mut self, config: &LoraConfig) {
+    fn refuse_the_rest(&mut self, config: &AdapterConfig) {
         let is_lora = config.method == Method::Lora;
         for (key, value) in std::mem::take(&mut self.map) {
             if let Some(refused) = REFUSED.iter().find(|r| is_lora && r.key == key) {
@@ -396,132 +396,6 @@ impl Reader {
 }
 
 const NAMES: &str = "a list of module names or a regular expression";
-
-/// Ranges, combinations and patterns, for a file and for a recipe alike; keys get `prefix` in front.
-pub(crate) fn check(config: &LoraConfig, prefix: &str, problems: &mut Problems) {
-    let mut fault = |code, key: &str, message: String, hint: &str| {
-        let at = Location::default().with_key(format!("{prefix}{key}"));
-        problems.push(Problem::error(code, message).at(at).hint(hint));
-    };
-    if !(1..=MAX_RANK).contains(&config.r) {
-        fault(
-            "out-of-range",
-            "r",
-            format!("`r` is {}, allowed are 1 to {MAX_RANK}", config.r),
-            "8 to 64 are usual",
-        );
-    }
-    if !(config.lora_alpha.is_finite() && config.lora_alpha > 0.0) {
-        let message = format!("`lora_alpha` is {}, it must be above 0", config.lora_alpha);
-        fault("out-of-range", "lora_alpha", message, "r or twice r is usual");
-    }
-    // Masks are drawn and inputs scaled in f32, where 0.99999999 is 1.
-    if !(0.0..1.0).contains(&(config.lora_dropout as f32)) {
-        let message = format!("`lora_dropout` is {}, allowed are 0 to below 1", config.lora_dropout);
-        fault("out-of-range", "lora_dropout", message, "it is a share: 0.05 drops every twentieth element");
-    }
-    for (name, rank) in config.rank_pattern.iter().filter(|(_, r)| !(1..=MAX_RANK).contains(r)) {
-        let message = format!("the rank for `{name}` is {rank}, allowed are 1 to {MAX_RANK}");
-        fault("out-of-range", "rank_pattern", message, "to leave a module out, use `exclude_modules`");
-    }
-    for (name, alpha) in config.alpha_pattern.iter().filter(|(_, a)| !(a.is_finite() && *a > 0.0)) {
-        let message = format!("the alpha for `{name}` is {alpha}, it must be above 0");
-        fault("out-of-range", "alpha_pattern", message, "to leave a module out, use `exclude_modules`");
-    }
-    let by_regex = matches!(config.target_modules, Some(TargetModules::Regex(_)));
-    if by_regex && (config.layers_to_transform.is_some() || !config.layers_pattern.is_empty()) {
-        let message =
-            "`layers_to_transform` cannot go with a regular expression in `target_modules`".to_owned();
-        fault("conflict", "layers_to_transform", message, "put the layers' numbers into the expression");
-    }
-    if !config.layers_pattern.is_empty() && config.layers_to_transform.is_none() {
-        let message = "`layers_pattern` is set without `layers_to_transform`".to_owned();
-        fault("conflict", "layers_pattern", message, "say which layers, or leave it out");
-    }
-    if matches!(&config.target_modules, Some(TargetModules::List(names)) if names.is_empty()) {
-        fault(
-            "out-of-range",
-            "target_modules",
-            "`target_modules` is an empty list".into(),
-            "name at least one module",
-        );
-    }
-    for (key, message, remedy) in config.method.as_dyn().faults(config) {
-        fault("out-of-range", key, message, remedy);
-    }
-    check_combinations(config, &mut fault);
-    check_names(config, &mut fault);
-}
-
-/// What LoRA's switches cannot be together, as in PEFT.
-fn check_combinations(config: &LoraConfig, fault: &mut impl FnMut(&'static str, &str, String, &str)) {
-    if config.use_dora && config.lora_bias {
-        let message = "`lora_bias` cannot go with `use_dora`".to_owned();
-        fault("conflict", "lora_bias", message, "leave one of them out");
-    }
-    let of_the_weight = config.init_lora_weights.is_of_the_weight();
-    if of_the_weight && (config.use_dora || config.lora_bias) {
-        let key = if config.use_dora { "use_dora" } else { "lora_bias" };
-        let message =
-            format!("`{key}` cannot go with an `init_lora_weights` that changes the base while training");
-        fault("conflict", key, message, "leave it out, or begin with `init_lora_weights = true`");
-    }
-    for (name, ids) in config.trainable_token_indices.iter().flat_map(|t| t.of_modules()) {
-        let mut sorted = ids.to_vec();
-        sorted.sort_unstable();
-        sorted.dedup();
-        if ids.is_empty() || sorted.len() != ids.len() {
-            let what = if ids.is_empty() { "no token" } else { "a token twice" };
-            let message = format!("`trainable_token_indices` has {what} for `{name}`");
-            fault("out-of-range", "trainable_token_indices", message, "name each token once");
-        }
-    }
-}
-
-/// The largest rank that is taken: no layer in use is that small, and a typing slip is that large.
-const MAX_RANK: usize = 16_384;
-
-fn check_names(config: &LoraConfig, fault: &mut impl FnMut(&'static str, &str, String, &str)) {
-    let list = |names: &Option<ModuleNames>| match names {
-        Some(ModuleNames::List(names)) => names.clone(),
-        _ => Vec::new(),
-    };
-    let targets = list(&config.target_modules.clone().map(Into::into));
-    let excluded = list(&config.exclude_modules);
-    let named = [
-        ("target_modules", &targets),
-        ("exclude_modules", &excluded),
-        ("modules_to_save", &config.modules_to_save),
-    ];
-    for (key, names) in named {
-        if names.iter().any(String::is_empty) {
-            fault("out-of-range", key, format!("`{key}` has an empty name"), "take it out");
-        }
-    }
-    let mut pattern = |key: &'static str, compiled: crate::Result<Pattern>| {
-        if let Err(error) = compiled {
-            fault("bad-pattern", key, error.to_string(), "it is matched against a module's path");
-        }
-    };
-    if let Some(TargetModules::Regex(regex)) = &config.target_modules {
-        pattern("target_modules", Pattern::full("target_modules", regex));
-    }
-    if let Some(ModuleNames::Regex(regex)) = &config.exclude_modules {
-        pattern("exclude_modules", Pattern::full("exclude_modules", regex));
-    }
-    for (name, _) in &config.rank_pattern {
-        pattern("rank_pattern", Pattern::suffix("rank_pattern", name));
-    }
-    for (name, _) in &config.alpha_pattern {
-        pattern("alpha_pattern", Pattern::suffix("alpha_pattern", name));
-    }
-    for name in &config.modules_to_save {
-        pattern("modules_to_save", Pattern::full("modules_to_save", name));
-    }
-    for name in &config.layers_pattern {
-        pattern("layers_pattern", Pattern::full("layers_pattern", name));
-    }
-}
 
 fn says_nothing(names: &ModuleNames) -> bool {
     match names {
@@ -594,7 +468,7 @@ mod tests {
     use super::*;
 
     fn with(key: &str, value: &Value) -> String {
-        let mut map: Map<String, Value> = serde_json::from_str(&LoraConfig::default().to_json()).unwrap();
+        let mut map: Map<String, Value> = serde_json::from_str(&AdapterConfig::default().to_json()).unwrap();
         map.insert(key.into(), value.clone());
         Value::Object(map).to_string()
     }

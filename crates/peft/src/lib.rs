@@ -7,6 +7,7 @@
 //! so that what is written here loads there and the reverse.
 
 mod attach;
+mod checks;
 mod combine;
 mod config;
 mod error;
@@ -18,6 +19,7 @@ mod keys;
 mod linear_algebra;
 mod methods;
 mod modules;
+mod named;
 mod outfit;
 mod plan;
 mod section;
@@ -26,7 +28,7 @@ mod targets;
 
 pub use attach::{AdaptedLayer, Adapter, attach, merged_weight};
 pub use combine::{Combination, CombinationType, MajoritySign, WeightedAdapter, combine};
-pub use config::{Bias, InitLoraWeights, LoraConfig, TokenIndices};
+pub use config::{AdapterConfig, Bias, InitLoraWeights, TokenIndices};
 pub use error::{Error, Result};
 pub use files::{
     AdapterWeights, CONFIG_FILE, LoadMode, WEIGHTS_FILE, load, load_for, load_parts, read_parts, write_files,

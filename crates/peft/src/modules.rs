@@ -1,7 +1,7 @@
 //! The modules of a model by path and shape, and which of them an adapter trains.
 
 use crate::plan::{Author, plan};
-use crate::{LoraConfig, Result};
+use crate::{AdapterConfig, Result};
 use taper_nn::{ModuleMut, ParameterKind, VisitModules};
 
 /// A module of a model without its weights: what a configuration is held against.
@@ -97,7 +97,7 @@ pub fn inventory(model: &mut dyn VisitModules) -> Result<Vec<ModuleShape>> {
 /// # Errors
 /// When the configuration does not fit the model, as `attach`.
 pub fn trained_modules(
-    config: &LoraConfig,
+    config: &AdapterConfig,
     modules: &[ModuleShape],
     model_type: &str,
 ) -> Result<Vec<TrainedModule>> {

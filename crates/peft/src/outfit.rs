@@ -5,7 +5,7 @@ use crate::files::LoadMode;
 use crate::methods::{LoraEmbedding, Site, TokenHead, TokenRows, lora, zeros};
 use crate::modules::TrainedParameter;
 use crate::plan::{Action, Planned};
-use crate::{Error, LoraConfig, PREFIX, Result};
+use crate::{AdapterConfig, Error, PREFIX, Result};
 use candle_core::{Tensor, Var, bail};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,7 +13,7 @@ use taper_nn::{Embedding, Linear, Parameter, ParameterKind, RmsNorm, Weight, to_
 
 /// What modules are fitted with, and what came of it.
 pub(crate) struct Outfit<'a> {
-    config: &'a LoraConfig,
+    config: &'a AdapterConfig,
     values: BTreeMap<String, Tensor>,
     /// `None` where the values were read.
     seed: Option<u64>,
@@ -31,7 +31,7 @@ pub(crate) struct Outfit<'a> {
 }
 
 impl<'a> Outfit<'a> {
-    pub(crate) fn new(config: &'a LoraConfig, values: Values, mode: LoadMode) -> Self {
+    pub(crate) fn new(config: &'a AdapterConfig, values: Values, mode: LoadMode) -> Self {
         let (values, seed) = match values {
             Values::Read(values) => (values, None),
             Values::Drawn(seed) => (BTreeMap::new(), Some(seed)),

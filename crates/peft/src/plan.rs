@@ -2,14 +2,13 @@
 
 use crate::methods::{Method, slot};
 use crate::modules::{ModuleKind, ModuleShape, TrainedParameter};
+use crate::named::{NO_MODULE, everything_named_exists, layers_exist, nothing, short_names, targets_exist};
 use crate::sizes::Sizes;
 use crate::targets::{
-    LayerIndex, Matcher, Pattern, Role, TargetModules, default_targets, is_output_head, is_router,
-    names_module,
+    LayerIndex, Matcher, Role, TargetModules, default_targets, is_output_head, is_router, names_module,
 };
-use crate::{Bias, Error, LoraConfig, ModuleNames, Result};
+use crate::{AdapterConfig, Bias, Error, Result};
 use std::collections::{BTreeMap, BTreeSet};
-use taper_diagnostics::{did_you_mean, list_names};
 use taper_nn::ParameterKind;
 
 /// Whose configuration it is.
@@ -51,7 +50,7 @@ pub(crate) enum Action {
 /// The configuration with its targets spelled out, and the modules it touches.
 #[derive(Debug)]
 pub(crate) struct Plan {
-    pub(crate) config: LoraConfig,
+    pub(crate) config: AdapterConfig,
     pub(crate) modules: Vec<Planned>,
     /// Tensors that all adapted layers share, not trained.
     pub(crate) shared: Vec<TrainedParameter>,
@@ -86,7 +85,7 @@ impl Plan {
 
 /// Decide what `config` does to `modules`.
 pub(crate) fn plan(
-    config: &LoraConfig,
+    config: &AdapterConfig,
     modules: &[ModuleShape],
     model_type: Option<&str>,
     author: Author,
@@ -95,7 +94,7 @@ pub(crate) fn plan(
     let spelled_out;
     let config = match (&config.method, &config.target_modules) {
         (Method::Ia3(ia3), Some(TargetModules::AllLinear)) => {
-            spelled_out = LoraConfig { method: Method::Ia3(ia3.among(&targets)?), ..config.clone() };
+            spelled_out = AdapterConfig { method: Method::Ia3(ia3.among(&targets)?), ..config.clone() };
             &spelled_out
         }
         _ => config,
@@ -154,7 +153,7 @@ pub(crate) fn plan(
     }
     refuse_containers(&matcher, modules, author)?;
     let shared = method.shared(config, &adapted);
-    let config = LoraConfig { target_modules: Some(targets), ..config.clone() };
+    let config = AdapterConfig { target_modules: Some(targets), ..config.clone() };
     let plan = Plan { config, modules: planned, shared };
     if author == Author::User {
         everything_named_exists(&plan, &plan.config, modules)?;
@@ -167,7 +166,7 @@ fn is_tied(module: &ModuleShape) -> bool {
 }
 
 /// Tokens with rows of their own, by the path of their embedding.
-fn tokens_by_path(config: &LoraConfig, modules: &[ModuleShape]) -> Result<BTreeMap<String, Vec<u32>>> {
+fn tokens_by_path(config: &AdapterConfig, modules: &[ModuleShape]) -> Result<BTreeMap<String, Vec<u32>>> {
     let mut by_path = BTreeMap::new();
     for (name, ids) in config.trainable_token_indices.iter().flat_map(|t| t.of_modules()) {
         let mut found = false;
@@ -196,7 +195,7 @@ fn tokens_by_path(config: &LoraConfig, modules: &[ModuleShape]) -> Result<BTreeM
 }
 
 /// The path of the table that `ensure_weight_tying` trains for embedding and head at once, where they share one.
-fn trained_as_one(config: &LoraConfig, modules: &[ModuleShape]) -> Option<String> {
+fn trained_as_one(config: &AdapterConfig, modules: &[ModuleShape]) -> Option<String> {
     let head = modules.iter().find(|m| is_tied(m)).filter(|_| config.ensure_weight_tying)?;
     let table = modules.iter().find(|m| matches!(m.kind, ModuleKind::Embedding { .. }))?;
     let named = is_saved(config, &head.path) || is_saved(config, &table.path);
@@ -216,7 +215,7 @@ fn follow(head: &ModuleShape, ids: Option<&Vec<u32>>, as_one: bool, is_part: boo
 
 /// `target_modules` without its shorthands, as PEFT saves it.
 fn resolve_targets(
-    config: &LoraConfig,
+    config: &AdapterConfig,
     modules: &[ModuleShape],
     model_type: Option<&str>,
 ) -> Result<TargetModules> {
@@ -254,16 +253,16 @@ fn linear_paths(modules: &[ModuleShape]) -> impl Iterator<Item = &str> {
 }
 
 /// `modules_to_save` matches the end of a path, without regard to dots, or that of a module around it.
-fn is_saved(config: &LoraConfig, path: &str) -> bool {
+fn is_saved(config: &AdapterConfig, path: &str) -> bool {
     config.modules_to_save.iter().any(|entry| with_ancestors(path).any(|p| p.ends_with(entry.as_str())))
 }
 
 /// `a`, `a.b`, `a.b.c` for `a.b.c`.
-fn with_ancestors(path: &str) -> impl Iterator<Item = &str> {
+pub(crate) fn with_ancestors(path: &str) -> impl Iterator<Item = &str> {
     path.match_indices('.').map(|(i, _)| &path[..i]).chain(std::iter::once(path))
 }
 
-fn train_bias(config: &LoraConfig, module: &ModuleShape) -> Option<Planned> {
+fn train_bias(config: &AdapterConfig, module: &ModuleShape) -> Option<Planned> {
     let ModuleKind::Linear { n_out, bias: true, .. } = module.kind else { return None };
     (config.bias == Bias::All).then(|| Planned {
         path: module.path.clone(),
@@ -323,7 +322,7 @@ fn refuse_containers(matcher: &Matcher, modules: &[ModuleShape], author: Author)
 }
 
 fn no_targets(
-    config: &LoraConfig,
+    config: &AdapterConfig,
     targets: &TargetModules,
     modules: &[ModuleShape],
     excluded: usize,
@@ -337,142 +336,6 @@ fn no_targets(
     }
     let given = config.target_modules.as_ref().unwrap_or(targets).to_string();
     Error::NoTargets { given, excluded, available: short_names(linear_paths(modules)) }
-}
-
-/// Last segments, each once, in the order of the model: what a person would type.
-fn short_names<'a>(paths: impl Iterator<Item = &'a str>) -> Vec<String> {
-    let mut names: Vec<String> = Vec::new();
-    for path in paths {
-        let name = path.rsplit('.').next().unwrap_or(path);
-        if !names.iter().any(|n| n == name) {
-            names.push(name.to_owned());
-        }
-    }
-    names
-}
-
-/// Invariant 7: nothing that was typed is without effect.
-fn everything_named_exists(plan: &Plan, config: &LoraConfig, modules: &[ModuleShape]) -> Result<()> {
-    if let Some(targets) = &config.target_modules {
-        targets_exist(targets, modules)?;
-    }
-    let all: Vec<&str> = modules.iter().map(|m| m.path.as_str()).collect();
-    let adapted = plan.modules.iter().filter(|p| matches!(p.action, Action::Adapt { .. }));
-    let adapted: Vec<&str> = adapted.map(|p| p.path.as_str()).collect();
-    match &config.exclude_modules {
-        Some(ModuleNames::List(names)) => names_exist("exclude_modules", names, &all)?,
-        Some(ModuleNames::Regex(given)) => pattern_matches("exclude_modules", given, false, &all, NO_MODULE)?,
-        None => {}
-    }
-    for (given, _) in &config.rank_pattern {
-        pattern_matches("rank_pattern", given, true, &adapted, NOT_ADAPTED)?;
-    }
-    for (given, _) in &config.alpha_pattern {
-        pattern_matches("alpha_pattern", given, true, &adapted, NOT_ADAPTED)?;
-    }
-    layers_exist(config, &adapted, &all)?;
-    for entry in &config.modules_to_save {
-        if !all.iter().any(|path| with_ancestors(path).any(|p| p.ends_with(entry.as_str()))) {
-            return Err(nothing("modules_to_save", entry, NO_MODULE, &all, None));
-        }
-    }
-    if config.bias != Bias::None && !plan.slots().any(|s| s.kind == ParameterKind::Bias) {
-        let remedy = Some("set `bias` to \"none\": the base has no biases there".to_owned());
-        return Err(nothing("bias", config.bias.as_str(), "no bias of the model", &[], remedy));
-    }
-    Ok(())
-}
-
-const NO_MODULE: &str = "no module of the model";
-const NOT_ADAPTED: &str = "no adapted module";
-
-fn nothing(
-    key: &'static str,
-    given: &str,
-    among: &'static str,
-    paths: &[&str],
-    remedy: Option<String>,
-) -> Error {
-    let available = short_names(paths.iter().copied());
-    // A path is compared with paths, a bare name with last segments.
-    let nearest = if given.contains('.') {
-        did_you_mean(given, paths.iter().copied())
-    } else {
-        did_you_mean(given, &available)
-    };
-    let remedy = remedy.unwrap_or_else(|| match nearest {
-        Some(near) => format!("did you mean `{near}`?"),
-        None => format!("there are {}", list_names(&available, 16)),
-    });
-    Error::MatchesNothing { key, given: given.to_owned(), among, remedy }
-}
-
-fn targets_exist(targets: &TargetModules, modules: &[ModuleShape]) -> Result<()> {
-    let can_be = |m: &&ModuleShape| !matches!(m.kind, ModuleKind::RmsNorm { .. });
-    let linear: Vec<&str> = modules.iter().filter(can_be).map(|m| m.path.as_str()).collect();
-    match targets {
-        TargetModules::AllLinear => Ok(()),
-        TargetModules::List(names) => names_exist("target_modules", names, &linear),
-        TargetModules::Regex(given) => {
-            // `"q_proj"` where `["q_proj"]` was meant: a string must match the whole path.
-            let as_list = linear.iter().any(|path| names_module(given, path));
-            let remedy = as_list.then(|| {
-                format!("a string is an expression for the whole path; a list names last segments: `[\"{given}\"]`")
-            });
-            if Pattern::full("target_modules", given).and_then(|p| any(&p, &linear))? {
-                return Ok(());
-            }
-            Err(nothing("target_modules", given, "no linear layer of the model", &linear, remedy))
-        }
-    }
-}
-
-fn any(pattern: &Pattern, paths: &[&str]) -> Result<bool> {
-    for path in paths {
-        if pattern.matches(path)? {
-            return Ok(true);
-        }
-    }
-    Ok(false)
-}
-
-fn names_exist(key: &'static str, names: &[String], paths: &[&str]) -> Result<()> {
-    for name in names {
-        if !paths.iter().any(|path| with_ancestors(path).any(|p| names_module(name, p))) {
-            return Err(nothing(key, name, NO_MODULE, paths, None));
-        }
-    }
-    Ok(())
-}
-
-fn pattern_matches(
-    key: &'static str,
-    given: &str,
-    suffix: bool,
-    paths: &[&str],
-    among: &'static str,
-) -> Result<()> {
-    let pattern = if suffix { Pattern::suffix(key, given)? } else { Pattern::full(key, given)? };
-    if any(&pattern, paths)? { Ok(()) } else { Err(nothing(key, given, among, paths, None)) }
-}
-
-fn layers_exist(config: &LoraConfig, adapted: &[&str], all: &[&str]) -> Result<()> {
-    let index = LayerIndex::new(&config.layers_pattern)?;
-    let layers = |paths: &[&str]| -> Result<BTreeSet<usize>> {
-        let mut layers = BTreeSet::new();
-        for path in paths {
-            layers.extend(index.of(path)?);
-        }
-        Ok(layers)
-    };
-    let (with_adapter, existing) = (layers(adapted)?, layers(all)?);
-    for wanted in config.layers_to_transform.iter().flatten() {
-        if !with_adapter.contains(wanted) {
-            let remedy = existing.last().map(|last| format!("the layers are 0 to {last}"));
-            return Err(nothing("layers_to_transform", &wanted.to_string(), NOT_ADAPTED, &[], remedy));
-        }
-    }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -502,7 +365,7 @@ mod tests {
         modules
     }
 
-    fn config(json: &str) -> LoraConfig {
+    fn config(json: &str) -> AdapterConfig {
         let section: crate::AdapterSection = serde_json::from_str(json).unwrap();
         section.to_config("base")
     }
@@ -529,7 +392,7 @@ mod tests {
 
     #[test]
     fn null_targets_are_pefts_default_for_the_model_type() {
-        let config = LoraConfig::default();
+        let config = AdapterConfig::default();
         let plan_of = |model_type| plan(&config, &model(), model_type, Author::User);
         assert_eq!(plan_of(Some("llama")).unwrap().modules.len(), 4);
         assert!(matches!(plan_of(Some("mamba")), Err(Error::NoDefaultTargets { .. })));

@@ -1,8 +1,8 @@
 //! The `[adapter]` section of a recipe.
 
-use crate::keys;
+use crate::checks;
 use crate::targets::{ModuleNames, TargetModules};
-use crate::{Bias, Ia3, InitLoraWeights, Loha, Lokr, LoraConfig, Method, TokenIndices, Vera};
+use crate::{AdapterConfig, Bias, Ia3, InitLoraWeights, Loha, Lokr, Method, TokenIndices, Vera};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -92,7 +92,7 @@ pub enum PeftType {
 
 impl Default for AdapterSection {
     fn default() -> Self {
-        let peft = LoraConfig::default();
+        let peft = AdapterConfig::default();
         Self {
             r: peft.r,
             lora_alpha: peft.lora_alpha,
@@ -130,7 +130,7 @@ impl AdapterSection {
             let hint = "leave it out, or choose another `peft_type`";
             problems.push(Problem::error("unused-key", message).at(at).hint(hint));
         }
-        keys::check(&self.to_config(""), "adapter.", &mut problems);
+        checks::check(&self.to_config(""), "adapter.", &mut problems);
         problems
     }
 
@@ -208,8 +208,8 @@ impl AdapterSection {
     }
 
     /// The configuration of an adapter of the model `base` (a folder or a hub id).
-    pub fn to_config(&self, base: &str) -> LoraConfig {
-        LoraConfig {
+    pub fn to_config(&self, base: &str) -> AdapterConfig {
+        AdapterConfig {
             base_model_name_or_path: Some(base.to_owned()),
             task_type: Some("CAUSAL_LM".to_owned()),
             r: self.r,
@@ -229,7 +229,7 @@ impl AdapterSection {
             lora_bias: self.lora_bias,
             trainable_token_indices: self.trainable_token_indices.clone().map(TokenIndices::List),
             ensure_weight_tying: self.ensure_weight_tying,
-            ..LoraConfig::default()
+            ..AdapterConfig::default()
         }
     }
 }

@@ -1,17 +1,17 @@
 //! Ranks and scales of modules by the patterns of a configuration.
 
 use crate::targets::Pattern;
-use crate::{LoraConfig, Result};
+use crate::{AdapterConfig, Result};
 
 /// The patterns of one configuration, compiled once for all modules of a model.
 pub(crate) struct Sizes<'a> {
-    config: &'a LoraConfig,
+    config: &'a AdapterConfig,
     ranks: Vec<(Pattern, usize)>,
     alphas: Vec<(Pattern, f64)>,
 }
 
 impl<'a> Sizes<'a> {
-    pub(crate) fn new(config: &'a LoraConfig) -> Result<Self> {
+    pub(crate) fn new(config: &'a AdapterConfig) -> Result<Self> {
         Ok(Self {
             config,
             ranks: compiled("rank_pattern", &config.rank_pattern)?,

@@ -4,7 +4,7 @@
 //! Regular expressions are Python's in PEFT; the engine here is a backtracking one with the same syntax for what occurs in
 //! module names.
 
-use crate::{Error, LoraConfig, Result};
+use crate::{AdapterConfig, Error, Result};
 use fancy_regex::{Regex, RegexBuilder};
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::de::{SeqAccess, Visitor};
@@ -285,7 +285,7 @@ pub(crate) struct Matcher {
 
 impl Matcher {
     /// The rules of `config` with its targets resolved to `targets`.
-    pub(crate) fn new(config: &LoraConfig, targets: &TargetModules) -> Result<Self> {
+    pub(crate) fn new(config: &AdapterConfig, targets: &TargetModules) -> Result<Self> {
         let saved = config.modules_to_save.iter();
         let saved = saved.map(|m| Pattern::new("modules_to_save", m, &format!(r"\A(^|.*\.){m}($|\..*)")));
         let indices = config.layers_to_transform.clone().filter(|indices| !indices.is_empty());
@@ -361,7 +361,7 @@ pub(crate) fn default_targets(model_type: &str) -> Option<TargetModules> {
 mod tests {
     use super::*;
 
-    fn role(config: &LoraConfig, path: &str) -> Role {
+    fn role(config: &AdapterConfig, path: &str) -> Role {
         let targets = config.target_modules.clone().unwrap();
         Matcher::new(config, &targets).unwrap().role(path).unwrap()
     }
@@ -373,7 +373,7 @@ mod tests {
     #[test]
     fn a_list_matches_whole_paths_and_whole_last_segments_only() {
         let target_modules = Some(TargetModules::List(names(&["q_proj", "model.layers.1.mlp.up_proj"])));
-        let config = LoraConfig { target_modules, ..LoraConfig::default() };
+        let config = AdapterConfig { target_modules, ..AdapterConfig::default() };
         assert_eq!(role(&config, "model.layers.0.self_attn.q_proj"), Role::Target);
         assert_eq!(role(&config, "q_proj"), Role::Target);
         assert_eq!(role(&config, "model.layers.0.self_attn.qq_proj"), Role::None);
@@ -384,7 +384,7 @@ mod tests {
     #[test]
     fn a_pattern_must_match_the_whole_path() {
         let target_modules = Some(TargetModules::Regex("q_proj|.*v_proj".into()));
-        let config = LoraConfig { target_modules, ..LoraConfig::default() };
+        let config = AdapterConfig { target_modules, ..AdapterConfig::default() };
         assert_eq!(role(&config, "model.layers.0.self_attn.q_proj"), Role::None);
         assert_eq!(role(&config, "model.layers.0.self_attn.v_proj"), Role::Target);
         assert_eq!(role(&config, "model.layers.0.self_attn.v_proj.inner"), Role::None);
@@ -401,12 +401,12 @@ mod tests {
 
     #[test]
     fn layers_exclusions_and_fully_trained_modules_take_targets_away() {
-        let config = LoraConfig {
+        let config = AdapterConfig {
             target_modules: Some(TargetModules::List(names(&["q_proj", "lm_head"]))),
             exclude_modules: Some(ModuleNames::List(names(&["layers.1.self_attn.q_proj"]))),
             modules_to_save: names(&["lm_head"]),
             layers_to_transform: Some(vec![0, 1]),
-            ..LoraConfig::default()
+            ..AdapterConfig::default()
         };
         assert_eq!(role(&config, "model.layers.0.self_attn.q_proj"), Role::Target);
         assert_eq!(role(&config, "model.layers.1.self_attn.q_proj"), Role::Excluded);

@@ -10,14 +10,14 @@ use std::path::Path;
 use taper_hub::gguf::{Header, TensorInfo, stored_name};
 use taper_models::CausalLm;
 use taper_nn::ModuleMut;
-use taper_peft::{AdapterWeights, LoraConfig, PREFIX, TargetModules};
+use taper_peft::{AdapterConfig, AdapterWeights, PREFIX, TargetModules};
 use taper_quant::{Bytes, QuantizedTensor};
 
 /// The adapter in a GGUF file in PEFT's names, for a model that it fits: `alpha / r` of each tensor's own rank is its scale, as llama.cpp takes it.
 ///
 /// # Errors
 /// When the file is no GGUF adapter, is for another architecture, lacks a factor, or holds one for what the model does not have.
-pub fn read_gguf_adapter(path: &Path, model: &mut dyn CausalLm) -> Result<(LoraConfig, AdapterWeights)> {
+pub fn read_gguf_adapter(path: &Path, model: &mut dyn CausalLm) -> Result<(AdapterConfig, AdapterWeights)> {
     let read = |source| Error::Read { path: path.to_owned(), source };
     let bytes = fs_err::read(path).map_err(read)?;
     let header = Header::parse(&bytes).map_err(|source| unreadable(path, &source.to_string()))?;
@@ -77,13 +77,13 @@ pub fn read_gguf_adapter(path: &Path, model: &mut dyn CausalLm) -> Result<(LoraC
         return Err(unreadable(path, "there is no tensor in it"));
     };
     let exactly = |module: &str| format!("^{}", module.replace('.', "\\."));
-    let config = LoraConfig {
+    let config = AdapterConfig {
         r: first,
         lora_alpha: alpha,
         rank_pattern: ranks.iter().filter(|(_, r)| *r != first).map(|(m, r)| (exactly(m), *r)).collect(),
         target_modules: Some(TargetModules::List(ranks.into_iter().map(|(module, _)| module).collect())),
         task_type: Some("CAUSAL_LM".to_owned()),
-        ..LoraConfig::default()
+        ..AdapterConfig::default()
     };
     Ok((config, AdapterWeights::from_tensors(tensors)))
 }

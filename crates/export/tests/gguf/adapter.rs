@@ -144,10 +144,10 @@ fn an_adapter_in_training_that_changed_its_base_is_refused() {
     let here = tempfile::tempdir().unwrap();
     let files = base_of("lora_all");
     let mut model = loaded(&files);
-    let config = taper_peft::LoraConfig {
+    let config = taper_peft::AdapterConfig {
         init_lora_weights: taper_peft::InitLoraWeights::Pissa { niter: None },
         target_modules: Some(taper_peft::TargetModules::List(vec!["q_proj".into()])),
-        ..taper_peft::LoraConfig::default()
+        ..taper_peft::AdapterConfig::default()
     };
     let adapter = taper_peft::attach(model.as_mut(), &config, "llama", 1).unwrap();
     let path = here.path().join("a.gguf");

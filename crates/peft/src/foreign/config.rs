@@ -87,11 +87,11 @@ fn layout(folder: &Path) -> Option<Layout> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::LoraConfig;
+    use crate::AdapterConfig;
 
-    fn read(text: &str) -> Result<LoraConfig> {
+    fn read(text: &str) -> Result<AdapterConfig> {
         let folder = tempfile::tempdir().unwrap();
-        LoraConfig::from_json(&peft_text(folder.path(), text.to_owned())?)
+        AdapterConfig::from_json(&peft_text(folder.path(), text.to_owned())?)
     }
 
     #[test]

@@ -8,7 +8,7 @@ mod measure;
 
 use crate::foreign::{AdapterFile, Layout, NameChange, misfit};
 use crate::sizes::Sizes;
-use crate::{CONFIG_FILE, Error, LoraConfig, PREFIX, Result, foreign};
+use crate::{AdapterConfig, CONFIG_FILE, Error, PREFIX, Result, foreign};
 use candle_core::Tensor;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -92,7 +92,7 @@ pub struct Inspection {
 pub fn inspect(folder: &Path) -> Result<Inspection> {
     let file = AdapterFile::read(folder)?;
     let config = read_config(folder)?;
-    let refused = match LoraConfig::read(folder) {
+    let refused = match AdapterConfig::read(folder) {
         Ok(_) => Vec::new(),
         Err(Error::Problems(problems)) => problems.iter().map(|p| p.message.clone()).collect(),
         Err(error) => vec![error.to_string()],
@@ -154,7 +154,7 @@ fn not_json(path: &Path, what: String) -> Error {
 }
 
 /// Ranks and scales alone, which are there whatever else the configuration asks for.
-fn sizes_config(config: &Map<String, Value>) -> Option<LoraConfig> {
+fn sizes_config(config: &Map<String, Value>) -> Option<AdapterConfig> {
     let is_lora = |kind: &str| ["LORA", "ADALORA"].iter().any(|k| kind.eq_ignore_ascii_case(k));
     config.get("peft_type").and_then(Value::as_str).filter(|kind| is_lora(kind))?;
     let mut sizes = Map::from_iter([("peft_type".to_owned(), Value::from("LORA"))]);
@@ -163,7 +163,7 @@ fn sizes_config(config: &Map<String, Value>) -> Option<LoraConfig> {
             sizes.insert(key.to_owned(), value.clone());
         }
     }
-    LoraConfig::from_json(&Value::Object(sizes).to_string()).ok()
+    AdapterConfig::from_json(&Value::Object(sizes).to_string()).ok()
 }
 
 fn method<'a>(config: &Map<String, Value>, mut names: impl Iterator<Item = &'a String>) -> String {
@@ -205,7 +205,10 @@ fn writer(config: &Map<String, Value>, layout: Layout) -> String {
 }
 
 /// Modules with an adapter, and the names of all other tensors.
-fn modules_of(file: &AdapterFile, sizes: &Option<LoraConfig>) -> Result<(Vec<InspectedModule>, Vec<String>)> {
+fn modules_of(
+    file: &AdapterFile,
+    sizes: &Option<AdapterConfig>,
+) -> Result<(Vec<InspectedModule>, Vec<String>)> {
     let sizes = sizes.as_ref().map(Sizes::new).transpose()?;
     let mut by_path: BTreeMap<String, Vec<(&str, &Tensor)>> = BTreeMap::new();
     let mut whole = Vec::new();

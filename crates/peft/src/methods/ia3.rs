@@ -6,7 +6,7 @@ use crate::modules::{ModuleShape, TrainedParameter};
 use crate::plan::Planned;
 use crate::sizes::Sizes;
 use crate::targets::{Names, TargetModules};
-use crate::{LoraConfig, ModuleNames, Result};
+use crate::{AdapterConfig, ModuleNames, Result};
 use candle_core::Tensor;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -58,7 +58,7 @@ impl AdapterMethod for Ia3 {
         "IA3"
     }
 
-    fn read(&mut self, config: &mut LoraConfig, reader: &mut Reader) {
+    fn read(&mut self, config: &mut AdapterConfig, reader: &mut Reader) {
         reader.exclude_modules(config);
         reader.must_be(
             "fan_in_fan_out",
@@ -70,7 +70,7 @@ impl AdapterMethod for Ia3 {
         self.init_ia3_weights = reader.take("init_ia3_weights", "a boolean", Value::as_bool).unwrap_or(true);
     }
 
-    fn write(&self, config: &LoraConfig) -> BTreeMap<&'static str, Value> {
+    fn write(&self, config: &AdapterConfig) -> BTreeMap<&'static str, Value> {
         BTreeMap::from([
             ("exclude_modules", crate::config::names_or_null(config.exclude_modules.clone())),
             ("fan_in_fan_out", json!(false)),
@@ -79,7 +79,7 @@ impl AdapterMethod for Ia3 {
         ])
     }
 
-    fn faults(&self, config: &LoraConfig) -> Vec<(&'static str, String, &'static str)> {
+    fn faults(&self, config: &AdapterConfig) -> Vec<(&'static str, String, &'static str)> {
         let (Some(ModuleNames::List(scaled)), Some(TargetModules::List(targets))) =
             (&self.feedforward_modules, &config.target_modules)
         else {
@@ -94,7 +94,7 @@ impl AdapterMethod for Ia3 {
         other.map(fault).into_iter().collect()
     }
 
-    fn adapt(&self, _config: &LoraConfig, sizes: &Sizes<'_>, module: &ModuleShape) -> Result<Planned> {
+    fn adapt(&self, _config: &AdapterConfig, sizes: &Sizes<'_>, module: &ModuleShape) -> Result<Planned> {
         let (n_in, n_out, _) = linear_target(module)?;
         let shape = if self.is_feedforward(&module.path)? { [1, n_in] } else { [n_out, 1] };
         adapted(sizes, module, vec![slot(&module.path, "ia3_l", &shape, ParameterKind::Vector)])

@@ -6,7 +6,7 @@ use crate::keys::Reader;
 use crate::modules::{ModuleShape, TrainedParameter};
 use crate::plan::Planned;
 use crate::sizes::Sizes;
-use crate::{LoraConfig, Result};
+use crate::{AdapterConfig, Result};
 use candle_core::Tensor;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -32,18 +32,18 @@ impl AdapterMethod for Loha {
         "LOHA"
     }
 
-    fn read(&mut self, config: &mut LoraConfig, reader: &mut Reader) {
+    fn read(&mut self, config: &mut AdapterConfig, reader: &mut Reader) {
         reader.lycoris(config);
         self.init_weights = reader.take("init_weights", "a boolean", Value::as_bool).unwrap_or(true);
     }
 
-    fn write(&self, config: &LoraConfig) -> BTreeMap<&'static str, Value> {
+    fn write(&self, config: &AdapterConfig) -> BTreeMap<&'static str, Value> {
         let mut map = config.lycoris_keys();
         map.insert("init_weights", json!(self.init_weights));
         map
     }
 
-    fn adapt(&self, _config: &LoraConfig, sizes: &Sizes<'_>, module: &ModuleShape) -> Result<Planned> {
+    fn adapt(&self, _config: &AdapterConfig, sizes: &Sizes<'_>, module: &ModuleShape) -> Result<Planned> {
         let (path, (n_in, n_out, _)) = (&module.path, linear_target(module)?);
         let rank = sizes.rank_of(path)?;
         let of = |name: &str, shape: [usize; 2]| slot(path, name, &shape, ParameterKind::Factor);

@@ -6,7 +6,7 @@ use crate::keys::Reader;
 use crate::modules::{ModuleShape, TrainedParameter};
 use crate::plan::Planned;
 use crate::sizes::Sizes;
-use crate::{LoraConfig, Result};
+use crate::{AdapterConfig, Result};
 use candle_core::Tensor;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -61,7 +61,7 @@ impl AdapterMethod for Lokr {
         "LOKR"
     }
 
-    fn read(&mut self, config: &mut LoraConfig, reader: &mut Reader) {
+    fn read(&mut self, config: &mut AdapterConfig, reader: &mut Reader) {
         reader.lycoris(config);
         reader.inert("rank_dropout_scale", &[json!(false), json!(true)]);
         self.init_weights =
@@ -71,7 +71,7 @@ impl AdapterMethod for Lokr {
             reader.take("decompose_factor", "a whole number", Value::as_i64).unwrap_or(-1);
     }
 
-    fn write(&self, config: &LoraConfig) -> BTreeMap<&'static str, Value> {
+    fn write(&self, config: &AdapterConfig) -> BTreeMap<&'static str, Value> {
         let mut map = config.lycoris_keys();
         map.extend([
             ("decompose_both", json!(self.decompose_both)),
@@ -82,14 +82,14 @@ impl AdapterMethod for Lokr {
         map
     }
 
-    fn faults(&self, _config: &LoraConfig) -> Vec<(&'static str, String, &'static str)> {
+    fn faults(&self, _config: &AdapterConfig) -> Vec<(&'static str, String, &'static str)> {
         let given = self.decompose_factor;
         let sound = given == -1 || given > 0;
         let fault = ("decompose_factor", format!("`decompose_factor` is {given}"), "-1, or a number above 0");
         if sound { Vec::new() } else { vec![fault] }
     }
 
-    fn adapt(&self, _config: &LoraConfig, sizes: &Sizes<'_>, module: &ModuleShape) -> Result<Planned> {
+    fn adapt(&self, _config: &AdapterConfig, sizes: &Sizes<'_>, module: &ModuleShape) -> Result<Planned> {
         let (path, (n_in, n_out, _)) = (&module.path, linear_target(module)?);
         let rank = sizes.rank_of(path)?;
         let ((in_left, in_right), (out_left, out_right)) = (self.factors_of(n_in), self.factors_of(n_out));

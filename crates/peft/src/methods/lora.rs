@@ -5,7 +5,7 @@ use crate::keys::Reader;
 use crate::modules::{ModuleKind, ModuleShape, TrainedParameter};
 use crate::plan::Planned;
 use crate::sizes::Sizes;
-use crate::{Bias, Error, InitLoraWeights, LoraConfig, Result};
+use crate::{AdapterConfig, Bias, Error, InitLoraWeights, Result};
 use candle_core::Tensor;
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use taper_kernels::rng::{CounterRng, stream_of};
 use taper_nn::ops::{self, LoraTerms};
 use taper_nn::{ForwardContext, Linear, LinearAdapter, ParameterKind, Weight, with_f32};
 
-/// The method; its settings are [`LoraConfig`]'s own.
+/// The method; its settings are [`AdapterConfig`]'s own.
 pub(crate) struct Lora;
 
 impl AdapterMethod for Lora {
@@ -23,15 +23,15 @@ impl AdapterMethod for Lora {
         "LORA"
     }
 
-    fn read(&mut self, config: &mut LoraConfig, reader: &mut Reader) {
+    fn read(&mut self, config: &mut AdapterConfig, reader: &mut Reader) {
         reader.lora(config);
     }
 
-    fn write(&self, config: &LoraConfig) -> BTreeMap<&'static str, Value> {
+    fn write(&self, config: &AdapterConfig) -> BTreeMap<&'static str, Value> {
         config.lora_keys()
     }
 
-    fn adapt(&self, config: &LoraConfig, sizes: &Sizes<'_>, module: &ModuleShape) -> Result<Planned> {
+    fn adapt(&self, config: &AdapterConfig, sizes: &Sizes<'_>, module: &ModuleShape) -> Result<Planned> {
         let path = &module.path;
         let rank = sizes.rank_of(path)?;
         let is_tied_or_table =

@@ -24,7 +24,7 @@ use crate::keys::Reader;
 use crate::modules::{ModuleShape, TrainedParameter};
 use crate::plan::{Action, Planned};
 use crate::sizes::Sizes;
-use crate::{Error, LoraConfig, PREFIX, Result};
+use crate::{AdapterConfig, Error, PREFIX, Result};
 use candle_core::{Device, Tensor};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -78,7 +78,7 @@ impl Method {
 
 /// A layer as a method sees it.
 pub(crate) struct Site<'a> {
-    pub(crate) config: &'a LoraConfig,
+    pub(crate) config: &'a AdapterConfig,
     pub(crate) path: &'a str,
     pub(crate) base: &'a Linear,
     pub(crate) scale: f64,
@@ -91,13 +91,13 @@ pub(crate) trait AdapterMethod {
     fn peft_type(&self) -> &'static str;
 
     /// Reads the keys that are its own.
-    fn read(&mut self, config: &mut LoraConfig, reader: &mut Reader);
+    fn read(&mut self, config: &mut AdapterConfig, reader: &mut Reader);
 
     /// The keys beyond those that all methods have, as PEFT writes them.
-    fn write(&self, config: &LoraConfig) -> BTreeMap<&'static str, Value>;
+    fn write(&self, config: &AdapterConfig) -> BTreeMap<&'static str, Value>;
 
     /// What is wrong with its settings: key, fault, remedy.
-    fn faults(&self, _config: &LoraConfig) -> Vec<(&'static str, String, &'static str)> {
+    fn faults(&self, _config: &AdapterConfig) -> Vec<(&'static str, String, &'static str)> {
         Vec::new()
     }
 
@@ -105,10 +105,10 @@ pub(crate) trait AdapterMethod {
     ///
     /// # Errors
     /// When it cannot be one.
-    fn adapt(&self, config: &LoraConfig, sizes: &Sizes<'_>, module: &ModuleShape) -> Result<Planned>;
+    fn adapt(&self, config: &AdapterConfig, sizes: &Sizes<'_>, module: &ModuleShape) -> Result<Planned>;
 
     /// Tensors that all layers share, and that are not trained.
-    fn shared(&self, _config: &LoraConfig, _targets: &[&ModuleShape]) -> Vec<TrainedParameter> {
+    fn shared(&self, _config: &AdapterConfig, _targets: &[&ModuleShape]) -> Vec<TrainedParameter> {
         Vec::new()
     }
 

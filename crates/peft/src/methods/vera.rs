@@ -5,7 +5,7 @@ use crate::keys::Reader;
 use crate::modules::{ModuleShape, TrainedParameter};
 use crate::plan::Planned;
 use crate::sizes::Sizes;
-use crate::{LoraConfig, Result};
+use crate::{AdapterConfig, Result};
 use candle_core::Tensor;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -37,7 +37,7 @@ impl AdapterMethod for Vera {
         "VERA"
     }
 
-    fn read(&mut self, config: &mut LoraConfig, reader: &mut Reader) {
+    fn read(&mut self, config: &mut AdapterConfig, reader: &mut Reader) {
         reader.layers(config);
         config.r = reader.take_index("r").unwrap_or(256);
         config.lora_dropout = reader.take("vera_dropout", "a number", Value::as_f64).unwrap_or(0.0);
@@ -58,7 +58,7 @@ impl AdapterMethod for Vera {
         );
     }
 
-    fn write(&self, config: &LoraConfig) -> BTreeMap<&'static str, Value> {
+    fn write(&self, config: &AdapterConfig) -> BTreeMap<&'static str, Value> {
         let mut map = config.layer_keys();
         map.extend([
             ("bias", json!("none")),
@@ -73,7 +73,7 @@ impl AdapterMethod for Vera {
         map
     }
 
-    fn adapt(&self, config: &LoraConfig, sizes: &Sizes<'_>, module: &ModuleShape) -> Result<Planned> {
+    fn adapt(&self, config: &AdapterConfig, sizes: &Sizes<'_>, module: &ModuleShape) -> Result<Planned> {
         let (_, n_out, _) = linear_target(module)?;
         let slots = vec![
             slot(&module.path, "vera_lambda_b", &[n_out], ParameterKind::Vector),
@@ -83,7 +83,7 @@ impl AdapterMethod for Vera {
     }
 
     /// As wide as the widest target: a layer takes the first columns of A and the first rows of B.
-    fn shared(&self, config: &LoraConfig, targets: &[&ModuleShape]) -> Vec<TrainedParameter> {
+    fn shared(&self, config: &AdapterConfig, targets: &[&ModuleShape]) -> Vec<TrainedParameter> {
         let widths = targets.iter().filter_map(|target| linear_target(target).ok());
         let (n_in, n_out) =
             widths.fold((0, 0), |most, (n_in, n_out, _)| (most.0.max(n_in), most.1.max(n_out)));

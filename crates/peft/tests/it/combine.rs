@@ -3,25 +3,25 @@
 use crate::support::{batch, furthest, golden, largest, model, tensors};
 use candle_core::Tensor;
 use taper_peft::{
-    AdapterWeights, Combination, CombinationType, LoadMode, LoraConfig, WeightedAdapter, combine, load,
+    AdapterConfig, AdapterWeights, Combination, CombinationType, LoadMode, WeightedAdapter, combine, load,
     load_parts,
 };
 
-fn parts(name: &str) -> (LoraConfig, AdapterWeights) {
+fn parts(name: &str) -> (AdapterConfig, AdapterWeights) {
     let folder = golden(&format!("peft/combine/{name}"));
-    (LoraConfig::read(&folder).unwrap(), AdapterWeights::read(&folder).unwrap())
+    (AdapterConfig::read(&folder).unwrap(), AdapterWeights::read(&folder).unwrap())
 }
 
-fn combined(how: &Combination, weights: [f64; 2]) -> taper_peft::Result<(LoraConfig, AdapterWeights)> {
+fn combined(how: &Combination, weights: [f64; 2]) -> taper_peft::Result<(AdapterConfig, AdapterWeights)> {
     let (a, b) = (parts("a"), parts("b"));
     let weighted = |part, weight| -> WeightedAdapter<'_> {
-        let (config, weights): &(LoraConfig, AdapterWeights) = part;
+        let (config, weights): &(AdapterConfig, AdapterWeights) = part;
         WeightedAdapter { config, weights, weight }
     };
     combine(&[weighted(&a, weights[0]), weighted(&b, weights[1])], how)
 }
 
-fn delta(config: &LoraConfig, weights: &AdapterWeights) -> Tensor {
+fn delta(config: &AdapterConfig, weights: &AdapterWeights) -> Tensor {
     let path = "model.layers.1.self_attn.q_proj";
     let factor = |name: &str| weights.get(&format!("base_model.model.{path}.{name}.weight")).unwrap();
     let product = factor("lora_B").matmul(factor("lora_A")).unwrap();
@@ -97,7 +97,7 @@ fn what_cannot_be_combined_is_refused_by_name() {
     let (dora, plain) = ("peft/dora", "peft/lora_patterns");
     let read = |name: &str| {
         let folder = golden(name);
-        (LoraConfig::read(&folder).unwrap(), AdapterWeights::read(&folder).unwrap())
+        (AdapterConfig::read(&folder).unwrap(), AdapterWeights::read(&folder).unwrap())
     };
     for (name, key, kind) in
         [(dora, "use_dora", CombinationType::Cat), (plain, "ranks differ", CombinationType::Linear)]
@@ -114,7 +114,7 @@ fn what_cannot_be_combined_is_refused_by_name() {
 #[test]
 fn an_adapter_with_patterns_beside_itself_is_twice_its_delta() {
     let folder = golden("peft/lora_patterns");
-    let (config, weights) = (LoraConfig::read(&folder).unwrap(), AdapterWeights::read(&folder).unwrap());
+    let (config, weights) = (AdapterConfig::read(&folder).unwrap(), AdapterWeights::read(&folder).unwrap());
     let half = WeightedAdapter { config: &config, weights: &weights, weight: 0.5 };
     let (combined, factors) = combine(&[half, half], &Combination::default()).unwrap();
     let batch = batch();

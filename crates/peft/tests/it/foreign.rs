@@ -499,7 +499,7 @@ proptest! {
         if let Ok(read) = AdapterFile::read(folder.path()) {
             let _ = read.into_weights(Some(heads));
         }
-        let outcome = taper_peft::LoraConfig::read(folder.path());
+        let outcome = taper_peft::AdapterConfig::read(folder.path());
         let faulty = matches!(outcome, Err(Error::Arithmetic { .. }));
         prop_assert!(!faulty);
     }

@@ -3,7 +3,7 @@
 use crate::support::{batch, bits, furthest, golden, json, largest, model, state, tensors};
 use taper_models::ModelType;
 use taper_peft::{
-    AdapterSection, AdapterWeights, Bias, CONFIG_FILE, Error, LoadMode, LoraConfig, ModuleNames, PeftType,
+    AdapterConfig, AdapterSection, AdapterWeights, Bias, CONFIG_FILE, Error, LoadMode, ModuleNames, PeftType,
     TargetModules, WEIGHTS_FILE, attach, load,
 };
 
@@ -242,7 +242,7 @@ fn beyond_plain_lora(case: &str, section: AdapterSection) -> AdapterSection {
 }
 
 /// The configurations of make_golden.py, as a user of taper would write them.
-fn configuration(case: &str) -> LoraConfig {
+fn configuration(case: &str) -> AdapterConfig {
     let seven = list(&["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]);
     let section =
         AdapterSection { r: 8, lora_alpha: 16.0, target_modules: seven, ..AdapterSection::default() };
@@ -297,8 +297,8 @@ fn configuration(case: &str) -> LoraConfig {
     assert!(section.check().is_empty(), "{case}");
     let config = section.to_config(&base);
     match case {
-        "lora_default" => LoraConfig { r: 4, lora_alpha: 32.0, target_modules: None, ..config },
-        "lora_layers" => LoraConfig { layers_pattern: names(&["layers"]), ..config },
+        "lora_default" => AdapterConfig { r: 4, lora_alpha: 32.0, target_modules: None, ..config },
+        "lora_layers" => AdapterConfig { layers_pattern: names(&["layers"]), ..config },
         _ => config,
     }
 }
@@ -319,7 +319,7 @@ fn a_new_adapter_has_the_names_shapes_and_configuration_that_peft_writes() {
             own.map(|(name, t)| (name.to_owned(), t.dims().to_vec())).collect::<Vec<_>>()
         };
         assert_eq!(shapes(&ours), shapes(&pefts), "{case}");
-        let mut expected = LoraConfig::read(&golden(&format!("peft/{case}"))).unwrap();
+        let mut expected = AdapterConfig::read(&golden(&format!("peft/{case}"))).unwrap();
         expected.peft_version = None;
         assert_eq!(
             fs_err::read_to_string(out.path().join(CONFIG_FILE)).unwrap(),
@@ -339,7 +339,7 @@ fn every_architecture_has_pefts_default_targets_or_as_in_peft_none() {
             other => other.name(),
         };
         let mut model = model(&format!("models/{base}"));
-        let config = LoraConfig { target_modules: None, ..configuration("lora_default") };
+        let config = AdapterConfig { target_modules: None, ..configuration("lora_default") };
         let attached = attach(&mut *model, &config, model_type.name(), 5);
         if WITHOUT_DEFAULT.contains(&model_type) {
             assert!(matches!(attached, Err(Error::NoDefaultTargets { .. })), "{base}");

@@ -5,10 +5,10 @@ use candle_core::Tensor;
 use taper_hub::ModelFiles;
 use taper_models::{LoadOptions, Quantize};
 use taper_nn::{RandomKey, to_vec_f32};
-use taper_peft::{AdapterSection, Error, InitLoraWeights, LoadMode, LoraConfig, attach, load};
+use taper_peft::{AdapterConfig, AdapterSection, Error, InitLoraWeights, LoadMode, attach, load};
 use taper_quant::BlockFormat;
 
-fn config(json: &str) -> LoraConfig {
+fn config(json: &str) -> AdapterConfig {
     let section: AdapterSection = serde_json::from_str(json).unwrap();
     assert!(section.check().is_empty(), "{json}");
     section.to_config("base")

@@ -3,7 +3,7 @@
 use crate::support::{model, workspace};
 use std::path::PathBuf;
 use taper_diagnostics::Problem;
-use taper_peft::{AdapterWeights, Error, LoadMode, LoraConfig, TargetModules, load};
+use taper_peft::{AdapterConfig, AdapterWeights, Error, LoadMode, TargetModules, load};
 
 fn adapters() -> Option<PathBuf> {
     let root =
@@ -18,7 +18,7 @@ fn adapters() -> Option<PathBuf> {
 
 /// The keys that a configuration is refused for.
 fn refusals(text: &str) -> Vec<String> {
-    match LoraConfig::from_json(text) {
+    match AdapterConfig::from_json(text) {
         Ok(_) => Vec::new(),
         Err(Error::Problems(problems)) => problems.iter().filter_map(|p| p.location.clone()?.key).collect(),
         Err(other) => panic!("{other}"),
@@ -49,7 +49,7 @@ fn real_configurations_are_read_or_refused_by_the_right_name() {
 fn a_real_adapter_is_read_and_refused_over_a_base_that_is_not_its_own() {
     let Some(folder) = adapters() else { return };
     let folder = folder.join("tinyllama-r4-qv");
-    let config = LoraConfig::read(&folder).unwrap();
+    let config = AdapterConfig::read(&folder).unwrap();
     assert_eq!((config.r, config.lora_alpha, config.lora_dropout), (4, 16.0, 0.1));
     assert_eq!(config.target_modules, Some(TargetModules::List(vec!["q_proj".into(), "v_proj".into()])));
     let weights = AdapterWeights::read(&folder).unwrap();
@@ -72,7 +72,7 @@ fn a_git_lfs_pointer_is_named_and_an_mlx_adapter_read() {
     let text = told("LFSPOINTER-llama3.2-1b-typo-target");
     assert!(text.contains("git-lfs pointer") && text.contains("git lfs pull"), "{text}");
     // Written by mlx-lm after `alpha` had lost its meaning: the scale is 10, not 10 * 16 / 8.
-    let config = LoraConfig::read(&folder.join("mlx-cli")).unwrap();
+    let config = AdapterConfig::read(&folder.join("mlx-cli")).unwrap();
     assert_eq!((config.r, config.lora_alpha), (8, 80.0));
     let weights = AdapterWeights::read(&folder.join("mlx-cli")).unwrap();
     let shape = |name: &str| weights.get(name).map(|t| t.dims().to_vec());

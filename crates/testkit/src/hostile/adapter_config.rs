@@ -2,7 +2,7 @@
 
 use candle_core::DType;
 use taper_models::{CausalLm, ModelConfig, init};
-use taper_peft::{LoraConfig, attach};
+use taper_peft::{AdapterConfig, attach};
 
 /// Two blocks and a head of their own; small, since it is made anew for every configuration that is accepted.
 const MODEL: &str = r#"{"model_type": "qwen2", "vocab_size": 4, "hidden_size": 4, "intermediate_size": 4,
@@ -14,9 +14,9 @@ const MODEL: &str = r#"{"model_type": "qwen2", "vocab_size": 4, "hidden_size": 4
 /// When a promise is broken: a configuration that changes on being written and read again, or a scale that is no number.
 pub fn adapter_config(bytes: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(bytes) else { return false };
-    let Ok(config) = LoraConfig::from_json(text) else { return false };
+    let Ok(config) = AdapterConfig::from_json(text) else { return false };
     let written = config.to_json();
-    let again = LoraConfig::from_json(&written).expect("what is written can be read");
+    let again = AdapterConfig::from_json(&written).expect("what is written can be read");
     assert_eq!(again.to_json(), written, "a configuration changes on its way through a file");
     let mut model = model();
     if let Ok(adapter) = attach(model.as_mut(), &config, "qwen2", 0) {

@@ -9,7 +9,7 @@ use taper_hub::{HubOptions, ModelSource};
 use taper_kernels::rng::CounterRng;
 use taper_models::{CausalLm, LoadOptions};
 use taper_nn::{Parameter, to_vec_f32};
-use taper_peft::{AdapterSection, LoadMode, LoraConfig};
+use taper_peft::{AdapterConfig, AdapterSection, LoadMode};
 use taper_train::{RunPlace, Sections, Start, Trained, TrainingData};
 
 /// A file or folder of the golden fixtures.
@@ -42,7 +42,7 @@ pub(crate) fn new_adapter(model: &mut dyn CausalLm, seed: u64) -> Trained {
 pub(crate) fn adapter_with(
     model: &mut dyn CausalLm,
     seed: u64,
-    change: impl FnOnce(&mut LoraConfig),
+    change: impl FnOnce(&mut AdapterConfig),
 ) -> Trained {
     let section = AdapterSection { r: 4, lora_alpha: 8.0, lora_dropout: 0.1, ..AdapterSection::default() };
     let mut config = section.to_config("base");
