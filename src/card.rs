@@ -7,7 +7,7 @@ use crate::session::{Session, shell_word};
 use taper_eval::Verdict;
 use taper_export::{BaseTerms, CardData, CardKind, ExportFormat, ModelCard, write_card};
 use taper_hub::{Fingerprint, HashCache, ModelSource};
-use taper_peft::{AdapterSection, Bias};
+use taper_peft::{AdapterSection, Bias, PeftType};
 
 /// Write the cards of the adapter and of the folders that were exported.
 pub(crate) fn write(session: &Session, exported: &[Exported]) -> anyhow::Result<()> {
@@ -36,7 +36,7 @@ fn card(session: &Session, kind: CardKind, exported: &[Exported]) -> anyhow::Res
         title: session.run.name.clone(),
         description: recipe.description.clone(),
         method: method(session),
-        tags: recipe.adapter.iter().map(|_| "lora".to_owned()).collect(),
+        tags: recipe.adapter.iter().map(|a| a.method_name().to_lowercase()).collect(),
         base: public_name(&session.base.source),
         base_hub_id,
         terms,
@@ -72,7 +72,11 @@ pub(crate) fn public_name(source: &ModelSource) -> String {
 /// The method in words.
 pub(crate) fn method(session: &Session) -> String {
     match &session.run.recipe.adapter {
-        Some(a) => format!("LoRA, r = {}, lora_alpha = {}", a.r, a.lora_alpha),
+        Some(a) => match a.peft_type {
+            PeftType::Ia3 => a.method_name().to_owned(),
+            PeftType::Vera => format!("{}, r = {}", a.method_name(), a.r),
+            _ => format!("{}, r = {}, lora_alpha = {}", a.method_name(), a.r, a.lora_alpha),
+        },
         None => "all weights".to_owned(),
     }
 }
@@ -156,7 +160,9 @@ fn usage(session: &Session, kind: &CardKind) -> Vec<(String, &'static str, Strin
             );
             add("With PEFT", "python", python);
             if vllm_reads(adapter) {
-                let (r, name) = (adapter.r, shell_word(title));
+                // A beginning made from the weights is saved beside what was trained.
+                let times = if adapter.init_lora_weights.is_of_the_weight() { 2 } else { 1 };
+                let (r, name) = (times * adapter.r, shell_word(title));
                 let command = format!(
                     "vllm serve {base_word} --enable-lora --max-lora-rank {r} --lora-modules {name}=."
                 );
@@ -180,4 +186,7 @@ fn vllm_reads(adapter: &AdapterSection) -> bool {
         && adapter.alpha_pattern.is_empty()
         && adapter.modules_to_save.is_empty()
         && adapter.bias == Bias::None
+        && adapter.method_name() == "LoRA"
+        && !adapter.lora_bias
+        && adapter.trainable_token_indices.is_none()
 }

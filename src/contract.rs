@@ -15,7 +15,7 @@ use taper_export::{
 };
 use taper_hub::{Fingerprint, HashCache};
 use taper_models::CausalLm;
-use taper_peft::Adapter;
+use taper_peft::{Adapter, Method};
 
 /// The template of an adapter that was trained with another than the base's, beside it.
 pub(crate) const TEMPLATE_FILE: &str = "chat_template.jinja";
@@ -74,13 +74,22 @@ fn scale(adapter: &Adapter) -> ScaleFacts {
         let scale = LayerScale { r: layer.rank, lora_alpha: layer.alpha, scale: layer.scale };
         (layer.path.clone(), scale)
     });
-    ScaleFacts {
-        meaning: format!(
+    let meaning = match &adapter.config.method {
+        Method::Lora if adapter.config.use_dora => format!(
+            "a layer listed here gives m / n (W x + scale * B (A x)), n the lengths of the rows of W + scale * B A, with scale = lora_alpha / {divisor}"
+        ),
+        Method::Lora => format!(
             "a layer listed here gives W x + scale * B (A x), with scale = lora_alpha / {divisor}; an engine that computes another \
              scale from adapter_config.json runs another adapter"
         ),
-        layers: layers.collect::<BTreeMap<_, _>>(),
-    }
+        Method::Loha(_) | Method::Lokr(_) => {
+            "a layer listed here gives W x + scale * D x, D made of its factors, with scale = alpha / r"
+                .to_owned()
+        }
+        Method::Vera(_) | Method::Ia3(_) => "the method has no scale".to_owned(),
+    };
+    let has_scale = !matches!(adapter.config.method, Method::Vera(_) | Method::Ia3(_));
+    ScaleFacts { meaning, layers: layers.filter(|_| has_scale).collect::<BTreeMap<_, _>>() }
 }
 
 fn data(session: &Session, hashes: Option<&HashCache>) -> anyhow::Result<Vec<DataFacts>> {

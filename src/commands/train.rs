@@ -1,6 +1,7 @@
 //! `taper train`: the training part alone.
 
 use super::export::merge_options;
+use crate::adapters::load_adapter;
 use crate::cli::RunArgs;
 use crate::contract::{self, fingerprint_of};
 use crate::fault::OrFault;
@@ -189,8 +190,18 @@ fn write_trained(session: &Session, model: &mut dyn CausalLm, trained: &Trained)
         Some(adapter) => {
             let folder = session.path("adapter");
             adapter.save(&folder).or_fault()?;
-            contract::write(session, model, adapter)?;
-            say(&format!("wrote {}: {} parameters", folder.display(), adapter.trainable_count()));
+            let mut saved_as = "";
+            if adapter.has_beginning() {
+                // What is saved is over the base as it was, and so is what the contract tells of it.
+                adapter.restore_base(model).or_fault()?;
+                let saved = load_adapter(&folder, model)?;
+                contract::write(session, model, &saved)?;
+                saved_as = ", saved with its beginning as plain LoRA of twice the rank";
+            } else {
+                contract::write(session, model, adapter)?;
+            }
+            let count = adapter.trainable_count();
+            say(&format!("wrote {}: {count} parameters{saved_as}", folder.display()));
         }
         None => {
             let folder = session.path("merged");
@@ -204,7 +215,7 @@ fn write_trained(session: &Session, model: &mut dyn CausalLm, trained: &Trained)
 
 /// Remove what an earlier run left in the folder, and nothing else.
 fn remove_earlier_run(folder: &Path) -> anyhow::Result<()> {
-    for name in ["checkpoints", "adapter", "merged", "eval"] {
+    for name in ["checkpoints", "adapter", "merged", "gguf", "gguf-adapter", "mlx", "ollama", "eval"] {
         let path = folder.join(name);
         if path.is_dir() {
             fs_err::remove_dir_all(path)?;

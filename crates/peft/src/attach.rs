@@ -101,6 +101,14 @@ impl Adapter {
     /// # Errors
     /// What the visit says.
     pub fn detach(self, model: &mut dyn VisitModules) -> Result<()> {
+        self.restore_base(model)
+    }
+
+    /// The same for one that is still needed: its parameters keep their values.
+    ///
+    /// # Errors
+    /// What the visit says.
+    pub fn restore_base(&self, model: &mut dyn VisitModules) -> Result<()> {
         restore(model, &self.originals)
     }
 

@@ -126,7 +126,10 @@ impl AdapterSection {
         let mut problems = Problems::new();
         for (key, methods) in self.without_effect() {
             let at = Location::default().with_key(format!("adapter.{key}"));
-            let message = format!("`{key}` is for {methods}, and `peft_type` is \"{}\"", self.method_name());
+            let message = format!(
+                "`{key}` is for {methods}, and `peft_type` is \"{}\"",
+                self.method().peft_type().to_lowercase()
+            );
             let hint = "leave it out, or choose another `peft_type`";
             problems.push(Problem::error("unused-key", message).at(at).hint(hint));
         }
@@ -134,8 +137,16 @@ impl AdapterSection {
         problems
     }
 
-    fn method_name(&self) -> String {
-        self.method().peft_type().to_lowercase()
+    /// The method as people write it.
+    pub fn method_name(&self) -> &'static str {
+        match self.peft_type {
+            PeftType::Lora if self.use_dora => "DoRA",
+            PeftType::Lora => "LoRA",
+            PeftType::Vera => "VeRA",
+            PeftType::Ia3 => "IA3",
+            PeftType::Loha => "LoHa",
+            PeftType::Lokr => "LoKr",
+        }
     }
 
     /// Keys that are set and that the method does not have, and which methods do.
