@@ -189,6 +189,12 @@ fn description(adapter: &Inspection, all: bool) -> String {
     if !adapter.whole.is_empty() {
         line("in full", taper_diagnostics::list_names(&adapter.whole, 8));
     }
+    if !adapter.tokens.is_empty() {
+        line("tokens", format!("rows of their own in {}", taper_diagnostics::list_names(&adapter.tokens, 8)));
+    }
+    if !adapter.copies.is_empty() {
+        line("copies", format!("of the base's own: {}", taper_diagnostics::list_names(&adapter.copies, 8)));
+    }
     for note in &adapter.notes {
         line("note", note.clone());
     }

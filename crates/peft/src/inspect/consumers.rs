@@ -186,7 +186,8 @@ fn mlx(adapter: &Inspection) -> Consumer {
     if adapter.layout_kind != Layout::Mlx {
         case.refusals.push("it reads its own layout only: export it as `mlx`".into());
         let sayable = is_lora(adapter) || adapter.method.starts_with("DoRA");
-        if !sayable || !adapter.whole.is_empty() || is(adapter, "lora_bias") {
+        let more = !adapter.whole.is_empty() || !adapter.tokens.is_empty() || is(adapter, "lora_bias");
+        if !sayable || more {
             case.refusals = vec![
                 "its own layout, which alone it reads, cannot say this adapter: export a merged model".into(),
             ];
@@ -227,6 +228,9 @@ fn whole(adapter: &Inspection, case: &mut Case) {
     let modules: Vec<&String> = adapter.whole.iter().filter(|name| !name.ends_with(".bias")).collect();
     if !modules.is_empty() {
         case.refusals.push(format!("modules were trained in full: {}", list_names(modules, 3)));
+    }
+    if !adapter.tokens.is_empty() {
+        case.refusals.push(format!("rows of single tokens were trained: {}", list_names(&adapter.tokens, 3)));
     }
 }
 

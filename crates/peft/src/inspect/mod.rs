@@ -8,7 +8,7 @@ mod measure;
 
 use crate::foreign::{AdapterFile, Layout, NameChange, misfit};
 use crate::sizes::Sizes;
-use crate::{AdapterConfig, CONFIG_FILE, Error, PREFIX, Result, foreign};
+use crate::{AdapterConfig, CONFIG_FILE, Error, Method, PREFIX, Result, foreign};
 use candle_core::Tensor;
 use serde::Serialize;
 use serde_json::{Map, Value};
@@ -71,6 +71,10 @@ pub struct Inspection {
     pub modules: Vec<InspectedModule>,
     /// Weights and biases that were trained in full (`modules_to_save`, `bias`), by their names in the model.
     pub whole: Vec<String>,
+    /// Copies of the base's own tables, which PEFT saves beside adapted embeddings and heads.
+    pub copies: Vec<String>,
+    /// Embeddings of which rows of single tokens were trained.
+    pub tokens: Vec<String>,
     /// What was unusual in the names of the tensors.
     pub notes: Vec<String>,
     /// Why this program cannot use it; empty when it can.
@@ -105,7 +109,7 @@ pub fn inspect(folder: &Path) -> Result<Inspection> {
     }
     let text =
         |key: &str| config.get(key).and_then(Value::as_str).filter(|t| !t.is_empty()).map(str::to_owned);
-    let (modules, whole) = modules_of(&file, &sizes_config(&config))?;
+    let Found { modules, whole, copies, tokens } = modules_of(&file, &sizes_config(&config))?;
     let mut inspection = Inspection {
         method: method(&config, file.tensors.keys()),
         layout: file.layout.to_string(),
@@ -119,6 +123,8 @@ pub fn inspect(folder: &Path) -> Result<Inspection> {
         parameters: file.tensors.values().map(Tensor::elem_count).sum(),
         modules,
         whole,
+        copies,
+        tokens,
         notes: file.changes.iter().map(NameChange::to_string).collect(),
         refused,
         consumers: Vec::new(),
@@ -155,10 +161,10 @@ fn not_json(path: &Path, what: String) -> Error {
 
 /// Ranks and scales alone, which are there whatever else the configuration asks for.
 fn sizes_config(config: &Map<String, Value>) -> Option<AdapterConfig> {
-    let is_lora = |kind: &str| ["LORA", "ADALORA"].iter().any(|k| kind.eq_ignore_ascii_case(k));
-    config.get("peft_type").and_then(Value::as_str).filter(|kind| is_lora(kind))?;
-    let mut sizes = Map::from_iter([("peft_type".to_owned(), Value::from("LORA"))]);
-    for key in ["r", "lora_alpha", "rank_pattern", "alpha_pattern", "use_rslora"] {
+    let kind = config.get("peft_type").and_then(Value::as_str)?.to_ascii_uppercase();
+    let kind = if kind == "ADALORA" { "LORA".to_owned() } else { kind };
+    let mut sizes = Map::from_iter([("peft_type".to_owned(), Value::from(kind))]);
+    for key in ["r", "lora_alpha", "alpha", "rank_pattern", "alpha_pattern", "use_rslora"] {
         if let Some(value) = config.get(key) {
             sizes.insert(key.to_owned(), value.clone());
         }
@@ -205,19 +211,38 @@ fn writer(config: &Map<String, Value>, layout: Layout) -> String {
 }
 
 /// Modules with an adapter, and the names of all other tensors.
-fn modules_of(
-    file: &AdapterFile,
-    sizes: &Option<AdapterConfig>,
-) -> Result<(Vec<InspectedModule>, Vec<String>)> {
-    let sizes = sizes.as_ref().map(Sizes::new).transpose()?;
+#[derive(Default)]
+struct Found {
+    modules: Vec<InspectedModule>,
+    whole: Vec<String>,
+    copies: Vec<String>,
+    tokens: Vec<String>,
+}
+
+fn modules_of(file: &AdapterFile, config: &Option<AdapterConfig>) -> Result<Found> {
+    let sizes = config.as_ref().map(Sizes::new).transpose()?;
+    let method = config.as_ref().map(|config| &config.method);
     let mut by_path: BTreeMap<String, Vec<(&str, &Tensor)>> = BTreeMap::new();
-    let mut whole = Vec::new();
+    let mut found = Found::default();
     for (name, tensor) in &file.tensors {
-        let inside = name.strip_prefix(PREFIX);
-        match split(inside.unwrap_or(name)) {
-            Some((path, parameter)) => by_path.entry(path.to_owned()).or_default().push((parameter, tensor)),
+        let Some(inside) = name.strip_prefix(PREFIX) else {
             // Outside of every module lie VeRA's shared factors and the embeddings of prompts.
-            None => whole.extend(inside.map(str::to_owned)),
+            if let Some((path, parameter)) = split(name) {
+                by_path.entry(path.to_owned()).or_default().push((parameter, tensor));
+            }
+            continue;
+        };
+        if inside.ends_with(".base_layer.weight") {
+            found.copies.push(inside.to_owned());
+        } else if let Some(path) = inside.strip_suffix(".token_adapter.trainable_tokens_delta") {
+            found.tokens.push(path.to_owned());
+        } else {
+            match split(inside) {
+                Some((path, parameter)) => {
+                    by_path.entry(path.to_owned()).or_default().push((parameter, tensor));
+                }
+                None => found.whole.push(inside.to_owned()),
+            }
         }
     }
     let mut modules = Vec::new();
@@ -225,9 +250,17 @@ fn modules_of(
         let factor = |names: [&str; 2]| tensors.iter().find(|(n, _)| names.contains(n)).map(|(_, t)| *t);
         let pair =
             factor(["lora_A.weight", "lora_embedding_A"]).zip(factor(["lora_B.weight", "lora_embedding_B"]));
-        let (alpha, scale) = match (&sizes, pair) {
-            (Some(sizes), Some(_)) => (Some(sizes.alpha_of(&path)?), Some(sizes.scale_of(&path)?)),
+        let has_scale = pair.is_some() || matches!(method, Some(Method::Loha(_) | Method::Lokr(_)));
+        let (alpha, scale) = match &sizes {
+            Some(sizes) if has_scale => (Some(sizes.alpha_of(&path)?), Some(sizes.scale_of(&path)?)),
             _ => (None, None),
+        };
+        let rank = match (pair, &sizes, method) {
+            (Some((a, _)), ..) => a.dims().first().copied(),
+            (None, Some(sizes), Some(Method::Vera(_) | Method::Loha(_) | Method::Lokr(_))) => {
+                Some(sizes.rank_of(&path)?)
+            }
+            _ => None,
         };
         let norm = match (pair, scale) {
             (Some((a, b)), Some(scale)) => measure::delta_norm(a, b)?.map(|norm| scale * norm),
@@ -236,7 +269,7 @@ fn modules_of(
         modules.push(InspectedModule {
             layer: path.split('.').find_map(|segment| segment.parse().ok()),
             parameters: tensors.iter().map(|(_, t)| t.elem_count()).sum(),
-            rank: pair.and_then(|(a, _)| a.dims().first().copied()),
+            rank,
             alpha,
             scale,
             norm,
@@ -244,7 +277,7 @@ fn modules_of(
         });
     }
     modules.sort_by(|a, b| (a.layer, &a.path).cmp(&(b.layer, &b.path)));
-    Ok((modules, whole))
+    Ok(Found { modules, ..found })
 }
 
 /// The module's path and the adapter's parameter of a name without its prefix.

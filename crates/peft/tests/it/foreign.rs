@@ -504,3 +504,26 @@ proptest! {
         prop_assert!(!faulty);
     }
 }
+
+/// What lies beside the deltas is told for what it is: copies of the base's tables, rows of tokens; ranks and scales of every method.
+#[test]
+fn an_inspection_tells_copies_of_tables_rows_of_tokens_and_ranks_of_every_method() {
+    let of = |name: &str| inspect(&golden(&format!("peft/{name}"))).unwrap();
+    let embedding = of("lora_embed");
+    assert!(embedding.whole.is_empty());
+    assert_eq!(embedding.copies, ["lm_head.base_layer.weight", "model.embed_tokens.base_layer.weight"]);
+    let tokens = of("tied_token_indices");
+    assert_eq!((&tokens.tokens[..], tokens.modules.len()), (&["model.embed_tokens".to_owned()][..], 2));
+    let engines = ["vLLM", "llama.cpp", "Ollama", "MLX"];
+    for consumer in tokens.consumers.iter().filter(|c| engines.contains(&c.name)) {
+        assert_eq!(consumer.verdict, Verdict::Refuses, "{}", consumer.name);
+        let told = consumer.why.join(", ");
+        assert!(told.contains("rows of single tokens") || consumer.name == "MLX", "{told}");
+    }
+    let ranks =
+        |name: &str| -> Vec<_> { of(name).modules.iter().map(|m| (m.rank, m.alpha, m.scale)).collect() };
+    assert!(ranks("vera").iter().all(|r| *r == (Some(8), None, None)));
+    assert!(ranks("loha").iter().all(|r| *r == (Some(4), Some(8.0), Some(2.0))));
+    assert!(ranks("lokr").iter().all(|r| *r == (Some(4), Some(8.0), Some(2.0))));
+    assert!(ranks("ia3").iter().all(|r| *r == (None, None, None)));
+}
