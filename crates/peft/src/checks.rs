@@ -86,7 +86,7 @@ fn check_combinations(config: &AdapterConfig, fault: &mut impl FnMut(&'static st
 }
 
 /// The largest rank that is taken: no layer in use is that small, and a typing slip is that large.
-const MAX_RANK: usize = 16_384;
+pub(crate) const MAX_RANK: usize = 16_384;
 
 fn check_names(config: &AdapterConfig, fault: &mut impl FnMut(&'static str, &str, String, &str)) {
     let list = |names: &Option<ModuleNames>| match names {

@@ -4,7 +4,10 @@
 //! its best approximation of a rank; the others work on A and B apart, whose product then has mixed terms too (Mangrulkar & Paul, PEFT 0.9; TIES: Yadav et al. 2023; DARE: Yu et al.
 //! 2024).
 
+use crate::checks::MAX_RANK;
+use crate::error::doing;
 use crate::linear_algebra::{Matrix, truncated_svd};
+use crate::sizes::Sizes;
 use crate::targets::TargetModules;
 use crate::{AdapterConfig, AdapterWeights, Error, Method, PREFIX, Result};
 use candle_core::{Device, Tensor};
@@ -121,7 +124,11 @@ pub fn combine(
         }
     }
     let rank = new_rank(&layers, how)?;
-    let mut tensors = BTreeMap::new();
+    if rank > MAX_RANK {
+        let what = format!("the combined rank would be {rank}, and {MAX_RANK} is the largest");
+        return Err(unfit("combination_type", what, "choose \"svd\" with an `svd_rank`"));
+    }
+    let mut tensors = tables(adapters)?;
     for (path, parts) in &layers {
         let (a, b) = combined(path, parts, how, rank)?;
         let [name_a, name_b] = names(path, parts[0].is_embedding);
@@ -198,6 +205,9 @@ fn check(how: &Combination) -> Result<()> {
     }
 }
 
+/// The most numbers of a delta that is formed: no layer in use is that large.
+const MAX_DELTA: usize = 1 << 31;
+
 fn names(path: &str, is_embedding: bool) -> [String; 2] {
     let suffixes = if is_embedding {
         ["lora_embedding_A", "lora_embedding_B"]
@@ -207,11 +217,17 @@ fn names(path: &str, is_embedding: bool) -> [String; 2] {
     suffixes.map(|suffix| format!("{PREFIX}{path}.{suffix}"))
 }
 
-/// The layers of an adapter by their paths.
+/// The layers of an adapter by their paths. Every tensor belongs to one, or is the table that PEFT saves beside an adapted one.
 fn parts(adapter: &WeightedAdapter<'_>) -> Result<BTreeMap<String, Part>> {
     let mut parts = BTreeMap::new();
-    for (name, a) in adapter.weights.iter() {
-        let Some(name) = name.strip_prefix(PREFIX) else { continue };
+    let sizes = Sizes::new(adapter.config)?;
+    let broken = |what: String| unfit("adapters", what, "copy the adapter again");
+    let mut used = 0;
+    for (full_name, a) in adapter.weights.iter() {
+        let Some(name) = full_name.strip_prefix(PREFIX) else {
+            return Err(broken(format!("`{full_name}` belongs to no layer")));
+        };
+        used += usize::from(name.ends_with(TABLE));
         let (path, is_embedding) =
             match (name.strip_suffix(".lora_A.weight"), name.strip_suffix(".lora_embedding_A")) {
                 (Some(path), _) => (path, false),
@@ -220,20 +236,61 @@ fn parts(adapter: &WeightedAdapter<'_>) -> Result<BTreeMap<String, Part>> {
             };
         let [_, name_b] = names(path, is_embedding);
         let Some(b) = adapter.weights.get(&name_b) else {
-            return Err(unfit("adapters", format!("`{name_b}` is missing"), "copy the adapter again"));
+            return Err(broken(format!("`{name_b}` is missing")));
         };
-        let factor = adapter.weight * adapter.config.scale_of(path)?;
+        let factor = adapter.weight * sizes.scale_of(path)?;
         let part = Part { a: matrix(a)?, b: matrix(b)?, factor, is_embedding };
-        if part.a.rows != part.b.columns {
-            return Err(unfit(
-                "adapters",
-                format!("the factors of `{path}` differ in rank"),
-                "copy the adapter again",
-            ));
+        // A wrong rank is a wrong scale.
+        let rank = sizes.rank_of(path)?;
+        if (part.a.rows, part.b.columns) != (rank, rank) {
+            return Err(broken(format!(
+                "the factors of `{path}` have rank {} and {}, and the configuration says {rank}",
+                part.a.rows, part.b.columns
+            )));
         }
+        if part.a.columns == 0 || part.b.rows == 0 {
+            return Err(broken(format!("the factors of `{path}` are empty")));
+        }
+        used += 2;
         parts.insert(path.to_owned(), part);
     }
+    if parts.is_empty() || used != adapter.weights.iter().count() {
+        let names = || adapter.weights.iter().map(|(name, _)| name);
+        let is_part = |name: &str| PARTS.iter().any(|part| name.ends_with(part)) || name.ends_with(TABLE);
+        let other = names().find(|name| !is_part(name)).or_else(|| names().next()).unwrap_or("no tensor");
+        return Err(broken(format!("there is more or less in it than pairs of A and B: `{other}`")));
+    }
     Ok(parts)
+}
+
+/// What layers consist of in a file.
+const PARTS: [&str; 4] = [".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B"];
+
+/// The base's own table, as PEFT saves it beside an adapted embedding or head.
+const TABLE: &str = ".base_layer.weight";
+
+/// The tables of all adapters: those of one base, so of one layer they are the same.
+fn tables(adapters: &[WeightedAdapter<'_>]) -> Result<BTreeMap<String, Tensor>> {
+    let mut tables: BTreeMap<String, Tensor> = BTreeMap::new();
+    let all = adapters.iter().flat_map(|a| a.weights.iter());
+    for (name, table) in all.filter(|(name, _)| name.ends_with(TABLE)) {
+        let same = match tables.get(name) {
+            Some(known) if known.dims() == table.dims() => {
+                let (known, table) = (to_vec_f32(known), to_vec_f32(table));
+                known
+                    .and_then(|known| Ok(known == table?))
+                    .map_err(doing("compare the tables of two adapters"))?
+            }
+            Some(_) => false,
+            None => true,
+        };
+        if !same {
+            let what = format!("the adapters have other tables in `{name}`");
+            return Err(unfit("adapters", what, "combine adapters of one base"));
+        }
+        tables.entry(name.to_owned()).or_insert_with(|| table.clone());
+    }
+    Ok(tables)
 }
 
 fn new_rank(layers: &BTreeMap<String, Vec<Part>>, how: &Combination) -> Result<usize> {
@@ -269,6 +326,10 @@ fn combined(path: &str, parts: &[Part], how: &Combination, rank: usize) -> Resul
     Ok(match kind {
         CombinationType::Cat => side_by_side(parts, rank),
         _ if kind.is_of_deltas() => {
+            if n_in.checked_mul(n_out).is_none_or(|size| size > MAX_DELTA) {
+                let what = format!("the delta of `{path}` would have {n_out} x {n_in} numbers");
+                return Err(unfit("combination_type", what, "choose \"cat\", which forms no deltas"));
+            }
             let deltas: Vec<Matrix> = parts.iter().map(|p| p.b.times(&p.a)).collect();
             let weights: Vec<f64> = parts.iter().map(|p| p.factor).collect();
             cut(&of_tasks(deltas, &weights, how, seed), rank, seed)

@@ -1,5 +1,6 @@
 //! Invariant 7: what a configuration names exists in the model, and what does not is an error with the nearest name.
 
+use crate::methods::{Ia3, Method};
 use crate::modules::{ModuleKind, ModuleShape};
 use crate::plan::{Action, Plan, with_ancestors};
 use crate::targets::{LayerIndex, Pattern, TargetModules, names_module};
@@ -18,6 +19,20 @@ pub(crate) fn short_names<'a>(paths: impl Iterator<Item = &'a str>) -> Vec<Strin
         }
     }
     names
+}
+
+/// Invariant 7 for what IA3 scales at the input: a name is that of a module, adapted or not.
+pub(crate) fn feedforward_exists(config: &AdapterConfig, modules: &[ModuleShape]) -> Result<()> {
+    let all: Vec<&str> = modules.iter().map(|m| m.path.as_str()).collect();
+    match &config.method {
+        Method::Ia3(Ia3 { feedforward_modules: Some(ModuleNames::List(names)), .. }) => {
+            names_exist("feedforward_modules", names, &all)
+        }
+        Method::Ia3(Ia3 { feedforward_modules: Some(ModuleNames::Regex(given)), .. }) => {
+            pattern_matches("feedforward_modules", given, false, &all, NO_MODULE)
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Invariant 7: nothing that was typed is without effect.
@@ -42,6 +57,16 @@ pub(crate) fn everything_named_exists(
     }
     for (given, _) in &config.alpha_pattern {
         pattern_matches("alpha_pattern", given, true, &adapted, NOT_ADAPTED)?;
+    }
+    if config.ensure_weight_tying && !plan.modules.iter().any(|p| matches!(p.action, Action::Follow(_))) {
+        let remedy = "leave it out, or train the table that embedding and head of a tied base share: `modules_to_save = [\"embed_tokens\"]`";
+        return Err(nothing(
+            "ensure_weight_tying",
+            "true",
+            "no shared table that is trained",
+            &[],
+            Some(remedy.into()),
+        ));
     }
     layers_exist(config, &adapted, &all)?;
     for entry in &config.modules_to_save {

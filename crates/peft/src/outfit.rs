@@ -101,6 +101,10 @@ impl<'a> Outfit<'a> {
     }
 
     fn adapt(&mut self, m: &mut Linear, planned: &Planned, scale: f64) -> taper_nn::Result<()> {
+        if m.is_tied() {
+            // The adapter is over this weight, whatever becomes of the embedding's table.
+            *m = m.rebuilt(m.weight().clone(), m.bias());
+        }
         self.base_layer(&planned.path, m.weight())?
             .map_or(Ok(()), |weight| m.set_weight(Weight::Frozen(weight)))?;
         let config = self.config;

@@ -2,7 +2,9 @@
 
 use crate::methods::{Method, slot};
 use crate::modules::{ModuleKind, ModuleShape, TrainedParameter};
-use crate::named::{NO_MODULE, everything_named_exists, layers_exist, nothing, short_names, targets_exist};
+use crate::named::{
+    NO_MODULE, everything_named_exists, feedforward_exists, layers_exist, nothing, short_names, targets_exist,
+};
 use crate::sizes::Sizes;
 use crate::targets::{
     LayerIndex, Matcher, Role, TargetModules, default_targets, is_output_head, is_router, names_module,
@@ -54,6 +56,8 @@ pub(crate) struct Plan {
     pub(crate) modules: Vec<Planned>,
     /// Tensors that all adapted layers share, not trained.
     pub(crate) shared: Vec<TrainedParameter>,
+    /// Shapes of the tables of adapted embeddings and heads, by path.
+    tables: BTreeMap<String, [usize; 2]>,
 }
 
 impl Plan {
@@ -66,14 +70,11 @@ impl Plan {
     pub(crate) fn optional(&self) -> Vec<TrainedParameter> {
         let table =
             |p: &Planned, name: &str, shape: &[usize]| slot(&p.path, name, shape, ParameterKind::Weight);
-        let of_module = |p: &Planned| match (&p.action, p.slots.as_slice()) {
-            (Action::Adapt { .. }, [a, b, ..]) if a.kind == ParameterKind::LoraEmbeddingA => {
-                Some(table(p, "base_layer.weight", &[a.shape[1], b.shape[0]]))
+        let of_module = |p: &Planned| match &p.action {
+            Action::Adapt { .. } => {
+                self.tables.get(&p.path).map(|shape| table(p, "base_layer.weight", shape))
             }
-            (Action::Adapt { .. }, [a, b, ..]) if is_output_head(&p.path) && b.shape.len() == 2 => {
-                Some(table(p, "base_layer.weight", &[b.shape[0], a.shape[1]]))
-            }
-            (Action::Follow(None), _) => {
+            Action::Follow(None) => {
                 let embedding = self.slots().find(|slot| slot.kind == ParameterKind::Embedding)?;
                 Some(table(p, "weight", &embedding.shape))
             }
@@ -90,6 +91,9 @@ pub(crate) fn plan(
     model_type: Option<&str>,
     author: Author,
 ) -> Result<Plan> {
+    if author == Author::User {
+        feedforward_exists(config, modules)?;
+    }
     let targets = resolve_targets(config, modules, model_type)?;
     let spelled_out;
     let config = match (&config.method, &config.target_modules) {
@@ -153,12 +157,22 @@ pub(crate) fn plan(
     }
     refuse_containers(&matcher, modules, author)?;
     let shared = method.shared(config, &adapted);
+    let tables = adapted.iter().filter_map(|m| Some((m.path.clone(), table_shape(m)?))).collect();
     let config = AdapterConfig { target_modules: Some(targets), ..config.clone() };
-    let plan = Plan { config, modules: planned, shared };
+    let plan = Plan { config, modules: planned, shared, tables };
     if author == Author::User {
         everything_named_exists(&plan, &plan.config, modules)?;
     }
     Ok(plan)
+}
+
+/// The shape of what PEFT saves beside the adapter of a module.
+fn table_shape(module: &ModuleShape) -> Option<[usize; 2]> {
+    match module.kind {
+        ModuleKind::Embedding { rows, width } => Some([rows, width]),
+        ModuleKind::Linear { n_in, n_out, .. } if is_output_head(&module.path) => Some([n_out, n_in]),
+        _ => None,
+    }
 }
 
 fn is_tied(module: &ModuleShape) -> bool {

@@ -1,6 +1,7 @@
 //! Norms of low-rank products without the products.
 
 use crate::Result;
+use crate::checks::MAX_RANK;
 use crate::error::doing;
 use candle_core::Tensor;
 use taper_kernels::gemm;
@@ -12,7 +13,8 @@ use taper_nn::to_vec_f32;
 /// When the values cannot be read.
 pub(super) fn delta_norm(a: &Tensor, b: &Tensor) -> Result<Option<f64>> {
     let (&[r, n_in], &[n_out, columns]) = (a.dims(), b.dims()) else { return Ok(None) };
-    if r != columns || r == 0 || n_in == 0 || n_out == 0 {
+    // What is no rank that anything takes is not measured: r x r numbers are held.
+    if r != columns || r > MAX_RANK || r == 0 || n_in == 0 || n_out == 0 {
         return Ok(None);
     }
     let values = |t: &Tensor| to_vec_f32(t).map_err(doing("read a factor of the adapter"));

@@ -18,6 +18,23 @@ use taper_nn::{ForwardContext, Linear, LinearAdapter, ParameterKind, Weight, wit
 /// The method; its settings are [`AdapterConfig`]'s own.
 pub(crate) struct Lora;
 
+/// An embedding's adapter is A and B: what LoRA can have beyond them is for linear layers.
+fn plain_embedding(config: &AdapterConfig, path: &str) -> Result<()> {
+    let more = [
+        ("use_dora", config.use_dora),
+        ("lora_bias", config.lora_bias),
+        ("init_lora_weights", config.init_lora_weights.is_of_the_weight()),
+    ];
+    match more.into_iter().find(|(_, has)| *has) {
+        Some((key, _)) => Err(Error::Conflict {
+            key,
+            what: format!("`{path}` is an embedding, which cannot be adapted with this `{key}`"),
+            remedy: "take the embedding out of `target_modules`, or leave the key out",
+        }),
+        None => Ok(()),
+    }
+}
+
 impl AdapterMethod for Lora {
     fn peft_type(&self) -> &'static str {
         "LORA"
@@ -46,6 +63,7 @@ impl AdapterMethod for Lora {
             });
         }
         if let ModuleKind::Embedding { rows, width } = module.kind {
+            plain_embedding(config, path)?;
             let slots = vec![
                 slot(path, "lora_embedding_A", &[rank, rows], ParameterKind::LoraEmbeddingA),
                 slot(path, "lora_embedding_B", &[width, rank], ParameterKind::LoraEmbeddingB),

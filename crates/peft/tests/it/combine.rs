@@ -110,6 +110,40 @@ fn what_cannot_be_combined_is_refused_by_name() {
     }
 }
 
+#[test]
+fn what_an_adapter_has_beyond_pairs_is_refused() {
+    let (config, weights) = parts("a");
+    let of = |config: &AdapterConfig, tensors: &std::collections::BTreeMap<String, Tensor>| {
+        let weights = AdapterWeights::from_tensors(tensors.clone());
+        let one = WeightedAdapter { config, weights: &weights, weight: 0.5 };
+        combine(&[one], &Combination::default()).map(|_| ()).map_err(|error| error.to_string())
+    };
+    let whole: std::collections::BTreeMap<_, _> =
+        weights.iter().map(|(n, t)| (n.to_owned(), t.clone())).collect();
+    of(&config, &whole).unwrap();
+    let other_rank = AdapterConfig { r: config.r + 1, ..config.clone() };
+    assert!(of(&other_rank, &whole).unwrap_err().contains("the configuration says 5"));
+    let with = |name: &str, shape: (usize, usize)| {
+        let mut tensors = whole.clone();
+        let zeros = Tensor::zeros(shape, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+        tensors.insert(format!("base_model.model.model.{name}"), zeros);
+        of(&config, &tensors)
+    };
+    let told = with("layers.0.self_attn.q_proj.lora_magnitude_vector", (1, 3)).unwrap_err();
+    assert!(told.contains("lora_magnitude_vector"), "{told}");
+    assert!(with("layers.7.self_attn.q_proj.lora_B.weight", (3, 4)).is_err());
+    with("embed_tokens.base_layer.weight", (3, 4)).unwrap();
+    let empty = with("layers.7.self_attn.q_proj.lora_A.weight", (4, 0));
+    assert!(empty.unwrap_err().contains("lora_B"));
+    assert!(of(&config, &std::collections::BTreeMap::new()).unwrap_err().contains("no tensor"));
+    let mut hollow = whole.clone();
+    for (name, shape) in [("lora_A", (4, 0)), ("lora_B", (0, 4))] {
+        let zeros = Tensor::zeros(shape, candle_core::DType::F32, &candle_core::Device::Cpu).unwrap();
+        hollow.insert(format!("base_model.model.model.layers.7.self_attn.q_proj.{name}.weight"), zeros);
+    }
+    assert!(of(&config, &hollow).unwrap_err().contains("empty"));
+}
+
 /// Ranks and scales that differ by layer are worked into the factors: twice an adapter is its delta twice.
 #[test]
 fn an_adapter_with_patterns_beside_itself_is_twice_its_delta() {

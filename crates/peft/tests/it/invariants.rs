@@ -14,7 +14,7 @@ fn config(json: &str) -> AdapterConfig {
     section.to_config("base")
 }
 
-const TARGET_SETS: [(&str, &str); 41] = [
+const TARGET_SETS: [(&str, &str); 42] = [
     ("models/llama_untied", "{}"),
     ("models/llama_untied", r#"{"target_modules": ["q_proj"]}"#),
     ("models/llama_untied", r#"{"target_modules": ["k_proj", "v_proj"], "use_rslora": true}"#),
@@ -45,13 +45,17 @@ const TARGET_SETS: [(&str, &str); 41] = [
     ("models/phi3_longrope", r#"{"target_modules": ["qkv_proj", "gate_up_proj"]}"#),
     ("models/llama_untied", r#"{"use_dora": true}"#),
     ("models/llama_untied", r#"{"use_dora": true, "lora_dropout": 0.3, "use_rslora": true}"#),
-    ("models/llama_untied", r#"{"target_modules": ["embed_tokens", "lm_head", "q_proj"], "use_dora": true}"#),
+    ("models/llama_untied", r#"{"target_modules": ["lm_head", "q_proj"], "use_dora": true}"#),
     ("models/qwen3_moe", r#"{"use_dora": true}"#),
     ("models/phi3", r#"{"use_dora": true}"#),
     ("models/llama_untied", r#"{"lora_bias": true, "lora_dropout": 0.3}"#),
     ("models/llama_tied", r#"{"target_modules": ["embed_tokens", "q_proj"]}"#),
     ("models/gemma2", r#"{"target_modules": ["embed_tokens", "q_proj"]}"#),
     ("models/llama_tied", r#"{"target_modules": ["lm_head", "q_proj"]}"#),
+    (
+        "models/llama_tied",
+        r#"{"target_modules": ["lm_head", "q_proj"], "modules_to_save": ["embed_tokens"], "use_dora": true}"#,
+    ),
     ("models/llama_tied", r#"{"modules_to_save": ["embed_tokens"], "ensure_weight_tying": true}"#),
     ("models/llama_tied", r#"{"modules_to_save": ["lm_head"]}"#),
     ("models/llama_tied", r#"{"trainable_token_indices": [1, 5]}"#),
@@ -144,6 +148,14 @@ fn invariant_7_targets_that_match_nothing_are_an_error_with_the_nearest_name() {
     let (text, error) = told(r#"{"target_modules": ["q_prpj", "v_proj"]}"#);
     assert!(text.contains("`q_prpj`") && text.contains("did you mean `q_proj`?"), "{text}");
     assert!(matches!(error, Error::MatchesNothing { key: "target_modules", .. }));
+    let (text, _) = told(r#"{"peft_type": "ia3", "feedforward_modules": ["dwn_proj"]}"#);
+    assert!(text.contains("did you mean `down_proj`?"), "{text}");
+    let (text, _) = told(r#"{"modules_to_save": ["norm"], "ensure_weight_tying": true}"#);
+    assert!(text.contains("ensure_weight_tying") && text.contains("leave it out"), "{text}");
+    for more in [r#""use_dora": true"#, r#""lora_bias": true"#, r#""init_lora_weights": "pissa""#] {
+        let (text, _) = told(&format!(r#"{{"target_modules": ["embed_tokens", "q_proj"], {more}}}"#));
+        assert!(text.contains("is an embedding"), "{text}");
+    }
     let (text, _) = told(r#"{"target_modules": ["zzz"]}"#);
     assert!(text.contains("`gate_proj`") && text.contains("`lm_head`"), "{text}");
     let (text, _) = told(r#"{"layers_to_transform": [9]}"#);
@@ -196,6 +208,11 @@ fn beginnings_made_from_the_weights_start_at_the_base_and_are_saved_over_it() {
         (
             "models/llama_untied",
             r#"{"r": 4, "init_lora_weights": "pissa_niter_4", "use_rslora": true}"#,
+            2e-4,
+        ),
+        (
+            "models/llama_tied",
+            r#"{"r": 4, "target_modules": ["lm_head", "q_proj"], "init_lora_weights": "pissa"}"#,
             2e-4,
         ),
         ("models/qwen2", r#"{"r": 4, "init_lora_weights": "olora", "rank_pattern": {"q_proj": 2}}"#, 2e-4),
