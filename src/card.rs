@@ -40,6 +40,7 @@ fn card(session: &Session, kind: CardKind, exported: &[Exported]) -> anyhow::Res
         base: public_name(&session.base.source),
         base_hub_id,
         terms,
+        held_out: !session.data.test.tokenized.is_empty() || !session.data.valid.tokenized.is_empty(),
         training: training(session),
         data: data(session)?,
         scores,
@@ -51,7 +52,6 @@ fn card(session: &Session, kind: CardKind, exported: &[Exported]) -> anyhow::Res
                 "There is not enough held-out data to say whether it is better than the base.".into()
             }
         }),
-        datasets: datasets(session),
         proofs: exported.iter().map(|export| (export.format.to_string(), export.proof)).collect(),
         usage: usage(session, &kind),
         kind,
@@ -129,17 +129,6 @@ fn data(session: &Session) -> anyhow::Result<Vec<CardData>> {
         }
     }
     Ok(rows)
-}
-
-/// What the training data are called: the folders of their files, or else the run.
-fn datasets(session: &Session) -> Vec<String> {
-    let paths = session.run.recipe.data.train.paths().iter();
-    let mut names: Vec<String> = paths
-        .map(|path| path.parent().and_then(|folder| folder.file_name()))
-        .map(|name| name.map_or(session.run.name.clone(), |name| name.to_string_lossy().into_owned()))
-        .collect();
-    names.dedup();
-    names
 }
 
 fn usage(session: &Session, kind: &CardKind) -> Vec<(String, &'static str, String)> {

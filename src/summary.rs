@@ -28,7 +28,7 @@ pub(crate) fn write(
     let report = Report { facts: &facts, evaluations: &judged.evaluations, gates: &judged.gates };
     let files = report.write(&session.folder).or_fault()?;
     if session.run.recipe.adapter.is_some() {
-        contract::add_scores(session)?;
+        contract::add_scores(session, false)?;
     }
     card::write(session, &exports.done)?;
     let code = exports.exit_code(judged.exit_code());

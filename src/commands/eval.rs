@@ -47,7 +47,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<ExitCode> {
     let facts = summary::facts(&session, None, &Exports::default())?;
     let report = Report { facts: &facts, evaluations: &judged.evaluations, gates: &judged.gates };
     let files = report.write(&session.folder).or_fault()?;
-    contract::add_scores(&session)?;
+    contract::add_scores(&session, args.force)?;
     summary::tell(&judged);
     say(&format!("report {}", files.report.display()));
     if args.folder.recipe.common.json {

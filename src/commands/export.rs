@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 use taper_diagnostics::{ExitCode, list_names, write_bytes_atomically};
 use taper_export::{
     Exactness, ExportFormat, ExportProof, MergeOptions, ProofText, ReferenceLogits, SupervisedLosses,
-    write_merged, write_mlx_adapter,
+    declared_dtype, write_merged, write_mlx_adapter,
 };
 use taper_hub::{InitChoice, ModelFiles};
 use taper_models::{CausalLm, LoadOptions};
@@ -32,7 +32,18 @@ pub(crate) struct Exported {
     pub(crate) proof: ExportProof,
 }
 
-/// What was exported, up to the first artefact that did not pass its proof; that one is the last.
+impl Exported {
+    /// One as [`Exports::to_json`] lists it; `None` of anything else.
+    fn of_json(value: &serde_json::Value) -> Option<Self> {
+        Some(Self {
+            format: serde_json::from_value(value["format"].clone()).ok()?,
+            folder: serde_json::from_value(value["folder"].clone()).ok()?,
+            proof: serde_json::from_value(value["proof"].clone()).ok()?,
+        })
+    }
+}
+
+/// What was exported, up to the first artefact that could not be written or did not pass its proof; that one is the last.
 #[derive(Default)]
 pub(crate) struct Exports {
     pub(crate) done: Vec<Exported>,
@@ -47,12 +58,16 @@ impl Exports {
 
     /// The artefacts with their proofs, for scripts.
     pub(crate) fn to_json(&self) -> serde_json::Value {
-        let list = self.done.iter().map(|e| {
-            let passed = e.proof.passed();
-            serde_json::json!({ "format": e.format, "folder": e.folder, "passed": passed, "proof": e.proof })
-        });
-        list.collect::<Vec<_>>().into()
+        listed(&self.done)
     }
+}
+
+fn listed(exports: &[Exported]) -> serde_json::Value {
+    let list = exports.iter().map(|e| {
+        let passed = e.proof.passed();
+        serde_json::json!({ "format": e.format, "folder": e.folder, "passed": passed, "proof": e.proof })
+    });
+    list.collect::<Vec<_>>().into()
 }
 
 /// What was written, as a format's arm hands it to the proof.
@@ -79,11 +94,11 @@ pub(crate) fn export(args: &ExportArgs) -> anyhow::Result<ExitCode> {
     if !session.trains_all_weights() {
         contract::hold(&session.path("adapter"), &session.base, args.force)?;
     }
-    let exports = write_formats(&session)?;
-    record(&session, &exports)?;
+    let mut exports = write_formats(&session)?;
     if args.folder.recipe.common.json {
         print(&exports.to_json().to_string())?;
     }
+    record(&session, &mut exports)?;
     exports.failure.map_or(Ok(ExitCode::Passed), Err)
 }
 
@@ -118,30 +133,33 @@ fn write_formats(session: &Session) -> anyhow::Result<Exports> {
     }
     let reference = reference(session)?;
     for &format in &export.formats {
-        let artefact = match format {
-            _ if format.is_adapter() && session.trains_all_weights() => {
-                return Err(user_error(
-                    "there is no adapter to export: all weights were trained",
-                    "export \"merged\" or \"gguf\", the whole model",
-                ));
-            }
-            ExportFormat::Peft => peft(session)?,
-            ExportFormat::Merged => merged(session)?,
-            ExportFormat::Gguf => gguf::model(session)?,
-            ExportFormat::GgufAdapter => gguf::adapter(session)?,
-            ExportFormat::Mlx => mlx(session)?,
-            ExportFormat::Ollama => gguf::ollama(session)?,
-        };
-        let proof = reference.compare(artefact.model.as_ref(), artefact.exactness).or_fault()?;
-        let (proof, folder) = (proof.holding(export.min_gain_kept), artefact.folder);
-        say(&format!("export {format}: {}; {proof}", folder.display()));
-        exports.done.push(Exported { format, folder, proof });
-        if let Err(error) = proof.into_result().or_fault() {
+        // What fails is told at the end: the formats before it are done, and a run has more to tell than its exports.
+        let proven = write_format(session, format).and_then(|artefact| {
+            let proof = reference.compare(artefact.model.as_ref(), artefact.exactness).or_fault()?;
+            Ok((proof.holding(export.min_gain_kept), artefact.folder))
+        });
+        let outcome = proven.and_then(|(proof, folder)| {
+            say(&format!("export {format}: {}; {proof}", folder.display()));
+            exports.done.push(Exported { format, folder, proof });
+            proof.into_result().or_fault()
+        });
+        if let Err(error) = outcome {
             exports.failure = Some(error);
             break;
         }
     }
     Ok(exports)
+}
+
+fn write_format(session: &Session, format: ExportFormat) -> anyhow::Result<Artefact> {
+    match format {
+        ExportFormat::Peft => peft(session),
+        ExportFormat::Merged => merged(session),
+        ExportFormat::Gguf => gguf::model(session),
+        ExportFormat::GgufAdapter => gguf::adapter(session),
+        ExportFormat::Mlx => mlx(session),
+        ExportFormat::Ollama => gguf::ollama(session),
+    }
 }
 
 /// What the trained model says on held-out examples, and the losses of the base on them.
@@ -177,6 +195,9 @@ fn peft(session: &Session) -> anyhow::Result<Artefact> {
 fn merged(session: &Session) -> anyhow::Result<Artefact> {
     let folder = session.path("merged");
     let options = merge_options(session);
+    if session.trains_all_weights() {
+        return trained_in_full(&folder, &options);
+    }
     let mut model = trained_on_disk(session)?;
     let written = write_merged(model.as_mut(), &session.base.files, &folder, &options).or_fault()?;
     drop(model);
@@ -184,10 +205,32 @@ fn merged(session: &Session) -> anyhow::Result<Artefact> {
     Ok(Artefact { folder, exactness: written.dtype.into(), model })
 }
 
+/// Trained in full, the model lies in its folder since the training, its only copy: nothing is written over it.
+fn trained_in_full(folder: &Path, options: &MergeOptions) -> anyhow::Result<Artefact> {
+    let files = ModelFiles::of_folder(folder).or_fault()?;
+    let sizes = files.weights.iter().map(|path| Ok(fs_err::metadata(path)?.len()));
+    let weight_bytes = sizes.sum::<std::io::Result<u64>>()?;
+    let dtype = declared_dtype(&files).or_fault()?;
+    if let Some(asked) = options.dtype.dtype().filter(|asked| *asked != dtype) {
+        return Err(user_error(
+            format!(
+                "`{}` holds the trained weights in {}, and `export.merged_dtype` asks for {}",
+                folder.display(),
+                dtype.as_str(),
+                asked.as_str()
+            ),
+            "they are the only copy and are not written over: train with that type, or export \"gguf\" with a `gguf_type`",
+        ));
+    }
+    let model = read_back(&files, folder, weight_bytes)?;
+    Ok(Artefact { folder: folder.to_owned(), exactness: DType::F32.into(), model })
+}
+
 /// The adapter in mlx-lm's layout, read back over the base.
 fn mlx(session: &Session) -> anyhow::Result<Artefact> {
     let (folder, mut model) = (session.path("mlx"), session.load_base()?);
-    let adapter = load_adapter(&session.path("adapter"), model.as_mut())?;
+    let mut adapter = load_adapter(&session.path("adapter"), model.as_mut())?;
+    adapter.config.base_model_name_or_path = Some(card::public_name(&session.base.source));
     write_mlx_adapter(&adapter, &folder).or_fault()?;
     adapter.detach(model.as_mut()).or_fault()?;
     load_adapter(&folder, model.as_mut())?;
@@ -247,18 +290,23 @@ fn proof_texts(session: &Session) -> Vec<ProofText> {
     examples.map(|example| ProofText::new(&example.input_ids, &example.loss_mask, PROOF_TOKENS)).collect()
 }
 
-/// Put the proofs into the cards and, where a run left one, into `run.json`.
-fn record(session: &Session, exports: &Exports) -> anyhow::Result<()> {
-    card::write(session, &exports.done)?;
+/// Put the proofs into the cards and, where a run left one, into `run.json`; those of other formats stay.
+fn record(session: &Session, exports: &mut Exports) -> anyhow::Result<()> {
     let path = session.path("run.json");
     let known = path.is_file().then(|| fs_err::read(&path)).transpose()?;
     let known = known.and_then(|text| serde_json::from_slice::<serde_json::Value>(&text).ok());
-    if let Some(serde_json::Value::Object(mut run)) = known {
-        run.insert("exports".into(), exports.to_json());
-        let text = format!("{:#}\n", serde_json::Value::Object(run));
-        write_bytes_atomically(&path, text.as_bytes())?;
-    }
-    Ok(())
+    let Some(serde_json::Value::Object(mut run)) = known else {
+        return card::write(session, &exports.done);
+    };
+    let earlier = run.get("exports").and_then(serde_json::Value::as_array).into_iter().flatten();
+    let earlier = earlier.filter_map(Exported::of_json);
+    let is_new = |one: &Exported| exports.done.iter().all(|done| done.format != one.format);
+    let mut all: Vec<Exported> = earlier.filter(|one| one.folder.exists() && is_new(one)).collect();
+    all.append(&mut exports.done);
+    card::write(session, &all)?;
+    run.insert("exports".into(), listed(&all));
+    let text = format!("{:#}\n", serde_json::Value::Object(run));
+    Ok(write_bytes_atomically(&path, text.as_bytes())?)
 }
 
 #[cfg(test)]

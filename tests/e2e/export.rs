@@ -141,9 +141,30 @@ fn cards_and_the_record_of_the_run_hold_the_proofs() {
     desk.taper(&["export", "recipe.toml", "--format", "merged", "--set", "export.merged_dtype=bf16"])
         .exits(0);
     let again = desk.json("runs/colours/run.json");
-    assert_eq!(again["exports"].as_array().unwrap().len(), 1);
-    assert!(again["exports"][0]["proof"]["kl_limit"] == 5e-3 && again["name"] == "colours");
-    assert_ne!(desk.read("runs/colours/merged/README.md"), merged);
+    // What was exported before and is still there stays on the record.
+    assert_eq!(again["exports"].as_array().unwrap().len(), 2);
+    assert_eq!(again["exports"][0], run["exports"][0]);
+    assert!(again["exports"][1]["proof"]["kl_limit"] == 5e-3 && again["name"] == "colours");
+    let card = desk.read("runs/colours/merged/README.md");
+    assert!(card != merged && card.contains("| peft | 100.0 % |"), "{card}");
+}
+
+#[test]
+fn a_format_that_cannot_hold_the_adapter_leaves_what_the_run_has_besides() {
+    let desk = Desk::new();
+    let sets = [
+        "adapter.use_dora=true",
+        "gate.min_exact_match_gain=-1",
+        "export.formats=[\"merged\", \"gguf-adapter\"]",
+    ];
+    let flags: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    desk.taper(&[&["run", "recipe.toml"], flags.as_slice()].concat())
+        .exits(2)
+        .tells(&["exit code 2", "DoRA"]);
+    let run = desk.json("runs/colours/run.json");
+    assert_eq!((&run["exit_code"], run["exports"].as_array().unwrap().len()), (&2.into(), 1));
+    assert!(desk.has("runs/colours/eval/results.json") && desk.has("runs/colours/merged/README.md"));
+    assert!(desk.read("runs/colours/report.md").contains("gain kept"));
 }
 
 /// The same adapter for llama.cpp, mlx-lm and Ollama: each is read back and says what base and adapter say.

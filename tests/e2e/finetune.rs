@@ -276,6 +276,13 @@ max_new_tokens = 8
         "--json",
     ]);
     assert!(said.exits(0).json()["usage"]["completion_tokens"].as_u64() > Some(0));
+    // It is the only copy of what was trained: proven where it lies, and not written over.
+    let export = |more: &[&str]| desk.taper(&[&["export", "full.toml"], more].concat());
+    let before = desk.bytes("runs/full/merged/model.safetensors");
+    export(&["--format", "merged"]).exits(0).tells(&["export merged: "]);
+    export(&["--format", "merged", "--set", "export.merged_dtype=f16"]).exits(2).tells(&["the only copy"]);
+    assert!(desk.bytes("runs/full/merged/model.safetensors") == before);
+    export(&["--format", "mlx"]).exits(2).tells(&["\"mlx\"", "full training makes no adapter"]);
     // The model that was written is a base like any other.
     let sets = ["--set", "model.base=runs/full/merged", "--set", "gate.min_exact_match_gain=-1"];
     desk.taper(&[&["run", "recipe.toml"], sets.as_slice()].concat()).exits(0);

@@ -67,14 +67,14 @@ pub struct ModelCard {
     pub terms: BaseTerms,
     /// The training: name and value.
     pub training: Vec<(String, String)>,
-    /// Names of the training data; a hub id where there is one.
-    pub datasets: Vec<String>,
     /// Training and held-out data.
     pub data: Vec<CardData>,
     /// Scores on held-out data.
     pub scores: Vec<Score>,
     /// The verdict in a sentence.
     pub verdict: Option<String>,
+    /// Whether the texts of the proofs were held out of training.
+    pub held_out: bool,
     /// What was exported, and its proof.
     pub proofs: Vec<(String, ExportProof)>,
     /// How to use it: what with, the language of the code block, the code.
@@ -139,7 +139,6 @@ impl ModelCard {
         tags.extend(self.tags.iter().cloned());
         tags.push("taper".into());
         list(out, "tags", tags.iter());
-        list(out, "datasets", self.datasets.iter());
         self.model_index(out);
     }
 
@@ -191,9 +190,10 @@ impl ModelCard {
         }
         let rows = self.proofs.iter().map(|(format, proof)| {
             let gain = &proof.gain;
+            let name = if proof.passed() { format.clone() } else { format!("{format}: failed") };
             let kept = gain.kept.map_or("no gain to keep".into(), |kept| format!("{:.1} %", 100.0 * kept));
             vec![
-                format.clone(),
+                name,
                 kept,
                 gain.loss_base.map_or("none".into(), |loss| format!("{loss:.4}")),
                 format!("{:.4}", gain.loss_trained),
@@ -213,9 +213,10 @@ impl ModelCard {
         ];
         table(out, "What was written, read back", &head, &rows.collect::<Vec<_>>());
         let tokens = self.proofs[0].1.gain.tokens;
+        let texts = if self.held_out { "held-out" } else { "training" };
         let _ = write!(
             out,
-            "\nEach file was read back from the disk and compared with the trained model on {tokens} supervised tokens of held-out texts. \
+            "\nEach file was read back from the disk and compared with the trained model on {tokens} supervised tokens of {texts} texts. \
              The gain kept is (loss of the base - loss read back) / (loss of the base - loss trained); losses and divergences are in nats.\n"
         );
     }
@@ -344,7 +345,6 @@ mod tests {
             method: "LoRA, r = 8".into(),
             tags: vec!["lora".into()],
             base: "models/tiny".into(),
-            datasets: vec!["tickets".into()],
             scores: vec![
                 score("held-out", "exact_match", 0.9),
                 score("other: \"x\"", "perplexity", 1.5),

@@ -30,7 +30,7 @@ pub use gguf::{
     ChatTexts, Fallback, GgufAdapterOptions, GgufError, GgufOptions, GgufType, WrittenGguf,
     WrittenGgufAdapter, chat_texts, read_gguf_adapter, write_gguf, write_gguf_adapter,
 };
-pub use merged::{MAX_SHARD_BYTES, MergeOptions, WrittenModel, write_merged};
+pub use merged::{MAX_SHARD_BYTES, MergeOptions, WrittenModel, declared_dtype, write_merged};
 pub use mlx::write_mlx_adapter;
 pub use ollama::{Modelfile, ModelfileSource, TemplateFamily, WrittenModelfile, write_modelfile};
 pub use proof::{Exactness, ExportProof, Gain, kl_limit};

@@ -96,7 +96,7 @@ pub fn write_merged(
     let generation = stopping_at(&options.stop_ids, base.generation_config.as_ref(), &config)?;
     let dtype = match options.dtype.dtype() {
         Some(dtype) => dtype,
-        None => declared_dtype(&config, base.config.path())?,
+        None => dtype_of(&config, base.config.path())?,
     };
     let new = NewFolder::new(folder)?;
     let (entries, tied) = plan(model)?;
@@ -107,7 +107,8 @@ pub fn write_merged(
     set_dtype(&mut config, dtype);
     // What is written is dense, whatever the base was.
     config.shift_remove("quantization_config");
-    if config.get("tie_word_embeddings").and_then(Value::as_bool).unwrap_or(tied) != tied {
+    // Without the key, the architecture decides: Gemma's ties.
+    if model.config().tie_word_embeddings != tied {
         config.insert("tie_word_embeddings".into(), Value::Bool(tied));
     }
     let text = format!("{:#}\n", Value::Object(config));
@@ -262,8 +263,16 @@ fn read_object(source: &TextSource) -> Result<Map<String, Value>> {
     }
 }
 
+/// The type that a model's configuration says its weights have.
+///
+/// # Errors
+/// When the configuration cannot be read, or says another type than f32, bf16 or f16.
+pub fn declared_dtype(files: &ModelFiles) -> Result<DType> {
+    dtype_of(&read_object(&files.config)?, files.config.path())
+}
+
 /// transformers 5 writes `dtype`, earlier ones `torch_dtype`; without either, f32.
-fn declared_dtype(config: &Map<String, Value>, path: &Path) -> Result<DType> {
+fn dtype_of(config: &Map<String, Value>, path: &Path) -> Result<DType> {
     let declared =
         ["dtype", "torch_dtype"].into_iter().filter_map(|key| config.get(key)).find(|v| !v.is_null());
     let Some(declared) = declared else { return Ok(DType::F32) };
@@ -378,17 +387,17 @@ mod tests {
         let path = Path::new("config.json");
         for (key, other) in [("dtype", "torch_dtype"), ("torch_dtype", "dtype")] {
             let mut config = object(&json!({ "a": 1, key: "bfloat16", "z": 2 }));
-            assert_eq!(declared_dtype(&config, path).unwrap(), DType::BF16);
+            assert_eq!(dtype_of(&config, path).unwrap(), DType::BF16);
             set_dtype(&mut config, DType::F16);
             assert_eq!(config[key], "float16");
             assert!(!config.contains_key(other));
             assert_eq!(config.keys().collect::<Vec<_>>(), ["a", key, "z"]);
         }
         let mut none = object(&json!({ "a": 1 }));
-        assert_eq!(declared_dtype(&none, path).unwrap(), DType::F32);
+        assert_eq!(dtype_of(&none, path).unwrap(), DType::F32);
         set_dtype(&mut none, DType::F32);
         assert_eq!(none["dtype"], "float32");
         let odd = object(&json!({ "dtype": "float8_e4m3fn" }));
-        assert!(declared_dtype(&odd, path).unwrap_err().to_string().contains("float8_e4m3fn"));
+        assert!(dtype_of(&odd, path).unwrap_err().to_string().contains("float8_e4m3fn"));
     }
 }

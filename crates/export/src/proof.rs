@@ -6,7 +6,7 @@
 
 use crate::{Error, Result};
 use candle_core::DType;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// How near a written model can be to the trained one.
@@ -14,7 +14,7 @@ use std::fmt;
 pub enum Exactness {
     /// Nothing but rounding to this type lies between them, so their divergence is bounded ([`kl_limit`]).
     Rounded(DType),
-    /// Weights are coded in fewer bits: only the gain is held to a limit.
+    /// Weights are coded in fewer bits: the gain is held to a limit, and where there is none the divergence to a wide one.
     Quantized,
 }
 
@@ -25,17 +25,20 @@ impl From<DType> for Exactness {
 }
 
 impl Exactness {
-    /// The largest mean divergence that can be explained, in nats.
-    pub fn kl_limit(self) -> Option<f64> {
+    /// The largest mean divergence that can be explained, in nats; `None` where the gain tells more.
+    pub fn kl_limit(self, gain: &Gain) -> Option<f64> {
         match self {
             Self::Rounded(dtype) => Some(kl_limit(dtype)),
-            Self::Quantized => None,
+            Self::Quantized => gain.kept.is_none().then_some(QUANTIZED_KL_LIMIT),
         }
     }
 }
 
+/// No 4-bit type costs a model this much, in nats, and wrong rows or a wrong head cost more.
+const QUANTIZED_KL_LIMIT: f64 = 1.0;
+
 /// How far a written model is from the trained one, and how much of what the adapter gained it keeps.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct ExportProof {
     /// Token positions at which the distributions were compared.
     pub positions: usize,
@@ -45,7 +48,8 @@ pub struct ExportProof {
     pub mean_kl: f64,
     /// Share of the positions at which both find the same token likeliest.
     pub top1_agreement: f64,
-    /// The largest mean divergence that rounding to the written type explains; `None` for formats that quantise.
+    /// The largest mean divergence that rounding to the written type explains; `None` for formats that quantise,
+    /// as long as there is a gain to hold them to.
     pub kl_limit: Option<f64>,
     /// What became of the adapter's gain.
     pub gain: Gain,
@@ -54,7 +58,7 @@ pub struct ExportProof {
 }
 
 /// The losses of base, trained and written model on the same supervised tokens, and the share of the gain that was kept.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
 pub struct Gain {
     /// Supervised tokens.
     pub tokens: usize,
@@ -240,6 +244,13 @@ mod tests {
         let far = ExportProof { mean_kl: 1e-3, ..good }.into_result().unwrap_err();
         assert!(far.to_string().contains("1.00e-3") && far.exit_code() == ExitCode::Fault, "{far}");
         assert!(ExportProof { mean_kl: 1e-3, kl_limit: None, ..good }.passed());
+    }
+
+    #[test]
+    fn quantised_without_a_gain_is_held_to_a_divergence() {
+        let limit = |kept| Exactness::Quantized.kl_limit(&Gain { kept, ..Gain::default() });
+        assert_eq!((limit(None), limit(Some(1.0))), (Some(1.0), None));
+        assert_eq!(Exactness::from(DType::F16).kl_limit(&Gain::default()), Some(1e-4));
     }
 
     #[test]

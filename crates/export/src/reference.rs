@@ -123,7 +123,7 @@ impl ReferenceLogits {
     /// # Errors
     /// When it has another vocabulary, or the arithmetic fails. A difference is no error here: see [`ExportProof::into_result`].
     pub fn compare(&self, written: &dyn CausalLm, exactness: impl Into<Exactness>) -> Result<ExportProof> {
-        let mut proof = ExportProof { kl_limit: exactness.into().kl_limit(), ..ExportProof::default() };
+        let mut proof = ExportProof::default();
         let (mut kl_sum, mut agreed) = (0.0, 0usize);
         let losses = self.each_row(written, &mut |p, q| {
             proof.positions += 1;
@@ -135,6 +135,7 @@ impl ReferenceLogits {
         proof.top1_agreement = agreed as f64 / proof.positions as f64;
         let base = self.base.as_ref().map(|base| base.0.as_slice());
         proof.gain = Gain::of(base, &self.losses.0, &losses);
+        proof.kl_limit = exactness.into().kl_limit(&proof.gain);
         Ok(proof)
     }
 

@@ -313,6 +313,31 @@ fn a_head_that_is_no_longer_tied_is_written_and_said_to_be_so() {
     assert!(largest_difference(&logits(model.as_ref(), &ids), &logits(base.as_ref(), &ids)) > 1e-2);
 }
 
+/// Gemma's configuration class ties, and files of it often do not say so.
+#[test]
+fn a_head_that_only_the_architecture_tied_is_said_to_be_of_its_own() {
+    let here = tempfile::tempdir().unwrap();
+    let base = here.path().join("base");
+    fs_err::create_dir(&base).unwrap();
+    let golden = golden("models/gemma2");
+    fs_err::copy(golden.join("model.safetensors"), base.join("model.safetensors")).unwrap();
+    let mut config = read_json(&golden.join("config.json"));
+    config.as_object_mut().unwrap().remove("tie_word_embeddings").unwrap();
+    fs_err::write(base.join("config.json"), config.to_string()).unwrap();
+    let files = ModelFiles::of_folder(&base).unwrap();
+    let mut model = load(&files, LoadOptions::default()).unwrap();
+    let section: AdapterSection =
+        serde_json::from_str(r#"{"target_modules": ["lm_head", "q_proj"], "init_lora_weights": false}"#)
+            .unwrap();
+    taper_peft::attach(model.as_mut(), &section.to_config("base"), "gemma2", 3).unwrap();
+    let written = write(model.as_mut(), &files, &here.path().join("merged"), MergedDtype::F32);
+    assert_eq!(read_json(&written.folder.join("config.json"))["tie_word_embeddings"], false);
+    let ids = [1u32, 50, 60, 70];
+    let off =
+        largest_difference(&logits(model.as_ref(), &ids), &logits(read_back(&written.folder).as_ref(), &ids));
+    assert!(off <= 2e-4, "{off}");
+}
+
 #[test]
 fn a_weight_that_f16_cannot_hold_stops_the_writing_and_leaves_nothing() {
     let here = tempfile::tempdir().unwrap();

@@ -97,14 +97,25 @@ impl Faults<'_> {
                 .hint("remove the key, or train an adapter over the quantised weights"),
             );
         }
-        if is_full && recipe.export.formats.contains(&ExportFormat::Peft) {
+        let of_an_adapter = recipe.export.formats.iter().find(|format| format.is_adapter());
+        if let (true, Some(format)) = (is_full, of_an_adapter) {
             self.push(
                 "export.formats",
                 Problem::error(
                     "conflict",
-                    "`export.formats` has \"peft\", and full training makes no adapter",
+                    format!("`export.formats` has \"{format}\", and full training makes no adapter"),
                 )
-                .hint("set `formats = [\"merged\"]` under `[export]`"),
+                .hint("set `formats = [\"merged\"]` or `[\"gguf\"]` under `[export]`"),
+            );
+        }
+        if is_full && recipe.export.ollama_base.is_some() {
+            self.push(
+                "export.ollama_base",
+                Problem::error(
+                    "conflict",
+                    "`export.ollama_base` is for an adapter, and full training makes none",
+                )
+                .hint("leave it out, and the whole model is written"),
             );
         }
     }

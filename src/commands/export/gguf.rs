@@ -2,6 +2,7 @@
 
 use super::{Artefact, read_back, trained_on_disk};
 use crate::adapters::load_adapter;
+use crate::card;
 use crate::fault::{OrFault, user_error};
 use crate::output::say;
 use crate::session::Session;
@@ -94,7 +95,7 @@ fn adapter_file(session: &Session, file: &Path) -> anyhow::Result<Box<dyn Causal
     let adapter = load_adapter(&session.path("adapter"), model.as_mut())?;
     let options = GgufAdapterOptions {
         name: Some(session.run.name.clone()),
-        base_name: adapter.config.base_model_name_or_path.clone(),
+        base_name: Some(card::public_name(&session.base.source)),
         ..GgufAdapterOptions::default()
     };
     write_gguf_adapter(model.as_mut(), &adapter, &session.base.files, file, &options).or_fault()?;

@@ -77,7 +77,7 @@ pub fn write_gguf(
     let rows = model.config().vocab_size;
     let tokenizer = tokenizer::keys(base, rows, options.chat_template.as_deref())?;
     let architecture = metadata::architecture(model.config().model_type);
-    let strips_right = tokenizer.as_ref().is_some_and(|written| !written.strips_right.is_empty());
+    let strips_right = tokenizer.as_ref().is_some_and(|written| written.strips_right);
 
     let mut keys = general(base, options, architecture, strips_right)?;
     keys.extend(described.keys);

@@ -39,7 +39,8 @@ const PROBES: [&str; 14] = [
 /// A tokenizer in a file's words, with its template.
 pub(super) struct Written {
     pub(super) keys: Keys,
-    pub(super) strips_right: Vec<String>,
+    /// Whether special tokens take the space behind them along.
+    pub(super) strips_right: bool,
     pub(super) notes: Vec<String>,
 }
 
@@ -129,7 +130,7 @@ fn made(json: &[u8], tokenizer: &Tokenizer, rows: usize, ends: &[u32]) -> Result
         adds_bos: tokenizer.adds_bos(),
         adds_eos,
     })?;
-    Ok(Written { keys: written.keys, strips_right: written.strips_right, notes: written.notes })
+    Ok(Written { keys: written.keys, strips_right: !written.strips_right.is_empty(), notes: written.notes })
 }
 
 /// A base that is a GGUF file has them already; a template that ends a turn otherwise adds its token.
@@ -148,7 +149,9 @@ fn copied(
     if let Some(id) = ends.iter().find(|id| !tokenizer.eos_ids().contains(id)) {
         keys.number("tokenizer.ggml.eot_token_id", *id);
     }
-    Ok(Written { keys, strips_right: Vec::new(), notes: Vec::new() })
+    let strips_right =
+        gguf::strips_right(&header).map_err(|source| taper_hub::Error::Gguf { path: path.into(), source })?;
+    Ok(Written { keys, strips_right, notes: Vec::new() })
 }
 
 /// The template of a folder: `chat_template.jinja`, or one or several named ones in tokenizer_config.json.

@@ -168,7 +168,9 @@ fn every_type_is_as_close_as_its_bits_allow() {
         assert!(written.fallbacks.is_empty() && written.notes.is_empty(), "{written:?}");
         let proof = reference.compare(read_back(&path).as_ref(), candle_core::DType::F32).unwrap();
         let held = reference.compare(read_back(&path).as_ref(), gguf_type).unwrap();
-        assert!(held.kl_limit.is_some() != gguf_type.ggml_type().is_quantized() && held.passed(), "{held}");
+        // There is no base here, so no gain: what is quantised is held to a wide divergence.
+        assert!((held.kl_limit == Some(1.0)) == gguf_type.ggml_type().is_quantized(), "{held}");
+        assert!(held.passed(), "{held}");
         assert!(proof.mean_kl <= most && proof.mean_kl <= last, "{gguf_type}: {proof}");
         last = proof.mean_kl.max(1e-9);
         let header = read_header(&path).unwrap();

@@ -133,6 +133,31 @@ fn tokenizers_of_real_models_come_back() {
     }
 }
 
+#[test]
+fn a_gguf_base_whose_name_lets_tokens_strip_keeps_that_part_of_it() {
+    let name_of = |path: &Path| {
+        let header = read_header(path).unwrap();
+        header.metadata.text("general.name").unwrap().unwrap().to_owned()
+    };
+    let here = tempfile::tempdir().unwrap();
+    let folder = golden("chat/tokenizer_spm");
+    let (mut model, files) = with_tokenizer(&folder, tokens(&folder), 8, &here.path().join("base"));
+    let named = |name: &str| GgufOptions { name: Some(name.into()), ..GgufOptions::default() };
+    let (first, second) = (here.path().join("first.gguf"), here.path().join("second.gguf"));
+    for (name, strips) in [("phi-3", true), ("other", false)] {
+        write_gguf(model.as_mut(), &files, &first, &named("other")).unwrap();
+        // Ours would be named so only with such a tokenizer: files of others have the name alone.
+        let mut bytes = fs_err::read(&first).unwrap();
+        let at = bytes.windows(5).position(|piece| piece == b"other").unwrap();
+        bytes[at..at + 5].copy_from_slice(name.as_bytes());
+        fs_err::write(&first, bytes).unwrap();
+        assert_eq!(name_of(&first), name);
+        let base = ModelFiles::of_gguf(&first).unwrap();
+        write_gguf(model.as_mut(), &base, &second, &named("tickets")).unwrap();
+        assert_eq!(name_of(&second).contains("phi-3"), strips, "{}", name_of(&second));
+    }
+}
+
 fn with_steps(change: impl Fn(&mut Value)) -> Result<Header, taper_export::Error> {
     let here = tempfile::tempdir().unwrap();
     let folder = golden("chat/tokenizer_chatml");

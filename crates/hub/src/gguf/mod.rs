@@ -22,7 +22,9 @@ pub use error::GgufError;
 pub use metadata::{Array, Metadata, NumberType, Numbers, Texts, Value};
 pub use read::MAX_HEADER_BYTES;
 pub use tensors::{HubTensor, StoredName, Undo, hub_tensors, stored_name, unpermuted_row};
-pub use tokenizer::{TokenizerParts, TokenizerWriteError, WrittenTokenizer, is_byte_token, tokenizer_keys};
+pub use tokenizer::{
+    TokenizerParts, TokenizerWriteError, WrittenTokenizer, is_byte_token, strips_right, tokenizer_keys,
+};
 pub use write::{GgufNumber, GgufWriter, Keys, PlannedTensor, WriteError};
 
 use crate::other_format::{is_lfs_pointer, other_format};

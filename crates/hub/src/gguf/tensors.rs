@@ -120,9 +120,11 @@ fn hub_name(architecture: Architecture, source: &str, blocks: usize) -> Option<S
 
 /// A module's place in a block, and whether it may have a bias.
 fn module_name(architecture: Architecture, module: &str) -> Option<(&'static str, bool)> {
-    use Architecture::{Gemma2, Gemma3, Olmo2, Phi3, Qwen3, Qwen3Moe};
+    use Architecture::{Gemma2, Gemma3, Granite, Llama, Olmo2, Phi3, Qwen3, Qwen3Moe};
     let four_norms = matches!(architecture, Gemma2 | Gemma3);
     let head_norms = matches!(architecture, Qwen3 | Qwen3Moe | Gemma3 | Olmo2);
+    // Beyond those of q, k and v, llama.cpp makes no biases but these architectures'.
+    let biased = matches!(architecture, Llama | Granite);
     let found = match module {
         // OLMo 2 norms what comes out of attention and MLP, and nothing that goes in.
         "attn_norm" if architecture != Olmo2 => ("input_layernorm", false),
@@ -132,7 +134,7 @@ fn module_name(architecture: Architecture, module: &str) -> Option<(&'static str
         "post_ffw_norm" if four_norms || architecture == Olmo2 => ("post_feedforward_layernorm", false),
         "attn_q_norm" if head_norms => ("self_attn.q_norm", false),
         "attn_k_norm" if head_norms => ("self_attn.k_norm", false),
-        "attn_output" => ("self_attn.o_proj", true),
+        "attn_output" => ("self_attn.o_proj", biased),
         "attn_qkv" if architecture == Phi3 => ("self_attn.qkv_proj", false),
         "ffn_up" if architecture == Phi3 => ("mlp.gate_up_proj", false),
         "ffn_down" if architecture == Phi3 => ("mlp.down_proj", false),
@@ -144,9 +146,9 @@ fn module_name(architecture: Architecture, module: &str) -> Option<(&'static str
         "ffn_gate_exps" if architecture == Qwen3Moe => ("mlp.experts.{expert}.gate_proj", false),
         "ffn_up_exps" if architecture == Qwen3Moe => ("mlp.experts.{expert}.up_proj", false),
         "ffn_down_exps" if architecture == Qwen3Moe => ("mlp.experts.{expert}.down_proj", false),
-        "ffn_gate" => ("mlp.gate_proj", true),
-        "ffn_up" => ("mlp.up_proj", true),
-        "ffn_down" => ("mlp.down_proj", true),
+        "ffn_gate" => ("mlp.gate_proj", biased),
+        "ffn_up" => ("mlp.up_proj", biased),
+        "ffn_down" => ("mlp.down_proj", biased),
         _ => return None,
     };
     Some(found)
@@ -372,6 +374,11 @@ mod tests {
             ["model.layers.0.self_attn.q_norm.weight", "model.layers.x.mlp.up_proj.weight", "lm_head.bias"]
         {
             assert_eq!(stored_name(Architecture::Llama, hub), None, "{hub}");
+        }
+        let bias = "model.layers.0.self_attn.o_proj.bias";
+        assert!(stored_name(Architecture::Llama, bias).is_some());
+        for architecture in [Architecture::Qwen2, Architecture::Qwen3, Architecture::Gemma3] {
+            assert_eq!(stored_name(architecture, bias), None, "llama.cpp has no place for it");
         }
     }
 

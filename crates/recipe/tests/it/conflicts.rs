@@ -50,13 +50,17 @@ fn quantised_weights_are_not_trained_in_full() {
 #[test]
 fn full_training_has_no_adapter_to_export() {
     let place = Place::with(FULL);
-    let hint = "set `formats = [\"merged\"]` under `[export]`";
-    assert_eq!(
-        place.problems(&["export.formats=[\"merged\", \"peft\"]"]),
-        [format!(
-            "--set export.formats conflict: `export.formats` has \"peft\", and full training makes no adapter | {hint}"
-        )]
-    );
+    let hint = "set `formats = [\"merged\"]` or `[\"gguf\"]` under `[export]`";
+    for format in ["peft", "mlx", "gguf-adapter"] {
+        assert_eq!(
+            place.problems(&[&format!("export.formats=[\"merged\", \"{format}\"]")]),
+            [format!(
+                "--set export.formats conflict: `export.formats` has \"{format}\", and full training makes no adapter | {hint}"
+            )]
+        );
+    }
+    let base = place.problems(&["export.formats=[\"ollama\"]", "export.ollama_base=\"llama3.2:1b\""]);
+    assert!(base.len() == 1 && base[0].contains("`export.ollama_base` is for an adapter"), "{base:?}");
     // Where nothing is said, it is what there is.
     let unsaid = FULL.replace("[export]\nformats = [\"merged\"]\n", "");
     assert_eq!(run(&unsaid).recipe.export.formats, [ExportFormat::Merged]);

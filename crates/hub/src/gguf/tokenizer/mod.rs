@@ -12,6 +12,7 @@ mod split;
 mod vocabulary;
 mod write;
 
+pub use sentencepiece::strips_right;
 pub use write::{TokenizerParts, TokenizerWriteError, WrittenTokenizer, is_byte_token, tokenizer_keys};
 
 use super::{GgufError, Header, shown};

@@ -25,7 +25,7 @@ pub(super) fn tokenizer<'a>(
         byte_fallback: vocabulary.kinds.contains(&TokenKind::Byte),
         ignore_merges: false,
         merges: merges(header, vocabulary)?,
-        strips_right: if is_phi3(header)? { strips_right_in_phi3 } else { |_, _| false },
+        strips_right: if strips_right(header)? { strips_right_in_phi3 } else { |_, _| false },
     };
     Ok((tokenizer, true))
 }
@@ -190,7 +190,11 @@ fn scores(header: &Header, count: usize) -> Result<Vec<f32>, GgufError> {
     Ok(scores)
 }
 
-fn is_phi3(header: &Header) -> Result<bool, GgufError> {
+/// Whether a file's special tokens take the space behind them along: it is Phi 3's, by the name of its model.
+///
+/// # Errors
+/// When the name is no text.
+pub fn strips_right(header: &Header) -> Result<bool, GgufError> {
     let name = header.metadata.text("general.name")?.unwrap_or_default().to_lowercase();
     Ok(name.contains("phi-3") || name.contains("phi3"))
 }
