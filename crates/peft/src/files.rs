@@ -267,7 +267,7 @@ fn fits(plan: &Plan, weights: &AdapterWeights, path: &Path, paths: &BTreeSet<&st
     let known = |name: &str| slots.contains_key(name) || optional.iter().any(|slot| slot.name == name);
     let names: Vec<String> = weights.tensors.keys().filter(|n| !known(n)).cloned().collect();
     if !names.is_empty() {
-        return Err(misfit::other_method(path, &names)
+        return Err(misfit::other_method(path, &names, plan.config.method.as_dyn().peft_type())
             .or_else(|| misfit::no_module(path, &names, paths, base))
             .unwrap_or_else(|| Error::UnexpectedTensors { path: path.to_owned(), names }));
     }

@@ -1,5 +1,6 @@
 //! An adapter that does not fit its configuration or the model: what the difference tells.
 
+use super::names::parameter_of;
 use crate::modules::TrainedParameter;
 use crate::{AdapterWeights, CONFIG_FILE, Error, PREFIX};
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,9 +30,12 @@ pub(crate) fn method_of(name: &str) -> Option<&'static str> {
     METHODS.iter().find(|(part, _)| name.contains(part)).map(|(_, method)| *method)
 }
 
-/// Tensors of a method that the configuration does not have.
-pub(crate) fn other_method(path: &Path, unexpected: &[String]) -> Option<Error> {
-    let (name, method) = unexpected.iter().find_map(|name| Some((name, method_of(name)?)))?;
+/// Tensors of a method that is not the configuration's.
+pub(crate) fn other_method(path: &Path, unexpected: &[String], peft_type: &str) -> Option<Error> {
+    let (name, method) = unexpected
+        .iter()
+        .filter_map(|name| Some((name, method_of(name)?)))
+        .find(|(_, method)| !method.eq_ignore_ascii_case(peft_type))?;
     Some(Error::Misfit {
         path: path.to_owned(),
         key: Some(name.clone()),
@@ -173,7 +177,8 @@ pub(crate) fn no_module(
 ) -> Option<Error> {
     let module = |name: &str| -> Option<String> {
         let inside = name.strip_prefix(PREFIX)?;
-        let end = inside.find(".lora_").unwrap_or(inside.len());
+        let parameter = parameter_of(inside).and_then(|parameter| inside.find(&format!(".{parameter}")));
+        let end = parameter.unwrap_or(inside.len());
         Some(inside[..end].to_owned())
     };
     let missing: BTreeSet<String> =

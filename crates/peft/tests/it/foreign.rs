@@ -356,6 +356,16 @@ fn another_base_is_told_by_what_differs() {
         tensors("lora_all").into_iter().map(|(n, t)| (n.replace("layers.1.", "layers.7."), t)).collect();
     let text = told_of(folder(WEIGHTS_FILE, deep, &named).path(), BASE);
     assert!(text.contains("model.layers.7") && text.contains("someone/wide-llama"), "{text}");
+    for case in ["ia3", "loha", "lokr", "vera"] {
+        let deep: Named =
+            tensors(case).into_iter().map(|(n, t)| (n.replace("layers.1.", "layers.7."), t)).collect();
+        let text = told_of(folder(WEIGHTS_FILE, deep, &config(case)).path(), BASE);
+        assert!(text.contains("model.layers.7") && text.contains("does not have"), "{case}: {text}");
+        let parts = ["ia3_l", "hada_w", "lokr_w", "vera_lambda"];
+        assert!(!text.lines().next().unwrap().contains("another method"), "{case}: {text}");
+        let listed = text.split("does not have").nth(1).unwrap().lines().next().unwrap();
+        assert!(parts.iter().all(|part| !listed.contains(part)), "{case}: {text}");
+    }
     // Names that no module has.
     named["target_modules"] = json!(["query_key_value"]);
     let text = told_of(folder(WEIGHTS_FILE, tensors("lora_all"), &named).path(), BASE);
