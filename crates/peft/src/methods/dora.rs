@@ -44,7 +44,12 @@ impl DoraLayer {
 
     fn norms(&self, weight: &FrozenWeight) -> taper_nn::Result<Vec<f32>> {
         let LoraLayer { a, b, scale, .. } = &self.lora;
-        let compute = || ops::adapted_row_norms(weight, &self.squares, a, b, *scale as f32);
+        let compute = || {
+            let mut norms = ops::adapted_row_norms(weight, &self.squares, a, b, *scale as f32)?;
+            // A row of zeros, as tables are filled up with, has no direction: it stays zero.
+            norms.iter_mut().filter(|norm| **norm == 0.0).for_each(|norm| *norm = 1.0);
+            Ok(norms)
+        };
         if let Some(call) = constants_held() {
             let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
             return match &*held {
@@ -106,7 +111,7 @@ impl LinearAdapter for DoraLayer {
         with_f32(&self.magnitudes, |magnitudes| {
             for (row, m) in merged.chunks_exact_mut(n_in).zip(magnitudes) {
                 let norm = row.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt() as f32;
-                let factor = m / norm;
+                let factor = if norm > 0.0 { m / norm } else { 0.0 };
                 row.iter_mut().for_each(|v| *v *= factor);
             }
         })?;

@@ -4,7 +4,7 @@ use crate::support::{batch, bits, disturb, furthest, golden, largest, model, sta
 use candle_core::Tensor;
 use taper_hub::ModelFiles;
 use taper_models::{LoadOptions, Quantize};
-use taper_nn::{RandomKey, to_vec_f32};
+use taper_nn::{FrozenWeight, ModuleMut, RandomKey, Weight, to_vec_f32};
 use taper_peft::{AdapterConfig, AdapterSection, Error, InitLoraWeights, LoadMode, attach, load};
 use taper_quant::BlockFormat;
 
@@ -260,4 +260,34 @@ fn pissa_takes_the_largest_part_of_a_weight() {
     assert!(furthest(&residual.add(&delta).unwrap(), weight) < 1e-5);
     // The rest and what was taken are orthogonal, as the parts of a singular value decomposition are.
     assert!(largest(&residual.matmul(&a.t().unwrap()).unwrap()) < 1e-3);
+}
+
+/// Tables are filled up with rows of zeros, which have no direction for DoRA to keep.
+#[test]
+fn dora_leaves_a_row_of_zeros_as_it_is() {
+    let (batch, mut base) = (batch(), model("models/llama_untied"));
+    base.visit_modules(&mut |module| {
+        if let ModuleMut::Linear(head) = module
+            && head.path() == "lm_head"
+        {
+            let (rows, width) = head.weight().dims();
+            let weight = head.weight().to_f32()?.narrow(0, 0, rows - 1)?;
+            let zeros = Tensor::zeros((1, width), weight.dtype(), weight.device())?;
+            let padded = Tensor::cat(&[weight, zeros], 0)?;
+            head.set_weight(Weight::Frozen(FrozenWeight::dense(&padded)?))?;
+        }
+        Ok(())
+    })
+    .unwrap();
+    let untouched = batch.logits(&*base);
+    let json = r#"{"target_modules": ["lm_head", "q_proj"], "use_dora": true}"#;
+    let adapter = attach(&mut *base, &config(json), "llama", 3).unwrap();
+    assert!(furthest(&batch.logits(&*base).detach(), &untouched) < 2e-5);
+    let (_, gradients) = batch.loss_and_gradients(&*base, None);
+    for parameter in &adapter.parameters {
+        let gradient = gradients.get(parameter.var.as_tensor()).unwrap().unwrap();
+        assert!(to_vec_f32(&gradient).unwrap().iter().all(|g| g.is_finite()), "{}", parameter.name);
+    }
+    adapter.merge_into(&mut *base).unwrap();
+    assert!(furthest(&batch.logits(&*base), &untouched) < 2e-5);
 }
