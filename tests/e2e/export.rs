@@ -153,14 +153,16 @@ fn cards_and_the_record_of_the_run_hold_the_proofs() {
 fn a_format_that_cannot_hold_the_adapter_leaves_what_the_run_has_besides() {
     let desk = Desk::new();
     let sets = [
-        "adapter.use_dora=true",
+        "adapter.target_modules=[\"embed_tokens\", \"q_proj\"]",
         "gate.min_exact_match_gain=-1",
-        "export.formats=[\"merged\", \"gguf-adapter\"]",
+        "export.formats=[\"merged\", \"mlx\"]",
     ];
     let flags: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
-    desk.taper(&[&["run", "recipe.toml"], flags.as_slice()].concat())
-        .exits(2)
-        .tells(&["exit code 2", "DoRA"]);
+    desk.taper(&[&["run", "recipe.toml"], flags.as_slice()].concat()).exits(2).tells(&[
+        "exit code 2",
+        "mlx",
+        "embed_tokens",
+    ]);
     let run = desk.json("runs/colours/run.json");
     assert_eq!((&run["exit_code"], run["exports"].as_array().unwrap().len()), (&2.into(), 1));
     assert!(desk.has("runs/colours/eval/results.json") && desk.has("runs/colours/merged/README.md"));

@@ -7,6 +7,7 @@ use taper_diagnostics::{Location, Problem, Problems};
 use taper_eval::EvalSection;
 use taper_export::ExportFormat;
 use taper_hub::InitChoice;
+use taper_peft::{Bias, PeftType};
 use taper_train::{TrainMethod, TrainSection, check_together};
 
 /// Defaults that depend on another section: full training makes no adapter, so the whole model is what is written.
@@ -21,6 +22,7 @@ pub(crate) fn across_sections(recipe: &Recipe, root: &Node) -> Problems {
     let mut faults = Faults { root, problems: Problems::new() };
     faults.name(recipe);
     faults.method(recipe);
+    faults.formats_hold_the_adapter(recipe);
     faults.validation(recipe);
     faults.length(recipe);
     faults.evaluations(recipe);
@@ -117,6 +119,34 @@ impl Faults<'_> {
                 )
                 .hint("leave it out, and the whole model is written"),
             );
+        }
+    }
+
+    /// What a format has no words for is told before the training, where the recipe shows it.
+    fn formats_hold_the_adapter(&mut self, recipe: &Recipe) {
+        let (Some(adapter), export) = (&recipe.adapter, &recipe.export) else { return };
+        let beyond = [
+            ("peft_type", adapter.peft_type != PeftType::Lora),
+            ("use_dora", adapter.use_dora),
+            ("lora_bias", adapter.lora_bias),
+            ("bias", adapter.bias != Bias::None),
+            ("modules_to_save", !adapter.modules_to_save.is_empty()),
+            ("trainable_token_indices", adapter.trainable_token_indices.is_some()),
+        ];
+        for &format in &export.formats {
+            let is_mlx = format == ExportFormat::Mlx;
+            let over_a_base = format == ExportFormat::Ollama && export.ollama_base.is_some();
+            if !is_mlx && !over_a_base && format != ExportFormat::GgufAdapter {
+                continue;
+            }
+            // mlx-lm has DoRA; GGUF adapters are A and B alone.
+            let found = beyond.iter().find(|(key, has)| *has && !(is_mlx && *key == "use_dora"));
+            if let Some((key, _)) = found {
+                let what =
+                    format!("`export.formats` has \"{format}\", which cannot hold an adapter with `{key}`");
+                let hint = "export the whole model, \"merged\" or \"gguf\", or leave the key out";
+                self.push("export.formats", Problem::error("conflict", what).hint(hint));
+            }
         }
     }
 

@@ -48,6 +48,27 @@ fn quantised_weights_are_not_trained_in_full() {
 }
 
 #[test]
+fn a_format_that_cannot_hold_the_adapter_is_told_before_the_training() {
+    let place = Place::with(LEAST);
+    let told = |sets: &[&str]| place.problems(sets);
+    for (set, formats, refused) in [
+        ("adapter.use_dora=true", "\"gguf-adapter\", \"mlx\"", 1),
+        ("adapter.lora_bias=true", "\"gguf-adapter\", \"mlx\", \"merged\"", 2),
+        ("adapter.peft_type=\"ia3\"", "\"gguf-adapter\", \"mlx\", \"gguf\"", 2),
+        ("adapter.modules_to_save=[\"norm\"]", "\"mlx\"", 1),
+        ("adapter.use_rslora=true", "\"gguf-adapter\", \"mlx\"", 0),
+    ] {
+        let formats = format!("export.formats=[{formats}]");
+        let problems = told(&[set, &formats]);
+        assert_eq!(
+            problems.iter().filter(|p| p.contains("which cannot hold")).count(),
+            refused,
+            "{problems:?}"
+        );
+    }
+}
+
+#[test]
 fn full_training_has_no_adapter_to_export() {
     let place = Place::with(FULL);
     let hint = "set `formats = [\"merged\"]` or `[\"gguf\"]` under `[export]`";
