@@ -10,7 +10,6 @@ use crate::error::Result;
 use crate::example::ExampleKind;
 use crate::token_file::{self, ChunkKey, MAX_FILE_BYTES};
 use serde_json::Value;
-use std::ffi::OsString;
 use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -40,17 +39,7 @@ impl TokenCache {
     /// `tokens` in the folder that `TAPER_CACHE_DIR` names, else in `taper` in the user's cache folder (`XDG_CACHE_HOME`, else
     /// `.cache` at home). `None` for a user who has no home.
     pub fn from_env() -> Option<Self> {
-        let home = std::env::home_dir();
-        Self::from_variables(|name| std::env::var_os(name).filter(|value| !value.is_empty()), home)
-    }
-
-    fn from_variables(variable: impl Fn(&str) -> Option<OsString>, home: Option<PathBuf>) -> Option<Self> {
-        let named = variable("TAPER_CACHE_DIR").map(PathBuf::from);
-        // A relative folder is to be ignored, says the standard of that variable.
-        let of_user = || variable("XDG_CACHE_HOME").map(PathBuf::from).filter(|folder| folder.is_absolute());
-        let at_home = || home.filter(|home| home.is_absolute()).map(|home| home.join(".cache"));
-        let folder = named.or_else(|| of_user().or_else(at_home).map(|folder| folder.join("taper")))?;
-        Some(Self::new(folder.join("tokens")))
+        taper_diagnostics::cache_folder("tokens").map(Self::new)
     }
 
     /// The folder.
@@ -405,22 +394,6 @@ mod tests {
             (RULES, found.as_str()),
             (1, "82638249bde5a85104f83b5594bb6bac22d5218a635692a075278668cb929a03")
         );
-    }
-
-    #[test]
-    fn the_folder_is_the_one_that_is_named_or_the_users() {
-        let folder = |variables: &[(&str, &str)], home: Option<&str>| {
-            let variable = |name: &str| {
-                let found = variables.iter().find(|(known, _)| *known == name);
-                found.map(|(_, value)| OsString::from(value))
-            };
-            TokenCache::from_variables(variable, home.map(PathBuf::from)).map(|cache| cache.folder)
-        };
-        let is = |path: &str| Some(PathBuf::from(path));
-        assert_eq!(folder(&[("TAPER_CACHE_DIR", "c"), ("XDG_CACHE_HOME", "/x")], Some("/h")), is("c/tokens"));
-        assert_eq!(folder(&[("XDG_CACHE_HOME", "/x")], Some("/h")), is("/x/taper/tokens"));
-        assert_eq!(folder(&[("XDG_CACHE_HOME", "x")], Some("/h")), is("/h/.cache/taper/tokens"));
-        assert_eq!(folder(&[], None), None);
     }
 
     #[test]

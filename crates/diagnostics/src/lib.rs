@@ -5,12 +5,14 @@
 //! a person mends all of them in one go.
 
 mod atomic;
+mod cache;
 mod exit;
 mod problem;
 mod source;
 mod suggest;
 
 pub use atomic::{AtomicFile, sync_files, sync_folder, write_atomically, write_bytes_atomically};
+pub use cache::cache_folder;
 pub use exit::ExitCode;
 pub use problem::{Diagnose, Located, Location, Problem, Problems, Severity, with_cause};
 pub use source::{TextSource, TooLong};

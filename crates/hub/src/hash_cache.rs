@@ -6,7 +6,6 @@
 
 use crate::{Fingerprint, Result};
 use serde::{Deserialize, Serialize};
-use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use taper_diagnostics::write_bytes_atomically;
@@ -42,17 +41,7 @@ impl HashCache {
 
     /// `hashes` in the user's cache folder: `TAPER_CACHE_DIR`, or `taper` in `XDG_CACHE_HOME` or `~/.cache`; `None` without any.
     pub fn from_env() -> Option<Self> {
-        let home = std::env::home_dir();
-        Self::from_variables(|name| std::env::var_os(name).filter(|value| !value.is_empty()), home)
-    }
-
-    fn from_variables(variable: impl Fn(&str) -> Option<OsString>, home: Option<PathBuf>) -> Option<Self> {
-        let absolute = |folder: &PathBuf| folder.is_absolute();
-        let named = variable("TAPER_CACHE_DIR").map(PathBuf::from);
-        let of_user = || variable("XDG_CACHE_HOME").map(PathBuf::from).filter(absolute);
-        let at_home = || home.filter(absolute).map(|home| home.join(".cache"));
-        let folder = named.or_else(|| of_user().or_else(at_home).map(|folder| folder.join("taper")))?;
-        Some(Self::new(folder.join("hashes")))
+        taper_diagnostics::cache_folder("hashes").map(Self::new)
     }
 
     /// The SHA-256 of a file's content: the one that is known, or it is read.
@@ -145,17 +134,5 @@ mod tests {
         fs_err::write(&kept[0], "{\"sha256\": \"no\"}").unwrap();
         assert_eq!(cache.of_file(&path).unwrap(), Fingerprint::of_file(&path).unwrap());
         assert!(cache.of_file(&here.path().join("absent")).is_err());
-    }
-
-    #[test]
-    fn the_folder_is_where_the_tokens_are_kept_too() {
-        let of = |name: &'static str, value: &'static str| {
-            let variable = move |asked: &str| (asked == name).then(|| OsString::from(value));
-            HashCache::from_variables(variable, Some("/home-of-user".into())).unwrap().folder
-        };
-        assert_eq!(of("TAPER_CACHE_DIR", "here"), Path::new("here/hashes"));
-        assert_eq!(of("XDG_CACHE_HOME", "/caches"), Path::new("/caches/taper/hashes"));
-        assert_eq!(of("XDG_CACHE_HOME", "relative"), Path::new("/home-of-user/.cache/taper/hashes"));
-        assert!(HashCache::from_variables(|_| None, None).is_none());
     }
 }

@@ -3,7 +3,7 @@
 use super::{Artefact, read_back, trained_on_disk};
 use crate::adapters::load_adapter;
 use crate::card;
-use crate::fault::{OrFault, user_error};
+use crate::fault::OrFault;
 use crate::output::say;
 use crate::session::Session;
 use candle_core::DType;
@@ -41,12 +41,6 @@ pub(super) fn ollama(session: &Session) -> anyhow::Result<Artefact> {
             let file = "model.gguf".to_owned();
             let (exactness, model) = whole(session, &folder.join(&file))?;
             (ModelfileSource::Model { file }, exactness, model)
-        }
-        Some(_) if session.trains_all_weights() => {
-            return Err(user_error(
-                "there is no adapter for `ollama_base`: all weights were trained",
-                "leave `export.ollama_base` out, and the whole model is written",
-            ));
         }
         Some(base) => {
             let file = "adapter.gguf".to_owned();
