@@ -11,6 +11,7 @@ mod pass;
 mod sampler;
 mod score;
 mod sequence;
+mod service;
 mod stop;
 
 pub use completion::{Completion, FinishReason};
@@ -20,4 +21,9 @@ pub use error::{Error, Result};
 pub use pass::longest_sequence;
 pub use sampler::{Sampler, distribution};
 pub use score::{Scored, token_losses};
+pub use service::{
+    AdapterError, AdapterInfo, AdapterPool, AdapterPoolOptions, Event, Finished, Piece, ScaledAdapter,
+    ServedAdapter, Service, ServiceOptions, ServiceRequest, ServiceStats, StopCause, SubmitError, Ticket,
+    Times, WrittenToken,
+};
 pub use stop::StopScanner;
