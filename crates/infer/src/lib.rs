@@ -1,6 +1,6 @@
-//! Generate with a model and the adapters attached to it, many prompts at a time.
+//! Generate with a model, many prompts at a time, each with adapters of its own.
 //!
-//! [`Engine`] keeps a batch full, [`Sampler`] turns logits into tokens, [`token_losses`] asks a model how surprised it is by
+//! [`Engine`] answers a list of prompts, [`Service`] requests that come and go; [`Sampler`] turns logits into tokens, [`token_losses`] asks a model how surprised it is by
 //! given text. Letters: T tokens of a pass, H hidden size, V vocabulary.
 
 mod completion;
@@ -8,11 +8,14 @@ mod config;
 mod engine;
 mod error;
 mod pass;
+mod prefix;
 mod sampler;
+mod scheduler;
 mod score;
 mod sequence;
 mod service;
 mod stop;
+mod token_logprobs;
 
 pub use completion::{Completion, FinishReason};
 pub use config::GenerationConfig;
@@ -22,8 +25,8 @@ pub use pass::longest_sequence;
 pub use sampler::{Sampler, distribution};
 pub use score::{Scored, token_losses};
 pub use service::{
-    AdapterError, AdapterInfo, AdapterPool, AdapterPoolOptions, Event, Finished, Piece, ScaledAdapter,
-    ServedAdapter, Service, ServiceOptions, ServiceRequest, ServiceStats, StopCause, SubmitError, Ticket,
-    Times, WrittenToken,
+    AdapterError, AdapterInfo, AdapterPool, AdapterPoolOptions, Admission, Event, Finished, Piece,
+    ScaledAdapter, ServedAdapter, Service, ServiceOptions, ServiceRequest, ServiceStats, StopCause,
+    SubmitError, Ticket, Times, WrittenToken, head_layout,
 };
 pub use stop::StopScanner;

@@ -4,21 +4,23 @@
 //! temperature, top_k, top_p (Holtzman et al. 2020), min_p (Nguyen et al. 2024). Probabilities and their sums are f64.
 
 use crate::GenerationConfig;
+use std::sync::Arc;
 use taper_kernels::rng::{CounterRng, mix, stream_of};
 
 /// Draws the tokens of one request.
 ///
 /// The draw of token `i` depends on the seed, the request's number and `i` alone, not on what else is in the batch.
 #[derive(Debug, Clone)]
-pub struct Sampler<'a> {
-    config: &'a GenerationConfig,
+pub struct Sampler {
+    config: Arc<GenerationConfig>,
     rng: CounterRng,
 }
 
-impl<'a> Sampler<'a> {
+impl Sampler {
     /// The sampler of request number `request`.
-    pub fn new(config: &'a GenerationConfig, request: u64) -> Self {
-        Self { config, rng: CounterRng::new(mix(config.seed, request), stream_of("generate")) }
+    pub fn new(config: Arc<GenerationConfig>, request: u64) -> Self {
+        let rng = CounterRng::new(mix(config.seed, request), stream_of("generate"));
+        Self { config, rng }
     }
 
     /// Token number `index` of the request from logits `[V]`; `seen` are all tokens before it, the prompt included.
@@ -32,7 +34,7 @@ impl<'a> Sampler<'a> {
         if self.config.is_greedy() {
             return likeliest(penalised.into_iter());
         }
-        draw(&filtered(penalised, self.config), self.rng.uniform_f64_at(index as u64))
+        draw(&filtered(penalised, &self.config), self.rng.uniform_f64_at(index as u64))
     }
 }
 
@@ -226,7 +228,7 @@ mod tests {
         assert!(expected.len() > 5);
         let draws = 20_000usize;
         let mut counts = vec![0usize; 40];
-        let sampler = Sampler::new(&config, 0);
+        let sampler = Sampler::new(Arc::new(config.clone()), 0);
         for index in 0..draws {
             counts[sampler.sample(&logits, &[], index).unwrap() as usize] += 1;
         }
@@ -251,13 +253,13 @@ mod tests {
         let other = GenerationConfig { seed: 2, ..config.clone() };
         let logits = logits(1, 64);
         let of = |config: &GenerationConfig, request| -> Vec<u32> {
-            let sampler = Sampler::new(config, request);
+            let sampler = Sampler::new(Arc::new(config.clone()), request);
             (0..20).map(|i| sampler.sample(&logits, &[], i).unwrap()).collect()
         };
         assert_eq!(of(&config, 0), of(&config, 0));
         assert_ne!(of(&config, 0), of(&config, 1));
         assert_ne!(of(&config, 0), of(&other, 0));
-        let sampler = Sampler::new(&config, 0);
+        let sampler = Sampler::new(Arc::new(config.clone()), 0);
         assert_eq!(sampler.sample(&logits, &[], 13).unwrap(), of(&config, 0)[13]);
     }
 
@@ -265,7 +267,7 @@ mod tests {
     fn greedy_takes_the_first_of_the_largest_and_the_penalty_can_change_it() {
         let greedy = GenerationConfig::default();
         let sample = |config: &GenerationConfig, logits: &[f32], seen: &[u32]| {
-            Sampler::new(config, 0).sample(logits, seen, 0)
+            Sampler::new(Arc::new(config.clone()), 0).sample(logits, seen, 0)
         };
         assert_eq!(sample(&greedy, &[0.0, 3.0, 3.0, -1.0], &[1]), Some(1));
         let penalty = GenerationConfig { repetition_penalty: 1.5, ..GenerationConfig::default() };
@@ -279,7 +281,7 @@ mod tests {
     fn logits_that_are_no_numbers_give_no_token() {
         let sampled = GenerationConfig { temperature: 1.0, ..GenerationConfig::default() };
         for config in [GenerationConfig::default(), sampled] {
-            let sampler = Sampler::new(&config, 0);
+            let sampler = Sampler::new(Arc::new(config.clone()), 0);
             assert_eq!(sampler.sample(&[0.0, f32::NAN], &[], 0), None);
             assert_eq!(sampler.sample(&[f32::NEG_INFINITY; 3], &[], 0), None);
             assert_eq!(sampler.sample(&[0.0, f32::INFINITY], &[], 0), None);

@@ -2,17 +2,18 @@
 
 /// Watches a growing text for stop strings and holds back what may become one.
 #[derive(Debug, Clone)]
-pub struct StopScanner<'a> {
-    stops: &'a [String],
+pub struct StopScanner {
+    stops: Vec<String>,
     text: String,
     given: usize,
-    hit: bool,
+    /// Which of them was found.
+    hit: Option<usize>,
 }
 
-impl<'a> StopScanner<'a> {
+impl StopScanner {
     /// A scanner for these strings, none of them empty.
-    pub fn new(stops: &'a [String]) -> Self {
-        Self { stops, text: String::new(), given: 0, hit: false }
+    pub fn new(stops: &[String]) -> Self {
+        Self { stops: stops.to_vec(), text: String::new(), given: 0, hit: None }
     }
 
     /// The text so far; once a stop string was found, the text before it.
@@ -22,19 +23,24 @@ impl<'a> StopScanner<'a> {
 
     /// Whether a stop string was found.
     pub fn is_stopped(&self) -> bool {
-        self.hit
+        self.hit.is_some()
+    }
+
+    /// The stop string that was found.
+    pub fn found(&self) -> Option<&str> {
+        self.hit.map(|index| self.stops[index].as_str())
     }
 
     /// Add `piece`; gives the text that can be shown now.
     pub fn push(&mut self, piece: &str) -> &str {
-        if self.hit {
+        if self.is_stopped() {
             return "";
         }
         let scanned = self.text.len();
         self.text.push_str(piece);
-        if let Some(at) = self.first_stop(scanned) {
+        if let Some((at, index)) = self.first_stop(scanned) {
             self.text.truncate(at);
-            self.hit = true;
+            self.hit = Some(index);
             return self.give(self.text.len());
         }
         self.give(self.text.len() - self.held_back())
@@ -51,16 +57,17 @@ impl<'a> StopScanner<'a> {
         &self.text[start..end]
     }
 
-    /// The start of the first stop string that ends behind byte `scanned`.
-    fn first_stop(&self, scanned: usize) -> Option<usize> {
+    /// The start of the first stop string that ends behind byte `scanned`, and which it is.
+    fn first_stop(&self, scanned: usize) -> Option<(usize, usize)> {
         self.stops
             .iter()
-            .filter_map(|stop| {
+            .enumerate()
+            .filter_map(|(index, stop)| {
                 let mut from = (scanned + 1).saturating_sub(stop.len());
                 while !self.text.is_char_boundary(from) {
                     from -= 1;
                 }
-                self.text[from..].find(stop.as_str()).map(|at| from + at)
+                self.text[from..].find(stop.as_str()).map(|at| (from + at, index))
             })
             .min()
     }
