@@ -11,6 +11,7 @@ use crate::{Completion, Error, FinishReason, GenerationConfig, Result};
 use rayon::prelude::*;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
+use std::sync::Arc;
 use taper_models::CausalLm;
 use taper_nn::{KvCache, SequenceLayout};
 use taper_text::Tokenizer;
@@ -109,6 +110,7 @@ impl<'a> Engine<'a> {
         listener: &mut Listener<'_>,
     ) -> Result<Vec<Completion>> {
         self.check(requests, config)?;
+        let config = &Arc::new(config.clone());
         let mut queue: VecDeque<usize> = (0..requests.len()).collect();
         let mut active: Vec<Sequence<'_>> = Vec::new();
         let mut done: Vec<Option<Completion>> = vec![None; requests.len()];
@@ -209,7 +211,7 @@ impl<'a> Engine<'a> {
         config: &GenerationConfig,
         listener: &mut Listener<'_>,
     ) -> Result<Option<FinishReason>> {
-        if self.tokenizer.eos_ids().contains(&id) || config.stop_token_ids.contains(&id) {
+        if config.is_stop(id, self.tokenizer.eos_ids()) {
             sequence.end_with(id);
             return Ok(Some(FinishReason::Stop));
         }

@@ -1,7 +1,8 @@
 //! A request on its way: tokens, cache, text.
 
 use crate::stop::StopScanner;
-use crate::{Completion, FinishReason, GenerationConfig, Request, Result, Sampler};
+use crate::{Completion, FinishReason, GenerationConfig, Request, Result, Sampler, SamplerInput};
+use std::sync::Arc;
 use taper_nn::KvCache;
 use taper_text::{DetokenizerStream, Tokenizer};
 
@@ -17,9 +18,10 @@ pub(crate) struct Sequence<'a> {
     /// How long the text was when the cache was last extended.
     pub(crate) cached_for: usize,
     prompt_tokens: usize,
-    sampler: Sampler<'a>,
+    sampler: Sampler,
+    stop_ids: Vec<u32>,
     decoder: DetokenizerStream<'a>,
-    scanner: StopScanner<'a>,
+    scanner: StopScanner,
     stop_token: Option<u32>,
 }
 
@@ -29,7 +31,7 @@ impl<'a> Sequence<'a> {
         request: &Request,
         blocks: usize,
         tokenizer: &'a Tokenizer,
-        config: &'a GenerationConfig,
+        config: &Arc<GenerationConfig>,
     ) -> Self {
         Self {
             place,
@@ -38,9 +40,10 @@ impl<'a> Sequence<'a> {
             cache: KvCache::new(blocks),
             cached_for: 0,
             prompt_tokens: request.prompt_ids.len(),
-            sampler: Sampler::new(config, request.number),
+            sampler: Sampler::new(config.clone(), request.number),
+            stop_ids: [tokenizer.eos_ids(), &config.stop_token_ids].concat(),
             decoder: tokenizer.detokenizer(true),
-            scanner: StopScanner::new(&config.stop),
+            scanner: StopScanner::new(config.stop.clone()),
             stop_token: None,
         }
     }
@@ -66,7 +69,8 @@ impl<'a> Sequence<'a> {
 
     /// The next token from logits `[V]`.
     pub(crate) fn choose(&self, logits: &[f32]) -> Option<u32> {
-        self.sampler.sample(logits, &self.tokens, self.written())
+        let (prompt, written) = self.tokens.split_at(self.prompt_tokens);
+        self.sampler.sample(logits, &SamplerInput { prompt, written, stop_ids: &self.stop_ids, allowed: None })
     }
 
     /// Note that `id` ended the text.
