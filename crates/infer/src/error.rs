@@ -80,6 +80,9 @@ pub enum Error {
     /// Settings out of range.
     #[error("{0}")]
     Config(Problems),
+    /// A grammar is refused, or a text cannot go on by it.
+    #[error(transparent)]
+    Grammar(#[from] crate::GrammarError),
     /// The arithmetic failed.
     #[error("failed to {doing}")]
     Model {

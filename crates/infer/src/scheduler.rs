@@ -11,8 +11,7 @@ use crate::pass::{RoutedRows, each_logits, hidden, longest_sequence, must_run_al
 use crate::prefix::PrefixCache;
 use crate::sequence::Sequence;
 use crate::service::{Event, Piece, ServiceRequest, WrittenToken, page_bytes};
-use crate::token_logprobs::token_logprobs;
-use crate::{EngineOptions, Error, FinishReason, Result};
+use crate::{EngineOptions, Error, FinishReason, Result, token_logprobs};
 use rayon::prelude::*;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
@@ -224,6 +223,10 @@ impl<'a> Scheduler<'a> {
         for &index in &taking {
             self.count_read(index, pieces[index]);
         }
+        for (index, error) in self.prepare_choices(&taking) {
+            let _ = emit(self.active[index].key, Event::Failed(error));
+            ended.push((index, End::Failed));
+        }
         let routed = self.route_rows(&taking, &wanted);
         let mut chosen: Vec<(usize, Choice)> = Vec::new();
         let model = self.model_of(taking[0]);
@@ -251,12 +254,20 @@ impl<'a> Scheduler<'a> {
         for (index, token) in prompts {
             self.active[index].prompt_logprobs.push(token);
         }
+        chosen.retain(|(index, _)| ended.iter().all(|(gone, _)| gone != index));
         for (index, choice) in chosen {
             if let Some(end) = self.accept(index, choice, emit)? {
                 ended.push((index, end));
             }
         }
         Ok(())
+    }
+
+    /// Ask the grammars of those that get a token; what went wrong, by sequence.
+    fn prepare_choices(&mut self, taking: &[usize]) -> Vec<(usize, Error)> {
+        let ready = self.active.par_iter_mut().enumerate();
+        let ready = ready.filter(|(index, sequence)| sequence.pending() == 0 && taking.contains(index));
+        ready.filter_map(|(index, sequence)| Some((index, sequence.prepare_choice().err()?))).collect()
     }
 
     /// The hidden states of the rows whose logits are wanted, and which rows these are, by sequence.
@@ -378,15 +389,21 @@ impl<'a> Scheduler<'a> {
         };
         sequence.note_token();
         self.counts.generation_tokens += 1;
-        let config = &sequence.request.config;
-        let max_new_tokens = config.max_new_tokens;
-        if self.tokenizer.eos_ids().contains(&token.id) || config.stop_token_ids.contains(&token.id) {
+        let max_new_tokens = sequence.request.config.max_new_tokens;
+        if sequence.is_stop(token.id) {
             sequence.end_with(token.id);
             return Ok(Some(End::Finished(FinishReason::Stop)));
         }
+        let is_whole = match sequence.follow(token.id) {
+            Ok(is_whole) => is_whole,
+            Err(error) => {
+                let _ = emit(key, Event::Failed(error));
+                return Ok(Some(End::Failed));
+            }
+        };
         let text = sequence.push(token.id)?.to_owned();
         let goes_on = emit(key, Event::Piece(Piece { text, tokens: vec![token] })).is_continue();
-        let reason = if sequence.is_stopped() {
+        let reason = if is_whole || sequence.is_stopped() {
             Some(FinishReason::Stop)
         } else if !goes_on {
             Some(FinishReason::Cancelled)

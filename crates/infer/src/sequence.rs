@@ -3,7 +3,7 @@
 use crate::prefix::{self, PageKey};
 use crate::service::{Finished, Piece, ServiceRequest, StopCause, Times, WrittenToken};
 use crate::stop::StopScanner;
-use crate::{Completion, FinishReason, Result, Sampler};
+use crate::{Completion, FinishReason, GrammarMatcher, Result, Sampler, SamplerInput, TokenMask};
 use std::sync::Arc;
 use std::time::Instant;
 use taper_nn::{KvCache, PAGE_TOKENS, RoutePart};
@@ -33,6 +33,10 @@ pub(crate) struct Sequence<'a> {
     /// Whether the caller has heard that the prompt was read.
     prompt_told: bool,
     sampler: Sampler,
+    stop_ids: Vec<u32>,
+    grammar: Option<GrammarMatcher>,
+    /// What the grammar leaves for the next token.
+    allowed: Option<TokenMask>,
     decoder: DetokenizerStream<'a>,
     scanner: StopScanner,
     stop_token: Option<u32>,
@@ -48,6 +52,7 @@ struct Clock {
 impl<'a> Sequence<'a> {
     pub(crate) fn new(key: usize, request: ServiceRequest, tokenizer: &'a Tokenizer, cache: KvCache) -> Self {
         let config = Arc::new(request.config.clone());
+        let stop_ids = [tokenizer.eos_ids(), &config.stop_token_ids].concat();
         let parts = request
             .adapters
             .iter()
@@ -65,8 +70,11 @@ impl<'a> Sequence<'a> {
             prompt_logprobs: Vec::new(),
             prompt_told: false,
             sampler: Sampler::new(config, request.number),
+            grammar: request.grammar.as_ref().map(|grammar| grammar.matcher(&stop_ids)),
+            allowed: None,
+            stop_ids,
             decoder: tokenizer.detokenizer(true),
-            scanner: StopScanner::new(&request.config.stop),
+            scanner: StopScanner::new(request.config.stop.clone()),
             stop_token: None,
             clock: Clock { came: Instant::now(), began: None, first_token: None },
             request,
@@ -146,9 +154,32 @@ impl<'a> Sequence<'a> {
         new.into_iter().zip(self.cache.pages()[known..full].iter().cloned()).collect()
     }
 
+    /// Ask the grammar, where there is one, which tokens may come next.
+    pub(crate) fn prepare_choice(&mut self) -> Result<()> {
+        if let Some(grammar) = self.grammar.as_mut().filter(|_| self.allowed.is_none()) {
+            self.allowed = Some(grammar.allowed()?.clone());
+        }
+        Ok(())
+    }
+
     /// The next token from logits `[V]`.
     pub(crate) fn choose(&self, logits: &[f32]) -> Option<u32> {
-        self.sampler.sample(logits, &self.tokens, self.written())
+        let (prompt, written) = self.tokens.split_at(self.prompt_tokens);
+        let allowed = self.allowed.as_ref();
+        self.sampler.sample(logits, &SamplerInput { prompt, written, stop_ids: &self.stop_ids, allowed })
+    }
+
+    /// Follow the grammar over a token; whether the text is whole by it.
+    pub(crate) fn follow(&mut self, id: u32) -> Result<bool> {
+        self.allowed = None;
+        let Some(grammar) = &mut self.grammar else { return Ok(false) };
+        grammar.accept(id)?;
+        Ok(grammar.is_complete())
+    }
+
+    /// Whether this token ends the text.
+    pub(crate) fn is_stop(&self, id: u32) -> bool {
+        !self.request.config.ignore_eos && self.stop_ids.contains(&id)
     }
 
     /// What the caller hears of the prompt, once.
@@ -199,7 +230,7 @@ impl<'a> Sequence<'a> {
                 tail.push_str(self.scanner.finish());
             }
         }
-        let stop = match (self.stop_token, self.scanner.found()) {
+        let stop = match (self.stop_token, self.scanner.stop()) {
             (Some(id), _) => Some(StopCause::Token(id)),
             (None, Some(text)) => Some(StopCause::Text(text.to_owned())),
             (None, None) => None,
