@@ -18,6 +18,8 @@ use half::bf16;
 
 /// Columns of y that a task writes, about.
 const COLUMNS: usize = 512;
+/// How many of these multiplications take the time of one elementary operation of other kernels.
+const CHEAP: usize = 4;
 
 /// A, B and s of one delta.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +91,7 @@ fn add_to_few(x: Floats<'_>, groups: &[&Group<'_>], y: &mut [f32], n_in: usize, 
     }
     let mut hidden: Vec<f32> = buffer(numbers);
     let shared = SharedMut::new(&mut hidden);
-    for_each_block(groups.len(), numbers * n_in, |index| {
+    for_each_block(groups.len(), numbers * n_in / CHEAP, |index| {
         let group = groups[index];
         // SAFETY: this task alone writes the numbers of this group.
         let hidden = unsafe { shared.part(starts[index], group.rows.len() * group.factors.rank) };
@@ -98,7 +100,7 @@ fn add_to_few(x: Floats<'_>, groups: &[&Group<'_>], y: &mut [f32], n_in: usize, 
     let hidden = &hidden;
     let tasks = n_out.div_ceil(COLUMNS).max(1);
     let y = SharedMut::new(y);
-    for_each_block(tasks, numbers * n_out, |task| {
+    for_each_block(tasks, numbers * n_out / CHEAP, |task| {
         let columns = task * n_out / tasks..(task + 1) * n_out / tasks;
         for (group, start) in groups.iter().zip(&starts) {
             let rank = group.factors.rank;
@@ -119,6 +121,12 @@ thread_local! {
 /// hidden `[n,r]` = s x A^T of a group's n rows.
 fn multiply_down(x: Floats<'_>, group: &Group<'_>, hidden: &mut [f32], n_in: usize) {
     let factors = &group.factors;
+    #[cfg(target_arch = "x86_64")]
+    if let (Floats::BF16(x), Floats::BF16(a)) = (x, factors.a)
+        && crate::product::has_dots_bf16()
+    {
+        return multiply_down_bf16(&x[group.rows.start * n_in..group.rows.end * n_in], a, factors, hidden, n_in);
+    }
     WIDE.with_borrow_mut(|wide| {
         wide.resize(wide.len().max(n_in), 0.0);
         for (row, hidden) in group.rows.clone().zip(hidden.chunks_exact_mut(factors.rank)) {
@@ -133,6 +141,24 @@ fn multiply_down(x: Floats<'_>, group: &Group<'_>, hidden: &mut [f32], n_in: usi
             }
         }
     });
+}
+
+/// The same by the processor's dot products of bf16, four rows of A at a time.
+#[cfg(target_arch = "x86_64")]
+fn multiply_down_bf16(x: &[bf16], a: &[bf16], factors: &Factors<'_>, hidden: &mut [f32], n_in: usize) {
+    let (rank, t) = (factors.rank, x.len() / n_in.max(1));
+    for first in (0..rank).step_by(4) {
+        // At the edge the last row is taken more than once.
+        let row_at = |i: usize| (first + i).min(rank - 1) * n_in;
+        let rows = core::array::from_fn(|i| &a[row_at(i)..row_at(i) + n_in]);
+        let mut sums = [[0.0; 4]; FEW_ROWS];
+        crate::product::dots_bf16(x, rows, n_in, &mut sums[..t]);
+        for (hidden, sums) in hidden.chunks_exact_mut(rank).zip(&sums) {
+            for (out, sum) in hidden[first..].iter_mut().zip(sums) {
+                *out = factors.scale * sum;
+            }
+        }
+    }
 }
 
 /// y += sum over i of `factors_i` times row i of b, of which `columns` are taken.

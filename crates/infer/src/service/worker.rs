@@ -115,7 +115,8 @@ impl Worker {
             }
             if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
-        let outcome = catch_unwind(AssertUnwindSafe(|| scheduler.step(&mut emit)));
+        // Within the pool, since a loop that is shared out from outside of it wakes and waits for a thread each time.
+        let outcome = rayon::scope(|_| catch_unwind(AssertUnwindSafe(|| scheduler.step(&mut emit))));
         let reason = match outcome {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
