@@ -90,9 +90,13 @@ mod tests {
 
     #[test]
     fn presence_and_frequency_count_what_was_written_and_not_the_prompt() {
-        let config =
-            GenerationConfig { presence_penalty: 0.5, frequency_penalty: 0.25, ..GenerationConfig::default() };
-        let input = SamplerInput { prompt: &[0, 0, 9], written: &[2, 1, 2, 2, 77], ..SamplerInput::default() };
+        let config = GenerationConfig {
+            presence_penalty: 0.5,
+            frequency_penalty: 0.25,
+            ..GenerationConfig::default()
+        };
+        let input =
+            SamplerInput { prompt: &[0, 0, 9], written: &[2, 1, 2, 2, 77], ..SamplerInput::default() };
         assert_eq!(rows(&[1.0, 1.0, 1.0, 1.0], &input, &config), [1.0, 0.25, -0.25, 1.0]);
         let other_way = GenerationConfig { presence_penalty: -1.0, ..GenerationConfig::default() };
         assert_eq!(rows(&[1.0, 1.0, 1.0, 1.0], &input, &other_way), [1.0, 2.0, 2.0, 1.0]);

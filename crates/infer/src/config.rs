@@ -93,7 +93,8 @@ impl GenerationConfig {
         let mut problems = Problems::new();
         let mut require = |key: &str, id: u32| {
             if id as usize >= vocab {
-                let message = format!("`{key}` has the token id {id}, the model's vocabulary ends at {vocab}");
+                let message =
+                    format!("`{key}` has the token id {id}, the model's vocabulary ends at {vocab}");
                 problems.push(Problem::error("out-of-range", message).at(Location::default().with_key(key)));
             }
         };

@@ -70,7 +70,8 @@ impl<'a> Sequence<'a> {
     /// The next token from logits `[V]`.
     pub(crate) fn choose(&self, logits: &[f32]) -> Option<u32> {
         let (prompt, written) = self.tokens.split_at(self.prompt_tokens);
-        self.sampler.sample(logits, &SamplerInput { prompt, written, stop_ids: &self.stop_ids, allowed: None })
+        self.sampler
+            .sample(logits, &SamplerInput { prompt, written, stop_ids: &self.stop_ids, allowed: None })
     }
 
     /// Note that `id` ended the text.

@@ -157,7 +157,8 @@ mod tests {
         for stops in sets {
             for code in 0..3usize.pow(6) {
                 let text: String =
-                    (0..6).map(|i| char::from(b'a' + (code / 3usize.pow(i) % 3) as u8)).collect::<String>() + "d";
+                    (0..6).map(|i| char::from(b'a' + (code / 3usize.pow(i) % 3) as u8)).collect::<String>()
+                        + "d";
                 let at_once = ended(stops, &[&text]);
                 let by_letter: Vec<&str> = (0..text.len()).map(|i| &text[i..=i]).collect();
                 assert_eq!(ended(stops, &by_letter), at_once, "{stops:?} in {text}");

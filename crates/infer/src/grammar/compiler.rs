@@ -164,7 +164,9 @@ fn prepare(factory: &ParserFactory, grammar: &Grammar, end: Instant) -> Result<M
     let what = grammar.what();
     let invalid = |place, message| GrammarError::Invalid { what, place, message };
     match grammar {
-        Grammar::JsonObject => ready(factory, of_schema(json!({ "type": "object" }))).map_err(|m| invalid(None, m)),
+        Grammar::JsonObject => {
+            ready(factory, of_schema(json!({ "type": "object" }))).map_err(|m| invalid(None, m))
+        }
         Grammar::JsonSchema(schema) => ready(factory, of_schema(schema.clone())).map_err(|message| {
             let refusal = |part| {
                 let in_time = Instant::now() < end;
@@ -218,8 +220,8 @@ fn ready(factory: &ParserFactory, grammar: TopLevelGrammar) -> Result<Matcher, S
 /// An error of llguidance without the state and the backtraces that it may carry behind its words.
 pub(super) fn words_of(error: &dyn std::fmt::Display) -> String {
     let text = error.to_string();
-    let words = ["\n<state>", "\n<non-verbose/>", "\n<backtrace>"].iter().fold(text.as_str(), |text, mark| {
-        text.split(mark).next().unwrap_or(text)
-    });
+    let words = ["\n<state>", "\n<non-verbose/>", "\n<backtrace>"]
+        .iter()
+        .fold(text.as_str(), |text, mark| text.split(mark).next().unwrap_or(text));
     words.trim_end().to_owned()
 }

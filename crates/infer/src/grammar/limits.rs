@@ -41,7 +41,8 @@ impl Grammar {
             }
             Self::Choice(texts) => {
                 check_size(what, texts.iter().map(String::len).sum(), MAX_BYTES)?;
-                let wrong = |message: &str| GrammarError::Invalid { what, place: None, message: message.into() };
+                let wrong =
+                    |message: &str| GrammarError::Invalid { what, place: None, message: message.into() };
                 if texts.is_empty() {
                     return Err(wrong("it has no text to choose"));
                 }

@@ -81,7 +81,10 @@ mod tests {
         mask.set(31, false);
         mask.set(96, true);
         assert_eq!(mask.ids().collect::<Vec<_>>(), [0, 32, 69]);
-        assert_eq!([0, 31, 32, 69, 70, 96, u32::MAX].map(|id| mask.allows(id)), [true, false, true, true, false, false, false]);
+        assert_eq!(
+            [0, 31, 32, 69, 70, 96, u32::MAX].map(|id| mask.allows(id)),
+            [true, false, true, true, false, false, false]
+        );
     }
 
     #[test]

@@ -34,7 +34,10 @@ impl GrammarMatcher {
 
     fn compute(&mut self) -> Result<TokenMask, GrammarError> {
         if self.is_complete() {
-            return Ok(TokenMask::of(self.stop_ids.iter().copied().filter(|id| (*id as usize) < self.vocab), self.vocab));
+            return Ok(TokenMask::of(
+                self.stop_ids.iter().copied().filter(|id| (*id as usize) < self.vocab),
+                self.vocab,
+            ));
         }
         let may_stop = self.may_stop()?;
         let vob = self.matcher.compute_mask().map_err(|error| failed(&error))?;

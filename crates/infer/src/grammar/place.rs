@@ -79,12 +79,17 @@ mod tests {
             "$defs": { "unused": { "bad": false } },
         });
         fn bad(value: &Value) -> bool {
-            value == &json!(true) || value.as_object().is_some_and(|map| {
-                map.get("bad") == Some(&json!(true)) || map.iter().any(|(key, value)| key != "$defs" && match value {
-                    Value::Array(list) => list.iter().any(bad),
-                    value => bad(value),
+            value == &json!(true)
+                || value.as_object().is_some_and(|map| {
+                    map.get("bad") == Some(&json!(true))
+                        || map.iter().any(|(key, value)| {
+                            key != "$defs"
+                                && match value {
+                                    Value::Array(list) => list.iter().any(bad),
+                                    value => bad(value),
+                                }
+                        })
                 })
-            })
         }
         let refusal = |schema: Value| bad(&schema).then(|| "no".to_owned());
         assert_eq!(innermost(&schema, "no", refusal), "#/properties/a~1b/anyOf/1/items");
