@@ -1,7 +1,7 @@
 //! Log-probabilities of tokens by the model's own distribution.
 
 use crate::WrittenToken;
-use crate::select::{highest, kth_largest};
+use crate::select::{for_each_weight, highest, kth_largest};
 
 /// `ln softmax(logits)` of `id` and of the `k` likeliest ids, likeliest first (ties: the lower id first), from raw logits `[V]`: before
 /// penalties, temperature and filters. The sum is in f64.
@@ -10,9 +10,10 @@ use crate::select::{highest, kth_largest};
 /// infinity) or lack `id` give no `logprob`.
 pub fn token_logprobs(logits: &[f32], id: u32, k: usize) -> WrittenToken {
     let Some((_, most)) = highest(logits) else { return WrittenToken { id, logprob: None, top: Vec::new() } };
-    let most = f64::from(most);
-    let sum: f64 = logits.iter().map(|&logit| (f64::from(logit) - most).exp()).sum();
-    let of = |logit: f32| (f64::from(logit) - most - sum.ln()) as f32;
+    let mut sum = 0.0;
+    for_each_weight(logits, most, 1.0, |_, weight| sum += weight);
+    let ln_sum = f64::from(most) + sum.ln();
+    let of = |logit: f32| (f64::from(logit) - ln_sum) as f32;
     let logprob = logits.get(id as usize).map(|&logit| of(logit));
     let k = k.min(logits.len());
     if k == 0 {

@@ -4,7 +4,7 @@
 //! al. 2020), min_p (Nguyen et al. 2024), after the changes that [`crate::adjust`] makes. Probabilities and their sums are f64.
 
 use crate::adjust::adjusted;
-use crate::select::{highest, kth_largest};
+use crate::select::{for_each_weight, highest, kth_largest};
 use crate::{GenerationConfig, TokenMask};
 use std::sync::Arc;
 use taper_kernels::rng::{CounterRng, mix, stream_of};
@@ -63,20 +63,25 @@ pub fn distribution(logits: &[f32], input: &SamplerInput<'_>, config: &Generatio
 /// What is left, by id, with weights `exp((logit - highest) / temperature)`.
 fn filtered(logits: &[f32], config: &GenerationConfig) -> Vec<(u32, f64)> {
     let Some((_, highest)) = highest(logits) else { return Vec::new() };
-    let highest = f64::from(highest);
-    // Ties with the last one stay, as in transformers.
-    let cut = config.top_k > 0 && config.top_k < logits.len();
-    let lowest = if cut { kth_largest(logits, config.top_k) } else { f32::NEG_INFINITY };
     let temperature = if config.is_greedy() { 1.0 } else { config.temperature };
-    let mut weights: Vec<(u32, f64)> = Vec::with_capacity(if cut { config.top_k } else { logits.len() });
-    for (id, &logit) in (0..).zip(logits) {
-        if logit >= lowest && logit > f32::NEG_INFINITY {
-            weights.push((id, ((f64::from(logit) - highest) / temperature).exp()));
+    let mut weights: Vec<(u32, f64)> = Vec::new();
+    let mut add = |id, weight| {
+        if weight > 0.0 {
+            weights.push((id, weight));
         }
+    };
+    if config.top_k > 0 && config.top_k < logits.len() {
+        // Ties with the last one stay, as in transformers.
+        let last = kth_largest(logits, config.top_k);
+        let (ids, kept): (Vec<u32>, Vec<f32>) =
+            (0..).zip(logits).filter(|(_, logit)| **logit >= last).unzip();
+        for_each_weight(&kept, highest, temperature, |i, weight| add(ids[i], weight));
+    } else {
+        for_each_weight(logits, highest, temperature, |id, weight| add(id as u32, weight));
     }
     keep_top_p(&mut weights, config.top_p);
     // The likeliest token is always left, and its weight is 1.
-    weights.retain(|(_, weight)| *weight > 0.0 && *weight >= config.min_p);
+    weights.retain(|(_, weight)| *weight >= config.min_p);
     weights
 }
 

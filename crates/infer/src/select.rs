@@ -1,4 +1,6 @@
-//! The largest of a row of logits, in one or two passes over it.
+//! Passes over a row of logits: its largest, and its weights.
+
+use taper_kernels::softmax_weights::softmax_weights;
 
 /// Elements that are compared side by side.
 const LANES: usize = 16;
@@ -41,6 +43,22 @@ pub(crate) fn kth_largest(logits: &[f32], k: usize) -> f32 {
     let mut here: Vec<f32> = logits.iter().copied().filter(|logit| bucket(*logit) == at).collect();
     let rank = (k - above - 1).min(here.len() - 1);
     *here.select_nth_unstable_by(rank, |a, b| b.total_cmp(a)).1
+}
+
+/// Calls `each` with the index and the weight `exp((logit - highest) / temperature)` of each logit.
+pub(crate) fn for_each_weight(
+    logits: &[f32],
+    highest: f32,
+    temperature: f64,
+    mut each: impl FnMut(usize, f64),
+) {
+    const BLOCK: usize = 1024;
+    let mut weights = [0.0; BLOCK];
+    for (block, logits) in logits.chunks(BLOCK).enumerate() {
+        let weights = &mut weights[..logits.len()];
+        softmax_weights(logits, highest, temperature, weights);
+        weights.iter().enumerate().for_each(|(i, weight)| each(block * BLOCK + i, *weight));
+    }
 }
 
 /// Leading bits of a logit: its sign, its exponent, three bits of its mantissa.

@@ -241,6 +241,31 @@ fn prompts_that_do_not_fit_are_refused_before_anything_is_computed() {
 }
 
 #[test]
+fn stop_tokens_are_written_over_or_put_off_where_that_is_asked_for() {
+    let model = tiny();
+    let prompts = Request::numbered(prompts(1));
+    let texts =
+        |config: &GenerationConfig| generate(model.as_ref(), &prompts, config, options(1, 64)).remove(0);
+    let whole = texts(&GenerationConfig::greedy(12));
+    let stop = whole.token_ids[4];
+    let first = whole.token_ids.iter().position(|id| *id == stop).unwrap();
+    let stopped = GenerationConfig { stop_token_ids: vec![stop], ..GenerationConfig::greedy(12) };
+    assert_eq!(texts(&stopped).token_ids, whole.token_ids[..first]);
+
+    let ignored = GenerationConfig { ignore_eos: true, ..stopped.clone() };
+    assert_eq!(texts(&ignored).token_ids, whole.token_ids);
+
+    let later = texts(&GenerationConfig { min_new_tokens: first + 1, ..stopped.clone() });
+    assert_eq!(later.token_ids[..first], whole.token_ids[..first]);
+    assert!(later.token_ids.len() > first && !later.token_ids.contains(&stop));
+    // As many as there are anyhow change nothing.
+    assert_eq!(
+        texts(&GenerationConfig { min_new_tokens: first, ..stopped }).token_ids,
+        whole.token_ids[..first]
+    );
+}
+
+#[test]
 fn a_listener_can_break_off_one_request_and_the_others_go_on() {
     let model = tiny();
     let tokenizer = tokenizer();

@@ -45,6 +45,7 @@ pub mod rope;
 pub mod routing;
 mod shared;
 pub mod soft_cap;
+pub mod softmax_weights;
 pub mod threads;
 
 pub use allocator::keep_freed_pages;

@@ -86,6 +86,13 @@ pub fn cross_entropy(logits: &[f64], targets: &[u32], v: usize) -> Vec<f64> {
     .collect()
 }
 
+/// w = e^((l - highest) / temperature)
+pub fn softmax_weights(logits: &[f32], highest: f32, temperature: f64, weights: &mut [f64]) {
+    for (logit, weight) in logits.iter().zip(weights) {
+        *weight = ((f64::from(*logit) - f64::from(highest)) / temperature).exp();
+    }
+}
+
 /// Causal attention: out `[T, N*D]` and the log of each softmax's denominator `[T,N]`.
 ///
 /// Query i of a segment sees key j of the same segment when j <= i and, with a window w, j > i - w.

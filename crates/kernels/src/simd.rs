@@ -226,6 +226,10 @@ mod tests {
         let segments = [attention::Segment { q_start: 0, q_len: 9 }];
         attention::attention_forward(&x[..63], &up[..63], &x[63..126], &segments, &shape, &mut out, &mut lse);
         all.extend([out, lse].concat());
+        let mut weights = [f64::NAN; 630];
+        crate::softmax_weights::softmax_weights(&x, 1.0, 0.7, &mut weights);
+        all.extend(weights.map(|w| w as f32));
+        all.extend(weights.map(|w| (w - f64::from(w as f32)) as f32));
         LEVEL.set(None);
         all.iter().map(|x| x.to_bits()).collect()
     }

@@ -115,11 +115,9 @@ mod tests {
     fn what_is_too_large_or_too_deep_is_refused_before_it_is_read() {
         let nested = (0..60).fold(json!({}), |inner, _| json!({ "items": inner }));
         assert!(Grammar::JsonSchema(nested.clone()).check_limits().is_ok());
-        let deeper = (0..100_000).fold(nested, |inner, _| json!({ "items": inner }));
-        let error = Grammar::JsonSchema(deeper.clone()).check_limits().unwrap_err();
+        let deeper = (0..300).fold(nested, |inner, _| json!({ "items": inner }));
+        let error = Grammar::JsonSchema(deeper).check_limits().unwrap_err();
         assert!(error.to_string().contains("deeper than 64 levels at #/items/items"), "{error}");
-        // Its own drop recurses once for each level.
-        std::mem::forget(deeper);
 
         let large = Grammar::JsonSchema(json!({ "description": "x".repeat(MAX_BYTES) }));
         assert!(matches!(large.check_limits(), Err(GrammarError::TooLarge { .. })));

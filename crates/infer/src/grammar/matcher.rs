@@ -26,10 +26,11 @@ impl GrammarMatcher {
     /// # Errors
     /// When the grammar became too large on the way, or the tokenizer has no tokens to go on with.
     pub fn allowed(&mut self) -> Result<&TokenMask, GrammarError> {
-        if self.mask.is_none() {
-            self.mask = Some(self.compute()?);
-        }
-        self.mask.as_ref().ok_or_else(|| GrammarError::Matching("no mask".into()))
+        let mask = match self.mask.take() {
+            Some(mask) => mask,
+            None => self.compute()?,
+        };
+        Ok(self.mask.insert(mask))
     }
 
     fn compute(&mut self) -> Result<TokenMask, GrammarError> {

@@ -7,6 +7,7 @@ mod golden;
 mod masks;
 mod properties;
 mod real;
+mod token_bytes;
 mod tokenizer_files;
 
 use std::path::{Path, PathBuf};

@@ -9,7 +9,7 @@ use taper_text::{
 };
 
 #[expect(clippy::print_stderr, reason = "a skipped test must say so")]
-fn real() -> Option<PathBuf> {
+pub(crate) fn real() -> Option<PathBuf> {
     let default = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/real");
     let folder = std::env::var_os("TAPER_REAL_DATA").map_or_else(default, PathBuf::from).join("tokenizers");
     if folder.is_dir() {
