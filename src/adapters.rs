@@ -4,14 +4,14 @@ use crate::cli::WeightedFolder;
 use crate::fault::OrFault;
 use crate::output::say;
 use std::path::Path;
-use taper_models::{CausalLm, ModelConfig, ModelType};
+use taper_models::CausalLm;
 use taper_peft::{
     Adapter, AdapterConfig, AdapterWeights, Combination, HeadLayout, LoadMode, WeightedAdapter,
 };
 
 /// Put the adapter in `folder` on a model for inference, whoever wrote it.
 pub(crate) fn load_adapter(folder: &Path, model: &mut dyn CausalLm) -> anyhow::Result<Adapter> {
-    let heads = torchtune_heads(model.config());
+    let heads = taper_infer::head_layout(model.config());
     taper_peft::load_for(folder, model, LoadMode::Inference, heads).or_fault()
 }
 
@@ -22,7 +22,7 @@ pub(crate) fn put_on(adapters: &[WeightedFolder], model: &mut dyn CausalLm) -> a
         [one] if one.weight == 1.0 => load_adapter(&one.folder, model)?,
         several => {
             let (config, weights) =
-                combined(several, torchtune_heads(model.config()), &Combination::default())?;
+                combined(several, taper_infer::head_layout(model.config()), &Combination::default())?;
             taper_peft::load_parts(&config, weights, model, LoadMode::Inference).or_fault()?
         }
     };
@@ -53,16 +53,4 @@ pub(crate) fn combined(
         .map(|((config, weights), adapter)| WeightedAdapter { config, weights, weight: adapter.weight })
         .collect();
     taper_peft::combine(&weighted, how).or_fault()
-}
-
-/// How torchtune orders the rows of query and key; `None` for what it does not train, or trains under other names.
-fn torchtune_heads(config: &ModelConfig) -> Option<HeadLayout> {
-    match config.model_type {
-        ModelType::Llama | ModelType::Mistral | ModelType::Gemma2 => Some(HeadLayout::Interleaved {
-            query: config.num_attention_heads,
-            key: config.num_key_value_heads,
-        }),
-        ModelType::Qwen2 => Some(HeadLayout::Halves),
-        _ => None,
-    }
 }

@@ -1,7 +1,7 @@
 //! Keys that change how something is computed and not what comes out: the passes through the model are counted.
 
 use crate::world::World;
-use candle_core::Tensor;
+use candle_core::{DType, Tensor};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use taper_data::{DataLoader, DataLoaderOptions, PreparedData, TextEncoder};
@@ -35,6 +35,14 @@ impl VisitModules for Counting {
 impl CausalLm for Counting {
     fn config(&self) -> &ModelConfig {
         self.model.config()
+    }
+
+    fn clone_boxed(&self) -> Box<dyn CausalLm> {
+        self.model.clone_boxed()
+    }
+
+    fn activation_dtype(&self) -> DType {
+        self.model.activation_dtype()
     }
 
     fn embed(&self, input_ids: &[u32]) -> taper_nn::Result<Tensor> {

@@ -1,18 +1,11 @@
-//! Many prompts through one model at a time.
-//!
-//! Continuous batching: every pass takes one new token of each sequence that is being written and, up to a budget, tokens of
-//! prompts that are still being read; a sequence that ends leaves at once and the next request takes its place (Yu et al.,
-//! "Orca", OSDI 2022; the shared budget as in Agrawal et al., "Sarathi-Serve", 2024). Since a batch is a flat run of tokens
-//! there is no padding, and a sequence's numbers do not depend on its neighbours.
+//! Many prompts through one model at a time, its adapters as they are attached.
 
-use crate::pass::{last_logits, longest_sequence, must_run_alone, values_and_width};
-use crate::sequence::Sequence;
+use crate::pass::longest_sequence;
+use crate::scheduler::Scheduler;
+use crate::service::{Event, ServiceRequest};
 use crate::{Completion, Error, FinishReason, GenerationConfig, Result};
-use rayon::prelude::*;
-use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use taper_models::CausalLm;
-use taper_nn::{KvCache, SequenceLayout};
 use taper_text::Tokenizer;
 
 /// A prompt to continue.
@@ -70,10 +63,6 @@ pub type Listener<'a> = dyn FnMut(Delta<'_>) -> ControlFlow<()> + 'a;
 impl<'a> Engine<'a> {
     /// An engine over a model and its tokenizer.
     pub fn new(model: &'a dyn CausalLm, tokenizer: &'a Tokenizer, options: EngineOptions) -> Self {
-        let options = match must_run_alone(model) {
-            true => EngineOptions { batch_size: 1, tokens_per_pass: usize::MAX },
-            false => options,
-        };
         Self { model, tokenizer, options }
     }
 
@@ -109,32 +98,38 @@ impl<'a> Engine<'a> {
         listener: &mut Listener<'_>,
     ) -> Result<Vec<Completion>> {
         self.check(requests, config)?;
-        let mut queue: VecDeque<usize> = (0..requests.len()).collect();
-        let mut active: Vec<Sequence<'_>> = Vec::new();
-        let mut done: Vec<Option<Completion>> = vec![None; requests.len()];
-        loop {
-            while active.len() < self.options.batch_size.max(1)
-                && let Some(place) = queue.pop_front()
-            {
-                let blocks = self.model.num_blocks();
-                active.push(Sequence::new(place, &requests[place], blocks, self.tokenizer, config));
-            }
-            if active.is_empty() {
-                break;
-            }
-            let ended = self.step(&mut active, config, listener)?;
-            // From the back, so that the indices stay true.
-            for (index, reason) in ended.into_iter().rev() {
-                let sequence = active.remove(index);
-                let place = sequence.place;
-                let (completion, tail) = sequence.finish(reason)?;
-                let finish_reason = Some(completion.finish_reason);
-                // The request is over: there is nothing left to break off.
-                let _ = listener(Delta { request: place, text: &tail, finish_reason });
-                done[place] = Some(completion);
-            }
+        // Nothing is kept for later calls, so that a text does not depend on what was asked before.
+        let mut scheduler = Scheduler::new(self.model, self.tokenizer, self.options, usize::MAX, false);
+        for (place, request) in requests.iter().enumerate() {
+            let mut job = ServiceRequest::new(request.prompt_ids.clone(), config.clone());
+            job.number = request.number;
+            scheduler.submit(place, job);
         }
-        Ok(done.into_iter().flatten().collect())
+        let mut done: Vec<Option<Completion>> = vec![None; requests.len()];
+        let mut failed = None;
+        while !scheduler.is_idle() && failed.is_none() {
+            scheduler.step(&mut |place, event| {
+                let (text, finish_reason) = match event {
+                    Event::Prompt(_) => return ControlFlow::Continue(()),
+                    Event::Piece(piece) if piece.text.is_empty() => return ControlFlow::Continue(()),
+                    Event::Piece(piece) => (piece.text, None),
+                    Event::Finished(finished) => {
+                        let reason = finished.completion.finish_reason;
+                        done[place] = Some(finished.completion);
+                        (String::new(), Some(reason))
+                    }
+                    Event::Failed(error) => {
+                        failed.get_or_insert(error);
+                        return ControlFlow::Break(());
+                    }
+                };
+                listener(Delta { request: place, text: &text, finish_reason })
+            })?;
+        }
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(done.into_iter().flatten().collect()),
+        }
     }
 
     fn check(&self, requests: &[Request], config: &GenerationConfig) -> Result<()> {
@@ -151,100 +146,4 @@ impl<'a> Engine<'a> {
         }
         Ok(())
     }
-
-    /// One pass; gives the sequences that ended, by rising index.
-    fn step(
-        &self,
-        active: &mut [Sequence<'_>],
-        config: &GenerationConfig,
-        listener: &mut Listener<'_>,
-    ) -> Result<Vec<(usize, FinishReason)>> {
-        if let Some(length) = self.model.config().rope.switch_length() {
-            active.iter_mut().for_each(|sequence| sequence.switch_at(length));
-        }
-        let pieces = plan(active, self.options.tokens_per_pass);
-        let Some((logits, v)) = self.run(active, &pieces)? else { return Ok(Vec::new()) };
-        let ready: Vec<usize> = (0..active.len()).filter(|&i| active[i].pending() == 0).collect();
-        let chosen: Vec<Option<u32>> =
-            ready.par_iter().zip(logits.par_chunks(v)).map(|(&i, row)| active[i].choose(row)).collect();
-        let mut ended = Vec::new();
-        for (index, id) in ready.into_iter().zip(chosen) {
-            let sequence = &mut active[index];
-            let Some(id) = id else {
-                return Err(Error::NonFiniteLogits { prompt: sequence.place, token: sequence.written() });
-            };
-            if let Some(reason) = self.accept(sequence, id, config, listener)? {
-                ended.push((index, reason));
-            }
-        }
-        Ok(ended)
-    }
-
-    /// Run the pieces through the model; logits of the sequences whose last token was among them, row by row.
-    fn run(&self, active: &mut [Sequence<'_>], pieces: &[usize]) -> Result<Option<(Vec<f32>, usize)>> {
-        let (mut ids, mut lengths, mut wanted) = (Vec::new(), Vec::new(), Vec::new());
-        let mut text_lengths = Vec::new();
-        let mut caches: Vec<&mut KvCache> = Vec::new();
-        for (sequence, &length) in active.iter_mut().zip(pieces).filter(|(_, length)| **length > 0) {
-            ids.extend_from_slice(&sequence.tokens[sequence.cached..sequence.cached + length]);
-            lengths.push((length, sequence.cached));
-            text_lengths.push(sequence.tokens.len());
-            sequence.cached += length;
-            sequence.cached_for = sequence.tokens.len();
-            wanted.push(sequence.cached == sequence.tokens.len());
-            caches.push(&mut sequence.cache);
-        }
-        let layout = SequenceLayout::continued(&lengths).of_texts(text_lengths);
-        match last_logits(self.model, &ids, &layout, caches, &wanted)? {
-            Some(logits) => values_and_width(&logits).map(Some),
-            None => Ok(None),
-        }
-    }
-
-    /// Take a chosen token in; the reason when it ends the sequence.
-    fn accept(
-        &self,
-        sequence: &mut Sequence<'_>,
-        id: u32,
-        config: &GenerationConfig,
-        listener: &mut Listener<'_>,
-    ) -> Result<Option<FinishReason>> {
-        if self.tokenizer.eos_ids().contains(&id) || config.stop_token_ids.contains(&id) {
-            sequence.end_with(id);
-            return Ok(Some(FinishReason::Stop));
-        }
-        let request = sequence.place;
-        let text = sequence.push(id)?;
-        let goes_on = text.is_empty() || listener(Delta { request, text, finish_reason: None }).is_continue();
-        if sequence.is_stopped() {
-            return Ok(Some(FinishReason::Stop));
-        }
-        if !goes_on {
-            return Ok(Some(FinishReason::Cancelled));
-        }
-        let full = sequence.tokens.len() >= longest_sequence(self.model.config());
-        let length = sequence.written() >= config.max_new_tokens || full;
-        Ok(length.then_some(FinishReason::Length))
-    }
-}
-
-/// How many tokens of each sequence the next pass takes: one of those being written, then prompts in order while the budget
-/// lasts. At least one sequence gets a token.
-fn plan(active: &[Sequence<'_>], budget: usize) -> Vec<usize> {
-    let writing = active.iter().filter(|s| s.pending() == 1).count();
-    let mut left = budget.saturating_sub(writing);
-    if writing == 0 {
-        left = left.max(1);
-    }
-    active
-        .iter()
-        .map(|sequence| match sequence.pending() {
-            1 => 1,
-            pending => {
-                let take = pending.min(left);
-                left -= take;
-                take
-            }
-        })
-        .collect()
 }

@@ -50,9 +50,39 @@ pub enum Error {
         /// How many tokens had been written.
         token: usize,
     },
+    /// The time that a request had is over.
+    #[error("the request was not done within its time")]
+    DeadlineExceeded,
+    /// The pass that a request was in failed, for whatever reason.
+    #[error("the pass that the request was in failed: {reason}")]
+    PassFailed {
+        /// Why.
+        reason: String,
+    },
+    /// Memory for keys and values that holds no page.
+    #[error("{given} bytes for keys and values hold nothing, a page of this model takes {least}")]
+    CacheTooSmall {
+        /// What was given.
+        given: usize,
+        /// What a page takes.
+        least: usize,
+    },
+    /// An adapter that cannot be used as asked.
+    #[error("the adapter `{name}` cannot be {asked}: `{module}` has more than a low-rank delta")]
+    NotAdditive {
+        /// Its name.
+        name: String,
+        /// What was asked.
+        asked: &'static str,
+        /// The first module that stands against it.
+        module: String,
+    },
     /// Settings out of range.
     #[error("{0}")]
     Config(Problems),
+    /// A grammar is refused, or a text cannot go on by it.
+    #[error(transparent)]
+    Grammar(#[from] crate::GrammarError),
     /// The arithmetic failed.
     #[error("failed to {doing}")]
     Model {
@@ -97,7 +127,7 @@ impl Diagnose for Error {
 
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Model { .. } | Self::MaskLength { .. } => ExitCode::Fault,
+            Self::Model { .. } | Self::MaskLength { .. } | Self::PassFailed { .. } => ExitCode::Fault,
             _ => ExitCode::UserError,
         }
     }

@@ -3,17 +3,53 @@
 use crate::error::doing;
 use crate::{Error, Result};
 use candle_core::Tensor;
+use std::ops::Range;
 use taper_models::{CausalLm, ModelConfig, RopeScaling};
-use taper_nn::{ForwardContext, KvCache, SequenceLayout};
+use taper_nn::{ForwardContext, KvCache, Route, RoutePart, Routes, SequenceLayout};
 
-/// The hidden states `[n, H]` of the wanted rows behind the last block and before the final norm.
+/// Rows of logits made at a time; with a vocabulary of 150 000 that is 77 MB.
+pub(crate) const ROWS_PER_HEAD: usize = 128;
+
+/// Rows of a pass that go through the same adapters.
+#[derive(Clone)]
+pub(crate) struct RoutedRows<'a> {
+    pub(crate) rows: Range<usize>,
+    pub(crate) parts: &'a [RoutePart],
+    /// The model with the adapter on it, where that looks ids up otherwise.
+    pub(crate) embeds: Option<&'a dyn CausalLm>,
+}
+
+/// The routes of a pass; `None` where all rows go through the modules' own slots.
+fn routes<'a>(routed: &[RoutedRows<'a>]) -> Option<Routes<'a>> {
+    if routed.iter().all(|rows| rows.parts.is_empty()) {
+        return None;
+    }
+    let route = |rows: &RoutedRows<'a>| Route { rows: rows.rows.clone(), parts: rows.parts };
+    Some(Routes::new(routed.iter().map(route).collect()))
+}
+
+/// The hidden states `[n, H]` of the wanted rows (at least one) behind the last block and before the final norm; with `caches` those of the
+/// segments are read and extended. `routed` holds every row, or nothing.
 ///
 /// The result of each block is detached: where an adapter's variables take part candle would otherwise keep the graph of the
 /// whole model.
-fn hidden(model: &dyn CausalLm, ids: &[u32], ctx: &mut ForwardContext<'_>, rows: &[u32]) -> Result<Tensor> {
-    let mut x = model.embed(ids).map_err(doing("look up token embeddings"))?.detach();
+pub(crate) fn hidden<'a>(
+    model: &dyn CausalLm,
+    ids: &[u32],
+    layout: &'a SequenceLayout,
+    caches: Option<Vec<&'a mut KvCache>>,
+    routed: &[RoutedRows<'_>],
+    rows: &[u32],
+) -> Result<Tensor> {
+    let routes = routes(routed);
+    let ctx = match caches {
+        Some(caches) => ForwardContext::cached(layout, caches),
+        None => ForwardContext::new(layout),
+    };
+    let mut ctx = ctx.routed(routes.as_ref());
+    let mut x = embed(model, ids, routed)?.detach();
     for index in 0..model.num_blocks() {
-        x = model.block(index, &x, ctx).map_err(doing("run a block of the model"))?.detach();
+        x = model.block(index, &x, &mut ctx).map_err(doing("run a block of the model"))?.detach();
     }
     if rows.len() == ids.len() {
         return Ok(x);
@@ -22,37 +58,19 @@ fn hidden(model: &dyn CausalLm, ids: &[u32], ctx: &mut ForwardContext<'_>, rows:
     x.index_select(&rows, 0).map_err(doing("select rows"))
 }
 
-/// Logits `[n, V]` of the last token of each segment, with the segments' caches read and extended.
-pub(crate) fn last_logits(
-    model: &dyn CausalLm,
-    ids: &[u32],
-    layout: &SequenceLayout,
-    caches: Vec<&mut KvCache>,
-    wanted: &[bool],
-) -> Result<Option<Tensor>> {
-    let rows: Vec<u32> = layout
-        .segments()
-        .iter()
-        .zip(wanted)
-        .filter(|(_, wanted)| **wanted)
-        .map(|(segment, _)| segment.end as u32 - 1)
-        .collect();
-    let mut ctx = ForwardContext::cached(layout, caches);
-    let x = hidden(model, ids, &mut ctx, if rows.is_empty() { &[0] } else { &rows })?;
-    if rows.is_empty() {
-        return Ok(None);
-    }
-    head(model, &x, &ctx).map(Some)
-}
-
-/// Hidden states `[n, H]` of the wanted rows, all segments from their beginning, nothing cached; for [`head`].
-pub(crate) fn uncached_hidden(
-    model: &dyn CausalLm,
-    ids: &[u32],
-    layout: &SequenceLayout,
-    rows: &[u32],
-) -> Result<Tensor> {
-    hidden(model, ids, &mut ForwardContext::new(layout), rows)
+fn embed(model: &dyn CausalLm, ids: &[u32], routed: &[RoutedRows<'_>]) -> Result<Tensor> {
+    let run = || {
+        if routed.iter().all(|rows| rows.embeds.is_none()) {
+            return model.embed(ids);
+        }
+        let parts: Vec<Tensor> = routed
+            .iter()
+            .filter(|rows| !rows.rows.is_empty())
+            .map(|rows| rows.embeds.unwrap_or(model).embed(&ids[rows.rows.clone()]))
+            .collect::<taper_nn::Result<_>>()?;
+        Tensor::cat(&parts, 0)?.contiguous()
+    };
+    run().map_err(doing("look up token embeddings"))
 }
 
 /// Final norm and head: `[n, H] -> [n, V]`, contiguous f32.
@@ -64,8 +82,33 @@ pub(crate) fn head(model: &dyn CausalLm, x: &Tensor, ctx: &ForwardContext<'_>) -
     run().map_err(doing("compute logits"))
 }
 
+/// Logits of hidden states `[n, H]`, [`ROWS_PER_HEAD`] rows at a time, each through the adapters of its route: `give` gets the number of the
+/// first row, their values one behind the other, and V. `routed` holds every row.
+pub(crate) fn each_logits(
+    model: &dyn CausalLm,
+    x: &Tensor,
+    routed: &[RoutedRows<'_>],
+    give: &mut dyn FnMut(usize, &[f32], usize) -> Result<()>,
+) -> Result<()> {
+    let n = x.dims().first().copied().unwrap_or(0);
+    for first in (0..n).step_by(ROWS_PER_HEAD) {
+        let count = ROWS_PER_HEAD.min(n - first);
+        let part = x.narrow(0, first, count).map_err(doing("select rows"))?;
+        let within = |rows: &Range<usize>| {
+            rows.start.clamp(first, first + count) - first..rows.end.clamp(first, first + count) - first
+        };
+        let here: Vec<RoutedRows<'_>> =
+            routed.iter().map(|rows| RoutedRows { rows: within(&rows.rows), ..rows.clone() }).collect();
+        let (layout, routes) = (SequenceLayout::single(count), routes(&here));
+        let ctx = ForwardContext::new(&layout).routed(routes.as_ref());
+        let (values, v) = values_and_width(&head(model, &part, &ctx)?)?;
+        give(first, &values, v)?;
+    }
+    Ok(())
+}
+
 /// Logits `[n, V]` as values, row by row, and V.
-pub(crate) fn values_and_width(logits: &Tensor) -> Result<(Vec<f32>, usize)> {
+fn values_and_width(logits: &Tensor) -> Result<(Vec<f32>, usize)> {
     let (_, v) = logits.dims2().map_err(doing("read logits"))?;
     let values = taper_nn::to_vec_f32(logits).map_err(doing("read logits"))?;
     Ok((values, v))

@@ -1,127 +1,117 @@
 //! From a row of logits to a token.
 //!
-//! The filters and their order are those of transformers (`generation/logits_process.py`): repetition penalty,
-//! temperature, top_k, top_p (Holtzman et al. 2020), min_p (Nguyen et al. 2024). Probabilities and their sums are f64.
+//! The filters and their order are those of transformers (`generation/logits_process.py`): temperature, top_k, top_p (Holtzman et
+//! al. 2020), min_p (Nguyen et al. 2024), after the changes that [`crate::adjust`] makes. Probabilities and their sums are f64.
 
-use crate::GenerationConfig;
+use crate::adjust::adjusted;
+use crate::select::{highest, kth_largest};
+use crate::{GenerationConfig, TokenMask};
+use std::sync::Arc;
 use taper_kernels::rng::{CounterRng, mix, stream_of};
+
+/// What a token is chosen by beside its logits.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct SamplerInput<'a> {
+    /// The ids of the prompt.
+    pub prompt: &'a [u32],
+    /// The ids that were written since; their number is the index of the token.
+    pub written: &'a [u32],
+    /// The ids that end the text, for `min_new_tokens`.
+    pub stop_ids: &'a [u32],
+    /// The tokens that a grammar leaves; none is all.
+    pub allowed: Option<&'a TokenMask>,
+}
 
 /// Draws the tokens of one request.
 ///
 /// The draw of token `i` depends on the seed, the request's number and `i` alone, not on what else is in the batch.
 #[derive(Debug, Clone)]
-pub struct Sampler<'a> {
-    config: &'a GenerationConfig,
+pub struct Sampler {
+    config: Arc<GenerationConfig>,
     rng: CounterRng,
 }
 
-impl<'a> Sampler<'a> {
+impl Sampler {
     /// The sampler of request number `request`.
-    pub fn new(config: &'a GenerationConfig, request: u64) -> Self {
-        Self { config, rng: CounterRng::new(mix(config.seed, request), stream_of("generate")) }
+    pub fn new(config: Arc<GenerationConfig>, request: u64) -> Self {
+        let rng = CounterRng::new(mix(config.seed, request), stream_of("generate"));
+        Self { config, rng }
     }
 
-    /// Token number `index` of the request from logits `[V]`; `seen` are all tokens before it, the prompt included.
+    /// The next token of the request from logits `[V]`.
     ///
-    /// `None` when no logit is a number that a token could be chosen by (all NaN or minus infinity, or a plus infinity).
-    pub fn sample(&self, logits: &[f32], seen: &[u32], index: usize) -> Option<u32> {
-        if self.config.is_greedy() && self.config.repetition_penalty == 1.0 {
-            return likeliest(logits.iter().enumerate().map(|(id, &logit)| (id as u32, f64::from(logit))));
-        }
-        let penalised = penalised(logits, seen, self.config.repetition_penalty);
+    /// `None` when no logit is a number that a token could be chosen by (all that is allowed is NaN or minus infinity, or one is a plus
+    /// infinity).
+    pub fn sample(&self, logits: &[f32], input: &SamplerInput<'_>) -> Option<u32> {
+        let logits = adjusted(logits, input, &self.config);
         if self.config.is_greedy() {
-            return likeliest(penalised.into_iter());
+            return highest(&logits).map(|(id, _)| id as u32);
         }
-        draw(&filtered(penalised, self.config), self.rng.uniform_f64_at(index as u64))
+        draw(&filtered(&logits, &self.config), self.rng.uniform_f64_at(input.written.len() as u64))
     }
 }
 
 /// The tokens that the filters leave of logits `[V]`, by id, each with its probability; they sum to 1.
 ///
 /// Empty when no logit is finite, or one is plus infinity or NaN.
-pub fn distribution(logits: &[f32], seen: &[u32], config: &GenerationConfig) -> Vec<(u32, f64)> {
-    let kept = filtered(penalised(logits, seen, config.repetition_penalty), config);
+pub fn distribution(logits: &[f32], input: &SamplerInput<'_>, config: &GenerationConfig) -> Vec<(u32, f64)> {
+    let kept = filtered(&adjusted(logits, input, config), config);
     let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
     kept.into_iter().map(|(id, weight)| (id, weight / total)).collect()
 }
 
-/// The first of the largest; `None` when there is none that is finite, or one is plus infinity or NaN.
-fn likeliest(logits: impl Iterator<Item = (u32, f64)>) -> Option<u32> {
-    let mut best: Option<(u32, f64)> = None;
-    for (id, logit) in logits {
-        if logit.is_nan() || logit == f64::INFINITY {
-            return None;
-        }
-        if logit > best.map_or(f64::NEG_INFINITY, |(_, highest)| highest) {
-            best = Some((id, logit));
-        }
-    }
-    best.map(|(id, _)| id)
-}
-
-/// Keskar et al. 2019: the logit of a token that occurred is divided by the penalty when positive, else multiplied.
-fn penalised(logits: &[f32], seen: &[u32], penalty: f64) -> Vec<(u32, f64)> {
-    let mut out: Vec<(u32, f64)> =
-        logits.iter().enumerate().map(|(id, &logit)| (id as u32, f64::from(logit))).collect();
-    if penalty != 1.0 {
-        let mut ids: Vec<u32> = seen.to_vec();
-        ids.sort_unstable();
-        ids.dedup();
-        for id in ids {
-            if let Some((_, logit)) = out.get_mut(id as usize) {
-                *logit = if *logit < 0.0 { *logit * penalty } else { *logit / penalty };
-            }
-        }
-    }
-    out
-}
-
 /// What is left, by id, with weights `exp((logit - highest) / temperature)`.
-fn filtered(mut logits: Vec<(u32, f64)>, config: &GenerationConfig) -> Vec<(u32, f64)> {
-    let highest = match likeliest(logits.iter().copied()) {
-        Some(id) => logits[id as usize].1,
-        None => return Vec::new(),
-    };
-    keep_top_k(&mut logits, config.top_k);
+fn filtered(logits: &[f32], config: &GenerationConfig) -> Vec<(u32, f64)> {
+    let Some((_, highest)) = highest(logits) else { return Vec::new() };
+    let highest = f64::from(highest);
+    // Ties with the last one stay, as in transformers.
+    let cut = config.top_k > 0 && config.top_k < logits.len();
+    let lowest = if cut { kth_largest(logits, config.top_k) } else { f32::NEG_INFINITY };
     let temperature = if config.is_greedy() { 1.0 } else { config.temperature };
-    for (_, value) in &mut logits {
-        *value = ((*value - highest) / temperature).exp();
+    let mut weights: Vec<(u32, f64)> = Vec::with_capacity(if cut { config.top_k } else { logits.len() });
+    for (id, &logit) in (0..).zip(logits) {
+        if logit >= lowest && logit > f32::NEG_INFINITY {
+            weights.push((id, ((f64::from(logit) - highest) / temperature).exp()));
+        }
     }
-    keep_top_p(&mut logits, config.top_p);
+    keep_top_p(&mut weights, config.top_p);
     // The likeliest token is always left, and its weight is 1.
-    logits.retain(|(_, weight)| *weight > 0.0 && *weight >= config.min_p);
-    logits
-}
-
-/// Ties with the last one stay, as in transformers.
-fn keep_top_k(logits: &mut Vec<(u32, f64)>, top_k: usize) {
-    if top_k == 0 || top_k >= logits.len() {
-        return;
-    }
-    let mut values: Vec<f64> = logits.iter().map(|(_, logit)| *logit).collect();
-    let (_, last, _) = values.select_nth_unstable_by(top_k - 1, |a, b| b.total_cmp(a));
-    let last = *last;
-    logits.retain(|(_, logit)| *logit >= last);
+    weights.retain(|(_, weight)| *weight > 0.0 && *weight >= config.min_p);
+    weights
 }
 
 /// A token stays while those before it, from the likeliest down (ties: by id), have less than `top_p` together.
+///
+/// Only the tokens around the bound have to be in order: the weights are summed by size first (eight sizes for each power of two), and
+/// what is sorted are those of the size in which the bound falls.
 fn keep_top_p(weights: &mut Vec<(u32, f64)>, top_p: f64) {
     if top_p >= 1.0 {
         return;
     }
-    weights.sort_unstable_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
-    let total: f64 = weights.iter().map(|(_, weight)| weight).sum();
-    let mut before = 0.0;
-    let kept = weights
-        .iter()
-        .take_while(|(_, weight)| {
-            let stays = before < top_p * total;
-            before += weight;
-            stays
-        })
-        .count();
-    weights.truncate(kept.max(1));
-    weights.sort_unstable_by_key(|(id, _)| *id);
+    let size = |weight: f64| (weight.to_bits() >> 49) as usize;
+    let mut masses = vec![0.0; size(1.0) + 1];
+    for &(_, weight) in weights.iter() {
+        masses[size(weight)] += weight;
+    }
+    let bound = top_p * masses.iter().sum::<f64>();
+    let (mut before, mut edge) = (0.0, size(1.0));
+    while before + masses[edge] < bound && edge > 0 {
+        before += masses[edge];
+        edge -= 1;
+    }
+    let by_rank = |a: &(u32, f64), b: &(u32, f64)| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0));
+    let mut at_edge: Vec<(u32, f64)> = weights.iter().copied().filter(|(_, w)| size(*w) == edge).collect();
+    at_edge.sort_unstable_by(by_rank);
+    let inside = at_edge.iter().take_while(|(_, weight)| {
+        let stays = before < bound;
+        before += weight;
+        stays
+    });
+    let last = inside.last().copied();
+    weights.retain(|token| {
+        size(token.1) > edge
+            || (size(token.1) == edge && last.is_some_and(|last| by_rank(token, &last).is_le()))
+    });
 }
 
 /// The token at which the running sum of weights passes `u` of the total.
@@ -201,7 +191,8 @@ mod tests {
             ] {
                 let config =
                     GenerationConfig { temperature, top_k, top_p, min_p, ..GenerationConfig::default() };
-                let (got, want) = (distribution(&logits, &[], &config), by_the_book(&logits, &config));
+                let (got, want) =
+                    (distribution(&logits, &SamplerInput::default(), &config), by_the_book(&logits, &config));
                 let ids = |d: &[(u32, f64)]| d.iter().map(|(id, _)| *id).collect::<Vec<_>>();
                 assert_eq!(ids(&got), ids(&want), "seed {seed}, {config:?}");
                 assert!(got.iter().zip(&want).all(|(g, w)| (g.1 - w.1).abs() < 1e-12));
@@ -222,13 +213,15 @@ mod tests {
             ..GenerationConfig::default()
         };
         let logits = logits(3, 40);
-        let expected = distribution(&logits, &[], &config);
+        let expected = distribution(&logits, &SamplerInput::default(), &config);
         assert!(expected.len() > 5);
         let draws = 20_000usize;
         let mut counts = vec![0usize; 40];
-        let sampler = Sampler::new(&config, 0);
+        let sampler = Sampler::new(config.into(), 0);
+        let written = vec![0; draws];
         for index in 0..draws {
-            counts[sampler.sample(&logits, &[], index).unwrap() as usize] += 1;
+            let input = SamplerInput { written: &written[..index], ..SamplerInput::default() };
+            counts[sampler.sample(&logits, &input).unwrap() as usize] += 1;
         }
         // Pearson's statistic is about chi-square with k - 1 degrees of freedom: mean k - 1, variance 2 (k - 1).
         let statistic: f64 = expected
@@ -250,22 +243,23 @@ mod tests {
         let config = GenerationConfig { temperature: 1.5, seed: 1, ..GenerationConfig::default() };
         let other = GenerationConfig { seed: 2, ..config.clone() };
         let logits = logits(1, 64);
-        let of = |config: &GenerationConfig, request| -> Vec<u32> {
-            let sampler = Sampler::new(config, request);
-            (0..20).map(|i| sampler.sample(&logits, &[], i).unwrap()).collect()
+        let of = |config: &GenerationConfig, request, written: u32| -> Vec<u32> {
+            let sampler = Sampler::new(config.clone().into(), request);
+            let written = [written; 20];
+            let at = |i| SamplerInput { written: &written[..i], ..SamplerInput::default() };
+            (0..20).map(|i| sampler.sample(&logits, &at(i)).unwrap()).collect()
         };
-        assert_eq!(of(&config, 0), of(&config, 0));
-        assert_ne!(of(&config, 0), of(&config, 1));
-        assert_ne!(of(&config, 0), of(&other, 0));
-        let sampler = Sampler::new(&config, 0);
-        assert_eq!(sampler.sample(&logits, &[], 13).unwrap(), of(&config, 0)[13]);
+        assert_eq!(of(&config, 0, 0), of(&config, 0, 9));
+        assert_ne!(of(&config, 0, 0), of(&config, 1, 0));
+        assert_ne!(of(&config, 0, 0), of(&other, 0, 0));
     }
 
     #[test]
     fn greedy_takes_the_first_of_the_largest_and_the_penalty_can_change_it() {
         let greedy = GenerationConfig::default();
-        let sample = |config: &GenerationConfig, logits: &[f32], seen: &[u32]| {
-            Sampler::new(config, 0).sample(logits, seen, 0)
+        let sample = |config: &GenerationConfig, logits: &[f32], prompt: &[u32]| {
+            let input = SamplerInput { prompt, ..SamplerInput::default() };
+            Sampler::new(config.clone().into(), 0).sample(logits, &input)
         };
         assert_eq!(sample(&greedy, &[0.0, 3.0, 3.0, -1.0], &[1]), Some(1));
         let penalty = GenerationConfig { repetition_penalty: 1.5, ..GenerationConfig::default() };
@@ -279,11 +273,52 @@ mod tests {
     fn logits_that_are_no_numbers_give_no_token() {
         let sampled = GenerationConfig { temperature: 1.0, ..GenerationConfig::default() };
         for config in [GenerationConfig::default(), sampled] {
-            let sampler = Sampler::new(&config, 0);
-            assert_eq!(sampler.sample(&[0.0, f32::NAN], &[], 0), None);
-            assert_eq!(sampler.sample(&[f32::NEG_INFINITY; 3], &[], 0), None);
-            assert_eq!(sampler.sample(&[0.0, f32::INFINITY], &[], 0), None);
-            assert_eq!(sampler.sample(&[f32::NEG_INFINITY, -5.0], &[], 0), Some(1));
+            let sampler = Sampler::new(config.into(), 0);
+            let sample = |logits: &[f32]| sampler.sample(logits, &SamplerInput::default());
+            assert_eq!(sample(&[0.0, f32::NAN]), None);
+            assert_eq!(sample(&[f32::NEG_INFINITY; 3]), None);
+            assert_eq!(sample(&[0.0, f32::INFINITY]), None);
+            assert_eq!(sample(&[f32::NEG_INFINITY, -5.0]), Some(1));
+        }
+    }
+
+    #[test]
+    fn a_mask_leaves_what_it_allows_and_nothing_when_that_is_ruled_out() {
+        let mask = TokenMask::of([2, 3], 4);
+        let input = SamplerInput { allowed: Some(&mask), ..SamplerInput::default() };
+        let sampled = GenerationConfig { temperature: 1.0, ..GenerationConfig::default() };
+        assert_eq!(
+            Sampler::new(GenerationConfig::default().into(), 0).sample(&[9.0, 8.0, 1.0, 2.0], &input),
+            Some(3)
+        );
+        let left = distribution(&[9.0, 8.0, 1.0, 1.0], &input, &sampled);
+        assert_eq!(left, [(2, 0.5), (3, 0.5)]);
+        let ruled_out = [9.0, 8.0, f32::NEG_INFINITY, f32::NEG_INFINITY];
+        assert_eq!(Sampler::new(sampled.into(), 0).sample(&ruled_out, &input), None);
+    }
+
+    #[test]
+    fn the_nucleus_of_a_large_vocabulary_is_that_of_the_sorted_one() {
+        let rng = CounterRng::new(4, stream_of("logits"));
+        let logits: Vec<f32> = (0..20_000).map(|i| rng.normal_at(i) * 3.0).collect();
+        for (top_p, temperature) in [(0.95, 1.0), (0.5, 0.7), (0.999, 2.0), (1e-9, 1.0)] {
+            let config = GenerationConfig { top_p, temperature, ..GenerationConfig::default() };
+            let mut sorted: Vec<(u32, f64)> =
+                (0..).zip(&logits).map(|(id, l)| (id, (f64::from(*l) / temperature).exp())).collect();
+            sorted.sort_by(|a, b| b.1.total_cmp(&a.1).then(a.0.cmp(&b.0)));
+            let total: f64 = sorted.iter().map(|(_, w)| w).sum();
+            let mut before = 0.0;
+            let mut kept: Vec<u32> = Vec::new();
+            for (id, weight) in sorted {
+                if before >= top_p * total {
+                    break;
+                }
+                before += weight;
+                kept.push(id);
+            }
+            kept.sort_unstable();
+            let got = distribution(&logits, &SamplerInput::default(), &config);
+            assert_eq!(got.iter().map(|(id, _)| *id).collect::<Vec<_>>(), kept, "top_p {top_p}");
         }
     }
 }

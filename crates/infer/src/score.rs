@@ -1,12 +1,9 @@
 //! How surprised a model is by given tokens.
 
-use crate::pass::{check_length, head, must_run_alone, uncached_hidden};
+use crate::pass::{ROWS_PER_HEAD, check_length, head, hidden, must_run_alone};
 use crate::{Error, Result, error::doing};
 use taper_models::CausalLm;
 use taper_nn::{ForwardContext, SequenceLayout, ops};
-
-/// Rows of logits made at a time; with a vocabulary of 150 000 that is 77 MB.
-const ROWS_PER_HEAD: usize = 128;
 
 /// A sequence and which of its tokens are to be scored.
 #[derive(Debug, Clone, Copy)]
@@ -69,7 +66,7 @@ fn score_pass(model: &dyn CausalLm, sequences: &[Scored<'_>]) -> Result<Vec<Vec<
     if rows.is_empty() {
         return Ok(vec![Vec::new(); sequences.len()]);
     }
-    let hidden = uncached_hidden(model, &ids, &layout, &rows)?;
+    let hidden = hidden(model, &ids, &layout, None, &[], &rows)?;
     let ctx = ForwardContext::new(&layout);
     let mut losses = Vec::with_capacity(targets.len());
     for (chunk, targets) in targets.chunks(ROWS_PER_HEAD).enumerate() {

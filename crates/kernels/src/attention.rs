@@ -74,6 +74,15 @@ impl AttentionShape {
     }
 }
 
+/// Keys and values of some positions of a sequence that follow each other.
+#[derive(Clone, Copy, Debug)]
+pub struct CachePage<'a> {
+    /// Keys `[P, K*D]`.
+    pub k: Floats<'a>,
+    /// Values `[P, K*D]`.
+    pub v: Floats<'a>,
+}
+
 /// New queries of one sequence against its cache.
 #[derive(Clone, Copy, Debug)]
 pub struct CachedSegment<'a> {
@@ -81,10 +90,10 @@ pub struct CachedSegment<'a> {
     pub q_start: usize,
     /// Number of queries: they are the last `q_len` of the `kv_len` positions.
     pub q_len: usize,
-    /// Keys `[L, K*D]`, L >= `kv_len`.
-    pub k: &'a [f32],
-    /// Values `[L, K*D]`, L >= `kv_len`.
-    pub v: &'a [f32],
+    /// The cache: page i holds positions i P to (i + 1) P.
+    pub pages: &'a [CachePage<'a>],
+    /// P.
+    pub page_tokens: usize,
     /// Positions of the cache in use, the new ones included.
     pub kv_len: usize,
 }

@@ -46,6 +46,18 @@ impl<'a> Floats<'a> {
         self.len() == 0
     }
 
+    /// Some of them.
+    ///
+    /// # Panics
+    /// When there are not so many.
+    #[must_use]
+    pub fn part(self, range: core::ops::Range<usize>) -> Self {
+        match self {
+            Self::F32(x) => Self::F32(&x[range]),
+            Self::BF16(x) => Self::BF16(&x[range]),
+        }
+    }
+
     /// Elements `at..at + len` in `f32`: where they lie, or widened into `scratch`.
     pub(crate) fn read<'s>(&self, at: usize, len: usize, scratch: &'s mut [f32]) -> &'s [f32]
     where

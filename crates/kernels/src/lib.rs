@@ -34,6 +34,7 @@ pub mod floats;
 pub mod gemm;
 pub mod kronecker;
 pub mod linear;
+pub mod low_rank;
 mod mapped_file;
 pub mod norm;
 pub mod plain;

@@ -131,7 +131,7 @@ fn input_gradient<'a>(g: &'a [f32], w: WeightView<'a>, t: usize, n_in: usize, n_
 /// # Panics
 /// When a length does not fit.
 #[expect(clippy::too_many_arguments, reason = "plain slices and their sizes")]
-fn matmul(
+pub(crate) fn matmul(
     precision: Precision,
     c: &mut [f32],
     a: Floats<'_>,

@@ -1,7 +1,7 @@
 //! What every architecture offers to those who train, generate and evaluate.
 
 use crate::ModelConfig;
-use candle_core::{Tensor, bail};
+use candle_core::{DType, Tensor, bail};
 use taper_nn::{ForwardContext, ModuleMut, Result, VisitModules, Weight};
 
 /// A decoder that can be run block by block.
@@ -10,6 +10,12 @@ use taper_nn::{ForwardContext, ModuleMut, Result, VisitModules, Weight};
 pub trait CausalLm: VisitModules + Send + Sync {
     /// What `config.json` says.
     fn config(&self) -> &ModelConfig;
+
+    /// A copy that shares all weights: what is put on one is not on the other.
+    fn clone_boxed(&self) -> Box<dyn CausalLm>;
+
+    /// The type of the activations between the norms: bf16 or f32.
+    fn activation_dtype(&self) -> DType;
 
     /// The embeddings of ids: `[T, H]`, f32.
     ///

@@ -29,6 +29,7 @@ pub struct Decoder {
     blocks: Vec<Block>,
     norm: RmsNorm,
     lm_head: Linear,
+    activations: DType,
 }
 
 impl Decoder {
@@ -58,7 +59,9 @@ impl Decoder {
         let ropes = [Some(&config.rope), config.local_rope.as_ref()];
         let rotary = ropes.into_iter().flatten().cloned();
         let rotary = rotary.map(|rope| RotaryEmbedding::new(rope, config.rotary_dim)).collect();
-        let mut built = Self { config, embed_tokens, embedding_scale, rotary, blocks, norm, lm_head };
+        let activations = DType::F32;
+        let mut built =
+            Self { config, embed_tokens, embedding_scale, rotary, blocks, norm, lm_head, activations };
         let activations = dtype.unwrap_or_else(|| built.embedding_dtype());
         built.set_activation_dtype(activations)?;
         Ok(built)
@@ -74,6 +77,7 @@ impl Decoder {
     /// What the norms give: bf16 for bf16, else f32.
     fn set_activation_dtype(&mut self, dtype: DType) -> Result<()> {
         let dtype = if dtype == DType::BF16 { DType::BF16 } else { DType::F32 };
+        self.activations = dtype;
         self.visit_modules(&mut |module| {
             if let ModuleMut::RmsNorm(norm) = module {
                 norm.set_output_dtype(dtype);
@@ -91,6 +95,14 @@ fn rounded(x: f64, dtype: DType) -> Result<f64> {
 impl CausalLm for Decoder {
     fn config(&self) -> &ModelConfig {
         &self.config
+    }
+
+    fn clone_boxed(&self) -> Box<dyn CausalLm> {
+        Box::new(self.clone())
+    }
+
+    fn activation_dtype(&self) -> DType {
+        self.activations
     }
 
     fn embed(&self, input_ids: &[u32]) -> Result<Tensor> {

@@ -1,6 +1,6 @@
 //! What a forward pass carries besides the activations.
 
-use crate::{KvCache, Result, SequenceLayout};
+use crate::{KvCache, Result, Routes, SequenceLayout};
 use candle_core::Tensor;
 use taper_kernels::rng::{CounterRng, mix, stream_of};
 
@@ -38,12 +38,13 @@ pub struct ForwardContext<'a> {
     random: Option<RandomKey>,
     caches: Option<Vec<&'a mut KvCache>>,
     rotary: Vec<Option<RotaryTables>>,
+    routes: Option<&'a Routes<'a>>,
 }
 
 impl<'a> ForwardContext<'a> {
     /// A pass without dropout and without a cache.
     pub fn new(layout: &'a SequenceLayout) -> Self {
-        Self { layout, random: None, caches: None, rotary: Vec::new() }
+        Self { layout, random: None, caches: None, rotary: Vec::new(), routes: None }
     }
 
     /// A training pass: dropout is on, keyed by `key`.
@@ -55,6 +56,17 @@ impl<'a> ForwardContext<'a> {
     pub fn cached(layout: &'a SequenceLayout, caches: Vec<&'a mut KvCache>) -> Self {
         debug_assert_eq!(layout.segments().len(), caches.len());
         Self { caches: Some(caches), ..Self::new(layout) }
+    }
+
+    /// The same pass, its rows going through the adapters of `routes`.
+    #[must_use]
+    pub fn routed(self, routes: Option<&'a Routes<'a>>) -> Self {
+        Self { routes, ..self }
+    }
+
+    /// Which rows go through which adapters; `None` where all go through those in the modules' own slots.
+    pub fn routes(&self) -> Option<&'a Routes<'a>> {
+        self.routes
     }
 
     /// The batch's segments and positions.

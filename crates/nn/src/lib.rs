@@ -20,20 +20,22 @@ mod module;
 mod norm;
 pub mod ops;
 mod parameter;
+mod routes;
 mod storage;
 pub mod tape;
 mod weight;
 
-pub use cache::{KvCache, LayerCache};
+pub use cache::{CacheMeter, KvCache, KvPage, PAGE_TOKENS};
 pub use checkpoint::{Checkpoint, CheckpointError, StoredFormat};
 pub use context::{ForwardContext, RandomKey, RotaryTables};
 pub use embedding::{Embedding, EmbeddingAdapter};
 pub use held::{constants_held, with_constants_held};
 pub use layout::SequenceLayout;
-pub use linear::{Linear, LinearAdapter};
+pub use linear::{Linear, LinearAdapter, LowRankDelta};
 pub use module::{ModuleMut, VisitModules};
 pub use norm::{RmsNorm, with_f32_activations};
 pub use parameter::{Parameter, ParameterKind};
+pub use routes::{AdaptedModules, Route, RoutePart, Routes, number_modules};
 pub use storage::{to_vec_f32, update_f32, with_f32};
 pub use weight::{FrozenWeight, ReadWeight, Weight};
 

@@ -31,6 +31,24 @@ pub trait LinearAdapter: Send + Sync + std::fmt::Debug {
     fn follows_embedding(&self) -> bool {
         false
     }
+
+    /// The adapter as a delta `s (x A^T) B^T + s b` on the base's output, where that is all it does.
+    fn low_rank(&self) -> Option<LowRankDelta<'_>> {
+        None
+    }
+}
+
+/// What makes a low-rank delta.
+#[derive(Debug, Clone, Copy)]
+pub struct LowRankDelta<'a> {
+    /// A `[r, in]`.
+    pub a: &'a Tensor,
+    /// B `[out, r]`.
+    pub b: &'a Tensor,
+    /// b `[out]`, where there is one.
+    pub bias: Option<&'a Tensor>,
+    /// s.
+    pub scale: f64,
 }
 
 /// `y = x W^T + b`, or what the adapter makes of it.
@@ -43,6 +61,7 @@ pub struct Linear {
     adapter: Option<Arc<dyn LinearAdapter>>,
     tied: bool,
     is_head: bool,
+    place: Option<usize>,
 }
 
 impl Linear {
@@ -56,6 +75,7 @@ impl Linear {
             adapter: None,
             tied: false,
             is_head: false,
+            place: None,
         }
     }
 
@@ -72,7 +92,23 @@ impl Linear {
     /// A layer in this one's place, with a weight and a bias `[out]` of its own and without an adapter.
     #[must_use]
     pub fn rebuilt(&self, weight: Weight, bias: Option<Tensor>) -> Self {
-        Self { is_head: self.is_head, ..Self::new(self.path.clone(), weight, bias) }
+        Self { is_head: self.is_head, place: self.place, ..Self::new(self.path.clone(), weight, bias) }
+    }
+
+    /// Which of a model's layers this is to the routes of a pass ([`crate::number_modules`]); `None` for one that is not routed.
+    pub(crate) fn place(&self) -> Option<usize> {
+        self.place
+    }
+
+    pub(crate) fn set_place(&mut self, place: Option<usize>) {
+        self.place = place;
+    }
+
+    /// Whether weight and bias are the very ones of `other`, adapters aside.
+    pub(crate) fn shares_base_with(&self, other: &Self) -> bool {
+        let bias = |linear: &Self| linear.bias().map(|bias| bias.id());
+        let frozen = self.trainable_bias.is_none() && other.trainable_bias.is_none();
+        frozen && bias(self) == bias(other) && self.weight.is_same(&other.weight)
     }
 
     /// The type of the output for an input `x`: that of x, but f32 for a head.
@@ -163,16 +199,25 @@ impl Linear {
         Ok(self.trainable_bias.clone().map(|var| Parameter { name, kind: ParameterKind::Bias, var }))
     }
 
-    /// The layer with its adapter: `[T, in] -> [T, out]`, in [`Self::output_dtype`].
+    /// The layer with its adapter: `[T, in] -> [T, out]`, in [`Self::output_dtype`]. Where the pass has routes, each of its rows with the
+    /// adapters of its route.
     ///
     /// # Errors
     /// What the arithmetic says, with the layer's path.
     pub fn forward(&self, x: &Tensor, ctx: &ForwardContext<'_>) -> Result<Tensor> {
+        match ctx.routes() {
+            Some(routes) => routes.forward(self, x, ctx),
+            None => self.own_forward(x, ctx),
+        }
+        .map_err(|e| e.context(format!("in `{}`", self.path)))
+    }
+
+    /// The layer with the adapter in its own slot, whatever the routes.
+    pub(crate) fn own_forward(&self, x: &Tensor, ctx: &ForwardContext<'_>) -> Result<Tensor> {
         match &self.adapter {
             None => self.base_forward(x),
             Some(adapter) => adapter.forward(x, self, ctx),
         }
-        .map_err(|e| e.context(format!("in `{}`", self.path)))
     }
 
     /// The layer without its adapter: `[T, in] -> [T, out]`, in [`Self::output_dtype`].

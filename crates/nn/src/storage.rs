@@ -9,6 +9,7 @@ use taper_kernels::floats::{self, Floats, FloatsMut};
 
 /// A tensor whose elements are lent for as long as this lives.
 pub(crate) struct Lent<'a> {
+    tensor: &'a Tensor,
     storage: StorageRef<'a>,
     layout: &'a Layout,
 }
@@ -16,7 +17,12 @@ pub(crate) struct Lent<'a> {
 impl<'a> Lent<'a> {
     pub(crate) fn new(tensor: &'a Tensor) -> Self {
         let (storage, layout) = tensor.storage_and_layout();
-        Self { storage, layout }
+        Self { tensor, storage, layout }
+    }
+
+    /// The tensor itself.
+    pub(crate) fn tensor(&self) -> &'a Tensor {
+        self.tensor
     }
 
     /// The elements of a contiguous f32 CPU tensor.

@@ -93,6 +93,16 @@ impl FrozenWeight {
         }
     }
 
+    /// Whether both are the same elements in memory, not just equal ones.
+    pub fn is_same(&self, other: &Self) -> bool {
+        match (&self.0, &other.0) {
+            (Repr::Dense(a), Repr::Dense(b)) => a.id() == b.id(),
+            (Repr::Quantized(a), Repr::Quantized(b)) => a.is_same(b),
+            (Repr::OnDisk(a), Repr::OnDisk(b)) => Arc::ptr_eq(&a.read, &b.read),
+            _ => false,
+        }
+    }
+
     /// The type that [`Self::to_dense`] gives: the one it is held in, or f32 for blocks.
     pub fn dtype(&self) -> DType {
         match &self.0 {
@@ -179,6 +189,11 @@ impl Weight {
             Self::Frozen(weight) => weight.dims(),
             Self::Trainable(var) => (var.dims()[0], var.dims()[1]),
         }
+    }
+
+    /// Whether both are one frozen weight.
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        matches!((self, other), (Self::Frozen(a), Self::Frozen(b)) if a.is_same(b))
     }
 
     /// The values in f32, outside any graph.

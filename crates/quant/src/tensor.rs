@@ -55,6 +55,11 @@ pub enum Parts<'a> {
 }
 
 impl QuantizedTensor {
+    /// Whether both are the same blocks in memory.
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.data, &other.data)
+    }
+
     /// A matrix as it lies in a GGUF file, row by row. Types that are no blocks (F32, F16, BF16) are blocks of one element here.
     ///
     /// # Errors

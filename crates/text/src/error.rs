@@ -69,6 +69,13 @@ pub enum Error {
         message: String,
     },
 
+    /// Tokens have no bytes of their own.
+    #[error("what a token adds to a text cannot be told with this tokenizer's decoder ({decoder})")]
+    TokenBytes {
+        /// The kind of its decoder.
+        decoder: &'static str,
+    },
+
     /// The tokenizer refused ids.
     #[error("failed to decode {tokens} token ids: {message}")]
     Decode {

@@ -29,6 +29,7 @@ mod message;
 mod render;
 mod spans;
 mod template;
+mod token_bytes;
 mod tokenizer;
 
 pub use content_hash::ContentHash;

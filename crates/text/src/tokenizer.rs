@@ -204,6 +204,10 @@ impl Tokenizer {
         self.fingerprint
     }
 
+    pub(crate) fn inner(&self) -> &Inner {
+        &self.inner
+    }
+
     /// What the tokenizer does by itself is asked of it, since its file can say it in many ways.
     fn observe(&mut self, config: &Map<String, Value>) -> Result<()> {
         let probe = self.encode("a", true)?;

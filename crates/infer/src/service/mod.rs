@@ -1,20 +1,25 @@
 //! The engine on a thread of its own, for callers that come and go: what `serve` stands on.
 
+mod adapter;
 mod adapter_pool;
 mod event;
 mod request;
+mod worker;
 
-pub use adapter_pool::{AdapterError, AdapterInfo, AdapterPool, AdapterPoolOptions, ServedAdapter};
+pub use adapter::{ServedAdapter, head_layout};
+pub use adapter_pool::{AdapterError, AdapterInfo, AdapterPool, AdapterPoolOptions, Admission};
 pub use event::{Event, Finished, Piece, StopCause, Times, WrittenToken};
 pub use request::{ScaledAdapter, ServiceRequest};
 
-use crate::{Engine, EngineOptions, Request};
-use std::ops::ControlFlow;
-use std::sync::mpsc;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use crate::error::doing;
+use crate::{EngineOptions, Error, longest_sequence};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant};
 use taper_models::CausalLm;
+use taper_nn::PAGE_TOKENS;
 use taper_text::Tokenizer;
+use worker::{Job, Worker};
 
 /// How a service works.
 #[derive(Debug, Clone, Copy)]
@@ -34,7 +39,7 @@ pub struct ServiceOptions {
 #[non_exhaustive]
 pub enum SubmitError {
     /// As many wait as may.
-    #[error("{waiting} requests are waiting")]
+    #[error("{waiting} requests are waiting, which is the most there may be")]
     Busy {
         /// How many.
         waiting: usize,
@@ -44,7 +49,7 @@ pub enum SubmitError {
     Draining,
     /// The request cannot be served: settings out of range, a prompt that does not fit.
     #[error(transparent)]
-    Refused(#[from] crate::Error),
+    Refused(#[from] Error),
 }
 
 /// Numbers since the start, and what is now.
@@ -70,73 +75,92 @@ pub struct ServiceStats {
     pub preemptions: u64,
 }
 
-/// A request in the service. Dropping it ends the request at once.
+/// A request in the service. Dropping it ends the request at once, and nothing more is heard of it.
 #[derive(Debug)]
 pub struct Ticket {
-    cancelled: Arc<std::sync::atomic::AtomicBool>,
+    is_cancelled: Arc<AtomicBool>,
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        self.cancelled.store(true, std::sync::atomic::Ordering::Relaxed);
+        self.is_cancelled.store(true, Ordering::Relaxed);
     }
 }
 
-type Sink = Box<dyn FnMut(Event) + Send>;
-
-struct Job {
-    request: ServiceRequest,
-    sink: Sink,
-    cancelled: Arc<std::sync::atomic::AtomicBool>,
-}
-
-/// The service. Cheap to clone; the thread ends when all clones are gone or [`Service::shut_down`] was called.
+/// The service. Cheap to clone; its thread ends when all clones are gone or [`Service::shut_down`] was called.
 #[derive(Clone)]
 pub struct Service {
-    jobs: Arc<Mutex<Option<mpsc::Sender<Job>>>>,
-    adapters: Arc<AdapterPool>,
+    shared: Arc<Shared>,
+    limits: Limits,
+}
+
+#[derive(Clone, Copy)]
+struct Limits {
+    /// Most tokens of prompt and answer together.
+    sequence: usize,
+    batch_size: usize,
+    max_waiting: usize,
+}
+
+/// What callers and the thread have in common.
+struct Shared {
+    jobs: Mutex<Option<mpsc::Sender<Job>>>,
+    state: Mutex<State>,
+    /// Told when a request has ended.
+    ended: Condvar,
+    /// Whether what is still there is to be dropped.
+    is_aborted: AtomicBool,
+    adapters: AdapterPool,
+}
+
+#[derive(Default)]
+struct State {
+    /// Requests that were taken and have not ended.
+    unfinished: usize,
+    is_draining: bool,
+    stats: ServiceStats,
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Service {
-    /// Start the thread.
+    /// Start the thread. `admission` is asked about each adapter before it is read.
     ///
     /// # Errors
-    /// When the thread cannot be started.
+    /// When the bytes for keys and values hold not even a page, or the thread cannot be started.
     pub fn start(
-        model: Arc<dyn CausalLm>,
+        mut model: Box<dyn CausalLm>,
         tokenizer: Arc<Tokenizer>,
         options: ServiceOptions,
-    ) -> std::io::Result<Self> {
-        let (jobs, inbox) = mpsc::channel::<Job>();
-        let adapters = Arc::new(AdapterPool::new(options.adapters));
-        std::thread::Builder::new().name("engine".into()).spawn(move || {
-            let engine = Engine::new(model.as_ref(), &tokenizer, options.engine);
-            for mut job in inbox {
-                let requests = [Request { number: job.request.number, prompt_ids: job.request.prompt_ids }];
-                let done = engine.generate_with(&requests, &job.request.config, &mut |delta| {
-                    (job.sink)(Event::Piece(Piece { text: delta.text.to_owned(), tokens: Vec::new() }));
-                    match job.cancelled.load(std::sync::atomic::Ordering::Relaxed) {
-                        true => ControlFlow::Break(()),
-                        false => ControlFlow::Continue(()),
-                    }
-                });
-                match done {
-                    Ok(mut done) => {
-                        if let Some(completion) = done.pop() {
-                            let times = Times::default();
-                            (job.sink)(Event::Finished(Finished {
-                                completion,
-                                stop: None,
-                                cached_tokens: 0,
-                                times,
-                            }));
-                        }
-                    }
-                    Err(error) => (job.sink)(Event::Failed(error)),
-                }
-            }
-        })?;
-        Ok(Self { jobs: Arc::new(Mutex::new(Some(jobs))), adapters })
+        admission: Box<Admission>,
+    ) -> crate::Result<Self> {
+        taper_nn::number_modules(model.as_mut()).map_err(doing("number the model's layers"))?;
+        let model: Arc<dyn CausalLm> = Arc::from(model);
+        let page = page_bytes(model.as_ref());
+        let capacity = options.cache_bytes / page * PAGE_TOKENS;
+        if capacity == 0 {
+            return Err(Error::CacheTooSmall { given: options.cache_bytes, least: page });
+        }
+        let limits = Limits {
+            sequence: longest_sequence(model.config()).min(capacity),
+            batch_size: options.engine.batch_size.max(1),
+            max_waiting: options.max_waiting,
+        };
+        let (jobs, inbox) = mpsc::channel();
+        let adapters = AdapterPool::new(model.clone(), options.adapters, admission);
+        let shared = Arc::new(Shared {
+            jobs: Mutex::new(Some(jobs)),
+            state: Mutex::default(),
+            ended: Condvar::new(),
+            is_aborted: AtomicBool::new(false),
+            adapters,
+        });
+        Worker::start(model, tokenizer, options, inbox, Arc::downgrade(&shared))?;
+        Ok(Self { shared, limits })
     }
 
     /// Take a request. `sink` hears of it on the service's thread, so it must not block; after [`Event::Finished`] or
@@ -149,26 +173,91 @@ impl Service {
         request: ServiceRequest,
         sink: impl FnMut(Event) + Send + 'static,
     ) -> Result<Ticket, SubmitError> {
-        let cancelled = Arc::new(std::sync::atomic::AtomicBool::new(false));
-        let job = Job { request, sink: Box::new(sink), cancelled: cancelled.clone() };
-        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        let sent = jobs.as_ref().is_some_and(|jobs| jobs.send(job).is_ok());
-        if sent { Ok(Ticket { cancelled }) } else { Err(SubmitError::Draining) }
+        self.check(&request)?;
+        let is_cancelled = Arc::new(AtomicBool::new(false));
+        let job = Job { request, sink: Box::new(sink), is_cancelled: is_cancelled.clone() };
+        let mut state = self.shared.state();
+        if state.is_draining {
+            return Err(SubmitError::Draining);
+        }
+        let waiting = state.unfinished.saturating_sub(self.limits.batch_size);
+        if state.unfinished >= self.limits.batch_size + self.limits.max_waiting {
+            return Err(SubmitError::Busy { waiting });
+        }
+        let jobs = self.shared.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        match jobs.as_ref().map(|jobs| jobs.send(job)) {
+            Some(Ok(())) => {
+                state.unfinished += 1;
+                Ok(Ticket { is_cancelled })
+            }
+            _ => Err(SubmitError::Draining),
+        }
+    }
+
+    fn check(&self, request: &ServiceRequest) -> Result<(), Error> {
+        request.config.check().into_result().map_err(Error::Config)?;
+        let (tokens, limit) = (request.prompt_ids.len(), self.limits.sequence);
+        if tokens == 0 {
+            return Err(Error::EmptyPrompt { prompt: 0 });
+        }
+        if tokens >= limit {
+            return Err(Error::PromptTooLong { prompt: 0, tokens, limit });
+        }
+        let is_sum = request.adapters.len() > 1;
+        for scaled in &request.adapters {
+            let asked = match (is_sum, scaled.scale == 1.0) {
+                (true, _) => "summed with others",
+                (false, false) => "scaled",
+                (false, true) => continue,
+            };
+            if let Some(module) = scaled.adapter.first_whole() {
+                let (name, module) = (scaled.adapter.name().to_owned(), module.to_owned());
+                return Err(Error::NotAdditive { name, asked, module });
+            }
+        }
+        Ok(())
+    }
+
+    /// Most tokens of prompt and answer together: what the model can, as far as the memory for keys and values holds it.
+    pub fn longest_sequence(&self) -> usize {
+        self.limits.sequence
     }
 
     /// The adapters.
     pub fn adapters(&self) -> &AdapterPool {
-        &self.adapters
+        &self.shared.adapters
     }
 
     /// Numbers for metrics.
     pub fn stats(&self) -> ServiceStats {
-        ServiceStats::default()
+        let state = self.shared.state();
+        let running = state.stats.running.min(state.unfinished);
+        ServiceStats { running, waiting: state.unfinished - running, ..state.stats }
     }
 
-    /// Take no more requests, let those that were taken end, for so long at most; whether all have ended.
-    pub fn shut_down(&self, _within: Duration) -> bool {
-        self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
-        true
+    /// Take no more requests, let those that were taken end, for so long at most, and end the thread; whether all have ended.
+    pub fn shut_down(&self, within: Duration) -> bool {
+        let until = Instant::now() + within;
+        let mut state = self.shared.state();
+        state.is_draining = true;
+        while state.unfinished > 0 {
+            let Some(left) = until.checked_duration_since(Instant::now()).filter(|left| !left.is_zero())
+            else {
+                break;
+            };
+            state = self.shared.ended.wait_timeout(state, left).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let all = state.unfinished == 0;
+        drop(state);
+        self.shared.is_aborted.store(true, Ordering::Relaxed);
+        self.shared.jobs.lock().unwrap_or_else(PoisonError::into_inner).take();
+        all
     }
+}
+
+/// Bytes of a page of keys and values, as the model's shape and the type of its activations say.
+pub(crate) fn page_bytes(model: &dyn CausalLm) -> usize {
+    let config = model.config();
+    let numbers = 2 * config.num_hidden_layers * config.num_key_value_heads * config.head_dim * PAGE_TOKENS;
+    numbers * model.activation_dtype().size_in_bytes()
 }

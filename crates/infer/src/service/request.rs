@@ -1,7 +1,7 @@
 //! What is asked of the service.
 
 use super::ServedAdapter;
-use crate::GenerationConfig;
+use crate::{CompiledGrammar, GenerationConfig};
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -25,6 +25,8 @@ pub struct ServiceRequest {
     pub number: u64,
     /// The adapters whose deltas are summed; none is the base.
     pub adapters: Vec<ScaledAdapter>,
+    /// The form that the text has to be of.
+    pub grammar: Option<CompiledGrammar>,
     /// Tell the log-probability of each token and of so many of the likeliest beside it.
     pub logprobs: Option<usize>,
     /// The same for the tokens of the prompt.
@@ -43,6 +45,7 @@ impl ServiceRequest {
             config,
             number: 0,
             adapters: Vec::new(),
+            grammar: None,
             logprobs: None,
             prompt_logprobs: None,
             cache_salt: None,

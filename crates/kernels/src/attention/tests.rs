@@ -196,18 +196,28 @@ fn decoding_from_a_cache_equals_the_whole() {
         let news: Vec<usize> = lengths.iter().map(|&l| dice.one_of(&[1, l, l.min(3)])).collect();
         let (mut q, mut wanted, mut cached) = (Vec::new(), Vec::new(), Vec::new());
         // Room behind the used part of each cache, full of NaN that must not be read.
-        let caches: Vec<[Vec<f32>; 2]> = segments
+        let page_tokens = dice.one_of(&[1, 7, 32, 128]);
+        let width = shape.kv_width();
+        let caches: Vec<Vec<[Vec<f32>; 2]>> = segments
             .iter()
             .map(|s| {
-                let rows = s.q_start * shape.kv_width()..(s.q_start + s.q_len) * shape.kv_width();
-                [&x.k, &x.v].map(|x| [&x[rows.clone()], &poisoned(2 * shape.kv_width())].concat())
+                let page = |first: usize| {
+                    let held = page_tokens.min(s.q_len - first);
+                    let rows = (s.q_start + first) * width..(s.q_start + first + held) * width;
+                    [&x.k, &x.v].map(|x| [&x[rows.clone()], &poisoned((page_tokens - held) * width)].concat())
+                };
+                (0..s.q_len).step_by(page_tokens).map(page).collect()
             })
             .collect();
-        for ((segment, &new), [k, v]) in segments.iter().zip(&news).zip(&caches) {
+        let pages: Vec<Vec<CachePage<'_>>> = caches
+            .iter()
+            .map(|pages| pages.iter().map(|[k, v]| CachePage { k: k.into(), v: v.into() }).collect())
+            .collect();
+        for ((segment, &new), pages) in segments.iter().zip(&news).zip(&pages) {
             let end = segment.q_start + segment.q_len;
             let rows = (end - new) * shape.query_width()..end * shape.query_width();
             let q_start = q.len() / shape.query_width();
-            cached.push(CachedSegment { q_start, q_len: new, k, v, kv_len: segment.q_len });
+            cached.push(CachedSegment { q_start, q_len: new, pages, page_tokens, kv_len: segment.q_len });
             q.extend_from_slice(&x.q[rows.clone()]);
             wanted.extend_from_slice(&want[rows]);
         }

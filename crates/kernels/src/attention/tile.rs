@@ -2,7 +2,7 @@
 
 #![expect(unsafe_code, reason = "tasks write disjoint columns of one output")]
 
-use super::{AttentionShape, CachedSegment, Segment};
+use super::{AttentionShape, CachePage, CachedSegment, Segment};
 use crate::floats::{Floats, SharedFloats, widen};
 use crate::gemm::{MatMut, MatRef, grown, multiply, multiply_rounded};
 use crate::shared::SharedMut;
@@ -23,29 +23,46 @@ pub(super) struct Job<'a> {
     pub(super) q_len: usize,
     /// Position of the first query.
     pub(super) offset: usize,
-    /// Row of `k` and `v` that is position 0.
-    first_key: usize,
-    k: Floats<'a>,
-    v: Floats<'a>,
+    rows: Rows<'a>,
+}
+
+/// Where keys and values lie.
+#[derive(Clone, Copy)]
+enum Rows<'a> {
+    /// `first` is the row of position 0.
+    Packed {
+        first: usize,
+        k: Floats<'a>,
+        v: Floats<'a>,
+    },
+    Paged {
+        pages: &'a [CachePage<'a>],
+        page_tokens: usize,
+    },
 }
 
 impl<'a> Job<'a> {
     pub(super) fn packed(segment: &Segment, k: Floats<'a>, v: Floats<'a>) -> Self {
-        Self { q_start: segment.q_start, q_len: segment.q_len, offset: 0, first_key: segment.q_start, k, v }
+        let rows = Rows::Packed { first: segment.q_start, k, v };
+        Self { q_start: segment.q_start, q_len: segment.q_len, offset: 0, rows }
     }
 
     pub(super) fn cached(s: &CachedSegment<'a>, shape: &AttentionShape) -> Self {
         assert!(s.q_len <= s.kv_len, "{} queries in a sequence of {}", s.q_len, s.kv_len);
+        let whole = s.page_tokens * shape.kv_width();
         let used = s.kv_len * shape.kv_width();
-        assert!(used <= s.k.len().min(s.v.len()), "a cache of {} keys and {} values", s.k.len(), s.v.len());
-        Self {
-            q_start: s.q_start,
-            q_len: s.q_len,
-            offset: s.kv_len - s.q_len,
-            first_key: 0,
-            k: Floats::F32(&s.k[..used]),
-            v: Floats::F32(&s.v[..used]),
-        }
+        let held = s.pages.iter().enumerate().all(|(i, page)| {
+            let needed = used.saturating_sub(i * whole).min(whole);
+            page.k.len() >= needed && page.v.len() >= needed
+        });
+        assert!(
+            held && s.pages.len() * whole >= used,
+            "a cache of {} pages for {} keys",
+            s.pages.len(),
+            s.kv_len
+        );
+        let rows = Rows::Paged { pages: s.pages, page_tokens: s.page_tokens };
+        Self { q_start: s.q_start, q_len: s.q_len, offset: s.kv_len - s.q_len, rows }
     }
 
     /// The key tiles (first position, count) that queries `first..first + count` can see.
@@ -59,18 +76,23 @@ impl<'a> Job<'a> {
         (start..end).step_by(KEYS).map(move |first| (first, KEYS.min(end - first)))
     }
 
-    /// The keys of one head in one tile, `[count, D]`: where they lie, or widened into `scratch`.
+    /// The keys of one head in one tile, `[count, D]`: where they lie, or gathered in `f32` in `scratch`.
     pub(super) fn keys<'s>(
         &self,
         shape: &AttentionShape,
         kv_head: usize,
-        (first, count): (usize, usize),
+        tile: (usize, usize),
         scratch: &'s mut Vec<f32>,
     ) -> MatRef<'s>
     where
         'a: 's,
     {
-        head_rows(self.k, shape, kv_head, (self.first_key + first, count), scratch)
+        match self.rows {
+            Rows::Packed { first, k, .. } => head_rows(k, shape, kv_head, (first + tile.0, tile.1), scratch),
+            Rows::Paged { pages, page_tokens } => {
+                paged_rows(|i| pages[i].k, page_tokens, shape, kv_head, tile, scratch)
+            }
+        }
     }
 
     /// The values of one head in one tile, `[count, D]`.
@@ -78,13 +100,18 @@ impl<'a> Job<'a> {
         &self,
         shape: &AttentionShape,
         kv_head: usize,
-        (first, count): (usize, usize),
+        tile: (usize, usize),
         scratch: &'s mut Vec<f32>,
     ) -> MatRef<'s>
     where
         'a: 's,
     {
-        head_rows(self.v, shape, kv_head, (self.first_key + first, count), scratch)
+        match self.rows {
+            Rows::Packed { first, v, .. } => head_rows(v, shape, kv_head, (first + tile.0, tile.1), scratch),
+            Rows::Paged { pages, page_tokens } => {
+                paged_rows(|i| pages[i].v, page_tokens, shape, kv_head, tile, scratch)
+            }
+        }
     }
 }
 
@@ -98,12 +125,43 @@ fn head_rows<'a: 's, 's>(
     let (width, d) = (shape.kv_width(), shape.head_dim);
     match data {
         Floats::F32(data) => MatRef::new(&data[first * width + kv_head * d..], count, d, width),
-        Floats::BF16(data) => {
+        Floats::BF16(_) => {
             let rows = grown(scratch, count * d);
-            for (row, out) in (first..first + count).zip(rows.chunks_exact_mut(d)) {
-                widen(&data[row * width + kv_head * d..][..d], out);
-            }
+            gather(data, shape, kv_head, first, rows);
             MatRef::new(rows, count, d, d)
+        }
+    }
+}
+
+/// The rows of one head from a cache in pages.
+fn paged_rows<'a, 's>(
+    page: impl Fn(usize) -> Floats<'a>,
+    page_tokens: usize,
+    shape: &AttentionShape,
+    kv_head: usize,
+    (first, count): (usize, usize),
+    scratch: &'s mut Vec<f32>,
+) -> MatRef<'s> {
+    let d = shape.head_dim;
+    let rows = grown(scratch, count * d);
+    let mut done = 0;
+    while done < count {
+        let (index, at) = ((first + done) / page_tokens, (first + done) % page_tokens);
+        let here = (page_tokens - at).min(count - done);
+        gather(page(index), shape, kv_head, at, &mut rows[done * d..(done + here) * d]);
+        done += here;
+    }
+    MatRef::new(rows, count, d, d)
+}
+
+/// Copies one head's part of rows from `first` on, in `f32`.
+fn gather(data: Floats<'_>, shape: &AttentionShape, kv_head: usize, first: usize, out: &mut [f32]) {
+    let (width, d) = (shape.kv_width(), shape.head_dim);
+    for (row, out) in (first..).zip(out.chunks_exact_mut(d)) {
+        let at = row * width + kv_head * d;
+        match data {
+            Floats::F32(data) => out.copy_from_slice(&data[at..at + d]),
+            Floats::BF16(data) => widen(&data[at..at + d], out),
         }
     }
 }

@@ -100,7 +100,7 @@ pub(crate) fn greedy_cached(model: &dyn CausalLm, prompts: &[Vec<u32>], new_toke
         for ((text, past), cache) in texts.iter().zip(&mut pasts).zip(&mut caches) {
             // Beyond this length the cached keys are of no use.
             if switch.is_some_and(|length| *past > 0 && text.len() == length + 1) {
-                cache.truncate(0, 0);
+                cache.truncate(0);
                 *past = 0;
             }
         }

@@ -2,8 +2,8 @@
 
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply, is_tracked};
-use crate::{ForwardContext, Result, SequenceLayout};
-use candle_core::{DType, Tensor, bail};
+use crate::{ForwardContext, PAGE_TOKENS, Result, SequenceLayout};
+use candle_core::{Tensor, bail};
 use std::sync::OnceLock;
 use taper_kernels::{attention as kernel, floats};
 
@@ -67,22 +67,25 @@ fn cached(
     let layout = ctx.layout();
     let Some(caches) = ctx.caches() else { bail!("no cache") };
     let width = shape.kv_heads * shape.head_dim;
-    let (wide_k, wide_v) = (k.to_dtype(DType::F32)?, v.to_dtype(DType::F32)?);
-    let (q_lent, k_lent, v_lent) = (Lent::new(q), Lent::new(&wide_k), Lent::new(&wide_v));
-    let (q_s, k_s, v_s) = (q_lent.floats()?, k_lent.f32()?, v_lent.f32()?);
-    let mut queries = Vec::with_capacity(caches.len());
+    let (q_lent, k_lent, v_lent) = (Lent::new(q), Lent::new(k), Lent::new(v));
+    let (q_s, k_s, v_s) = (q_lent.floats()?, k_lent.floats()?, v_lent.floats()?);
     for (cache, segment) in caches.iter_mut().zip(layout.segments()) {
         let rows = segment.start * width..segment.end * width;
-        let layer_cache = cache.layer_mut(layer);
-        layer_cache.append(&k_s[rows.clone()], &v_s[rows]);
-        queries.push(kernel::CachedSegment {
+        cache.append(layer, k_s.part(rows.clone()), v_s.part(rows), width)?;
+    }
+    let pages: Vec<_> = caches.iter().map(|cache| (cache.tokens(layer), cache.views(layer))).collect();
+    let queries: Vec<kernel::CachedSegment<'_>> = layout
+        .segments()
+        .iter()
+        .zip(&pages)
+        .map(|(segment, (kv_len, pages))| kernel::CachedSegment {
             q_start: segment.start,
             q_len: segment.len(),
-            kv_len: layer_cache.keys.len() / width,
-            k: &layer_cache.keys,
-            v: &layer_cache.values,
-        });
-    }
+            pages,
+            page_tokens: PAGE_TOKENS,
+            kv_len: *kv_len,
+        })
+        .collect();
     filled(q.dtype(), q.shape(), |out| {
         kernel::attention_cached(q_s, &queries, shape, out);
         Ok(())

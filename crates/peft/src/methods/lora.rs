@@ -13,7 +13,7 @@ use std::sync::Arc;
 use taper_kernels::gemm;
 use taper_kernels::rng::{CounterRng, stream_of};
 use taper_nn::ops::{self, LoraTerms};
-use taper_nn::{ForwardContext, Linear, LinearAdapter, ParameterKind, Weight, with_f32};
+use taper_nn::{ForwardContext, Linear, LinearAdapter, LowRankDelta, ParameterKind, Weight, with_f32};
 
 /// The method; its settings are [`AdapterConfig`]'s own.
 pub(crate) struct Lora;
@@ -191,6 +191,10 @@ impl LinearAdapter for LoraLayer {
             }
         })?;
         Tensor::from_vec(merged, base.weight().dims(), self.a.device())
+    }
+
+    fn low_rank(&self) -> Option<LowRankDelta<'_>> {
+        Some(LowRankDelta { a: &self.a, b: &self.b, bias: self.bias.as_ref(), scale: self.scale })
     }
 
     fn merged_bias(&self, base: &Linear) -> taper_nn::Result<Option<Tensor>> {

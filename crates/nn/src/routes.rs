@@ -1,0 +1,338 @@
+//! Different adapters on the rows of one batch: each row goes through the layers as its own adapters leave them, and the product with the
+//! weight that they share is computed once.
+//!
+//! An adapter is put on a copy of the model (which shares its weights), and what it changed there is kept by the layers' places. A layer with
+//! a low-rank delta alone gives its factors; any other (DoRA, a bias, a weight trained along) is kept whole and computes its rows itself.
+
+use crate::storage::{Lent, filled};
+use crate::{ForwardContext, Linear, ModuleMut, Result, RmsNorm, VisitModules, Weight, to_vec_f32};
+use candle_core::{DType, Tensor, bail};
+use half::bf16;
+use std::ops::Range;
+use std::sync::Arc;
+use taper_kernels::floats::{self, Floats, FloatsMut};
+use taper_kernels::linear as kernel;
+use taper_kernels::low_rank::{Factors, Group, add_low_rank};
+
+/// Number the linear layers of a model by their order, so that copies of it have the same numbers. Experts get none: their rows are not
+/// those of the batch.
+///
+/// # Errors
+/// What the visit says.
+pub fn number_modules(model: &mut dyn VisitModules) -> Result<()> {
+    let mut next = 0;
+    model.visit_modules(&mut |module| {
+        if let ModuleMut::Linear(linear) = module {
+            let routed = !linear.path().contains(".experts.");
+            linear.set_place(routed.then_some(next));
+            next += 1;
+        }
+        Ok(())
+    })
+}
+
+/// What an adapter makes of a model's modules.
+#[derive(Debug)]
+pub struct AdaptedModules {
+    linears: Vec<Option<AdaptedLinear>>,
+    embedding: bool,
+    /// The first module that cannot be routed.
+    unrouted: Option<String>,
+}
+
+#[derive(Debug)]
+enum AdaptedLinear {
+    LowRank(HeldFactors),
+    Whole(Linear),
+}
+
+/// Factors as the products want them: A `[r, in]`, B transposed `[r, out]`.
+#[derive(Debug)]
+struct HeldFactors {
+    a: HeldFloats,
+    b: HeldFloats,
+    bias: Option<Vec<f32>>,
+    rank: usize,
+    scale: f64,
+}
+
+#[derive(Debug)]
+enum HeldFloats {
+    F32(Vec<f32>),
+    BF16(Vec<bf16>),
+}
+
+impl HeldFloats {
+    /// In `dtype`, to which training rounds factors where activations are bf16.
+    fn new(values: Vec<f32>, dtype: DType) -> Self {
+        if dtype != DType::BF16 {
+            return Self::F32(values);
+        }
+        let mut narrow = floats::buffer(values.len());
+        floats::round(&values, &mut narrow);
+        Self::BF16(narrow)
+    }
+
+    fn view(&self) -> Floats<'_> {
+        match self {
+            Self::F32(values) => Floats::F32(values),
+            Self::BF16(values) => Floats::BF16(values),
+        }
+    }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::F32(values) => size_of_val::<[f32]>(values),
+            Self::BF16(values) => size_of_val::<[bf16]>(values),
+        }
+    }
+}
+
+impl HeldFactors {
+    fn of(linear: &Linear, dtype: DType) -> Result<Option<Self>> {
+        let Some(delta) = linear.adapter().and_then(|adapter| adapter.low_rank()) else { return Ok(None) };
+        Ok(Some(Self {
+            a: HeldFloats::new(to_vec_f32(delta.a)?, dtype),
+            b: HeldFloats::new(to_vec_f32(&delta.b.t()?)?, dtype),
+            bias: delta.bias.map(to_vec_f32).transpose()?,
+            rank: delta.a.dims2()?.0,
+            scale: delta.scale,
+        }))
+    }
+}
+
+/// Linear layers and norms in the order of the visit, and the tables of embeddings.
+type Visited = (Vec<Linear>, Vec<RmsNorm>, Vec<crate::Embedding>);
+
+fn modules_of(model: &mut dyn VisitModules) -> Result<Visited> {
+    let mut all: Visited = (Vec::new(), Vec::new(), Vec::new());
+    model.visit_modules(&mut |module| {
+        match module {
+            ModuleMut::Linear(linear) => all.0.push(linear.clone()),
+            ModuleMut::RmsNorm(norm) => all.1.push(norm.clone()),
+            ModuleMut::Embedding(table) => all.2.push(table.clone()),
+        }
+        Ok(())
+    })?;
+    Ok(all)
+}
+
+impl AdaptedModules {
+    /// What differs in `adapted`, a copy of the numbered model `base` with an adapter on it. Factors are held in the type of the activations.
+    ///
+    /// # Errors
+    /// When the two are not of one model, and what the conversions say.
+    pub fn of(
+        base: &mut dyn VisitModules,
+        adapted: &mut dyn VisitModules,
+        activations: DType,
+    ) -> Result<Self> {
+        let (base, adapted) = (modules_of(base)?, modules_of(adapted)?);
+        if (base.0.len(), base.1.len(), base.2.len()) != (adapted.0.len(), adapted.1.len(), adapted.2.len()) {
+            bail!("an adapter that adds or removes modules")
+        }
+        let mut found = Self { linears: Vec::new(), embedding: false, unrouted: None };
+        for (base, adapted) in base.0.iter().zip(&adapted.0) {
+            let linear = found.linear(base, adapted, activations)?;
+            found.linears.push(linear);
+        }
+        for (base, adapted) in base.1.iter().zip(&adapted.1) {
+            if base.weight().id() != adapted.weight().id() {
+                found.cannot_route(adapted.path());
+            }
+        }
+        found.embedding =
+            base.2.iter().zip(&adapted.2).any(|(base, adapted)| {
+                adapted.adapter().is_some() || !base.weight().is_same(adapted.weight())
+            });
+        Ok(found)
+    }
+
+    fn linear(&mut self, base: &Linear, adapted: &Linear, dtype: DType) -> Result<Option<AdaptedLinear>> {
+        let shares = adapted.shares_base_with(base);
+        if shares && adapted.adapter().is_none() {
+            return Ok(None);
+        }
+        if base.place().is_none() {
+            self.cannot_route(adapted.path());
+            return Ok(None);
+        }
+        if shares && let Some(factors) = HeldFactors::of(adapted, dtype)? {
+            return Ok(Some(AdaptedLinear::LowRank(factors)));
+        }
+        Ok(Some(AdaptedLinear::Whole(adapted.clone())))
+    }
+
+    fn cannot_route(&mut self, path: &str) {
+        self.unrouted.get_or_insert_with(|| path.to_owned());
+    }
+
+    /// The first module whose rows cannot share a pass with others (a norm, an expert); with one, the adapter's rows need a pass of their own
+    /// over the copy.
+    pub fn unrouted(&self) -> Option<&str> {
+        self.unrouted.as_deref()
+    }
+
+    /// Whether ids are looked up otherwise: then the copy looks them up.
+    pub fn has_embedding(&self) -> bool {
+        self.embedding
+    }
+
+    /// The first module that is more than a low-rank delta; without one, the adapter can be scaled, and summed with others.
+    pub fn first_whole(&self) -> Option<&str> {
+        if let Some(path) = self.unrouted() {
+            return Some(path);
+        }
+        let whole = self.linears.iter().flatten().find_map(|adapted| match adapted {
+            AdaptedLinear::Whole(linear) => Some(linear.path()),
+            AdaptedLinear::LowRank(_) => None,
+        });
+        whole.or(self.embedding.then_some("the embedding"))
+    }
+
+    /// Bytes that it holds beside the base's.
+    pub fn bytes(&self) -> usize {
+        let of = |adapted: &AdaptedLinear| match adapted {
+            AdaptedLinear::LowRank(factors) => {
+                factors.a.bytes() + factors.b.bytes() + factors.bias.as_ref().map_or(0, |bias| 4 * bias.len())
+            }
+            AdaptedLinear::Whole(linear) => match linear.weight() {
+                Weight::Frozen(weight) => weight.bytes(),
+                Weight::Trainable(var) => 4 * var.elem_count(),
+            },
+        };
+        self.linears.iter().flatten().map(of).sum()
+    }
+}
+
+/// An adapter of a route, with a factor on its delta.
+#[derive(Debug, Clone)]
+pub struct RoutePart {
+    /// What it makes of the modules.
+    pub modules: Arc<AdaptedModules>,
+    /// 1 leaves it as it was trained.
+    pub scale: f64,
+}
+
+/// Rows of a pass and the adapters that they go through; several are summed.
+#[derive(Debug, Clone)]
+pub struct Route<'a> {
+    /// The rows.
+    pub rows: Range<usize>,
+    /// None is the base.
+    pub parts: &'a [RoutePart],
+}
+
+/// The routes of all rows of a pass.
+#[derive(Debug, Clone, Default)]
+pub struct Routes<'a> {
+    routes: Vec<Route<'a>>,
+}
+
+impl<'a> Routes<'a> {
+    /// Rows that are in no route go through the base.
+    pub fn new(routes: Vec<Route<'a>>) -> Self {
+        Self { routes: routes.into_iter().filter(|route| !route.rows.is_empty()).collect() }
+    }
+
+    /// The rows of each route.
+    pub fn iter(&self) -> impl Iterator<Item = &Route<'a>> {
+        self.routes.iter()
+    }
+
+    pub(crate) fn forward(&self, base: &Linear, x: &Tensor, ctx: &ForwardContext<'_>) -> Result<Tensor> {
+        let Some(place) = base.place() else { return base.own_forward(x, ctx) };
+        let (mut deltas, mut wholes) = (Vec::new(), Vec::new());
+        for route in &self.routes {
+            for part in route.parts {
+                match part.modules.linears.get(place).and_then(Option::as_ref) {
+                    None => {}
+                    Some(AdaptedLinear::LowRank(factors)) => {
+                        deltas.push((route.rows.clone(), factors, factors.scale * part.scale));
+                    }
+                    Some(AdaptedLinear::Whole(linear)) => wholes.push((route.rows.clone(), linear)),
+                }
+            }
+        }
+        let t = x.dims2()?.0;
+        let whole_rows: usize = wholes.iter().map(|(rows, _)| rows.len()).sum();
+        if whole_rows == t
+            && let [(_, linear)] = wholes.as_slice()
+        {
+            return linear.own_forward(x, ctx);
+        }
+        if deltas.is_empty() && wholes.is_empty() {
+            return base.own_forward(x, ctx);
+        }
+        let y = with_deltas(base, x, &deltas)?;
+        if wholes.is_empty() { Ok(y) } else { replace_rows(&y, x, &wholes, ctx) }
+    }
+}
+
+/// The base's output with the deltas of some rows added, rounded once.
+fn with_deltas(base: &Linear, x: &Tensor, deltas: &[(Range<usize>, &HeldFactors, f64)]) -> Result<Tensor> {
+    let Weight::Frozen(weight) = base.weight() else { bail!("routes over a weight that is trained") };
+    let ((n_out, n_in), (t, width)) = (weight.dims(), x.dims2()?);
+    if width != n_in {
+        bail!("expected an input of [T, {n_in}], got [{t}, {width}]")
+    }
+    let groups: Vec<Group<'_>> = deltas
+        .iter()
+        .map(|(rows, held, scale)| {
+            let (a, b) = (held.a.view(), held.b.view());
+            let factors = Factors { a, b, rank: held.rank, scale: *scale as f32 };
+            Group { rows: rows.clone(), factors }
+        })
+        .collect();
+    let (lent, bias) = (Lent::new(x), base.bias());
+    let (x, bias) = (lent.floats()?, bias.as_ref().map(Lent::new));
+    let bias = bias.as_ref().map(Lent::f32).transpose()?;
+    let sum = |y: &mut [f32]| -> Result<()> {
+        weight.with_view(|w| kernel::forward(x, w, bias, FloatsMut::F32(&mut *y), t, n_in, n_out))?;
+        add_low_rank(x, &groups, y, n_in, n_out);
+        for (rows, held, scale) in deltas {
+            let Some(bias) = &held.bias else { continue };
+            for row in y[rows.start * n_out..rows.end * n_out].chunks_exact_mut(n_out) {
+                for (y, bias) in row.iter_mut().zip(bias) {
+                    *y += *scale as f32 * bias;
+                }
+            }
+        }
+        Ok(())
+    };
+    filled(base.output_dtype(lent.tensor()), (t, n_out), |y| match y {
+        FloatsMut::F32(y) => sum(y),
+        FloatsMut::BF16(y) => {
+            let mut wide = floats::buffer(y.len());
+            sum(&mut wide)?;
+            floats::round(&wide, y);
+            Ok(())
+        }
+    })
+}
+
+/// y with some rows computed by layers of their own.
+fn replace_rows(
+    y: &Tensor,
+    x: &Tensor,
+    wholes: &[(Range<usize>, &Linear)],
+    ctx: &ForwardContext<'_>,
+) -> Result<Tensor> {
+    let mut parts = Vec::new();
+    let mut next = 0;
+    for (rows, linear) in wholes {
+        if rows.start < next {
+            bail!("two adapters with a layer of their own on the same rows")
+        }
+        if rows.start > next {
+            parts.push(y.narrow(0, next, rows.start - next)?);
+        }
+        parts.push(linear.own_forward(&x.narrow(0, rows.start, rows.len())?.contiguous()?, ctx)?);
+        next = rows.end;
+    }
+    let t = y.dims()[0];
+    if next < t {
+        parts.push(y.narrow(0, next, t - next)?);
+    }
+    Tensor::cat(&parts, 0)?.contiguous()
+}
