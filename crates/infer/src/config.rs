@@ -49,16 +49,6 @@ pub struct GenerationConfig {
     pub stop: Vec<String>,
     /// Token ids that end the text, besides those that the checkpoint declares.
     pub stop_token_ids: Vec<u32>,
-    /// Taken off the logits of tokens that have been written (-2 to 2; 0 is off).
-    pub presence_penalty: f64,
-    /// The same, times how often each has been written (-2 to 2; 0 is off).
-    pub frequency_penalty: f64,
-    /// Added to the logits of these ids.
-    pub logit_bias: std::collections::BTreeMap<u32, f64>,
-    /// Tokens before which nothing ends the text.
-    pub min_new_tokens: usize,
-    /// Go on behind the stop tokens that the checkpoint declares.
-    pub ignore_eos: bool,
 }
 
 impl Default for GenerationConfig {
@@ -78,11 +68,6 @@ impl Default for GenerationConfig {
             seed: 0,
             stop: Vec::new(),
             stop_token_ids: Vec::new(),
-            presence_penalty: 0.0,
-            frequency_penalty: 0.0,
-            logit_bias: std::collections::BTreeMap::new(),
-            min_new_tokens: 0,
-            ignore_eos: false,
         }
     }
 }
