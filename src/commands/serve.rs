@@ -18,7 +18,7 @@ use taper_hub::{HashCache, ModelSection};
 use taper_infer::{AdapterPoolOptions, EngineOptions, Service, ServiceOptions, longest_sequence};
 use taper_models::{CausalLm, LoadOptions};
 use taper_serve::{
-    API_KEYS_VARIABLE, Admitted, ApiKeys, App, AppOptions, Drained, Limits, Model, ModelFacts, ServeSection,
+    API_KEYS_VARIABLE, ApiKeys, App, AppOptions, Drained, Limits, Model, ModelFacts, ServeSection,
     Server, ServerOptions, Shutdown, TlsFiles, parse_bytes,
 };
 use taper_text::ChatTemplate;
@@ -242,18 +242,22 @@ fn model(chosen: Chosen, force: bool) -> anyhow::Result<Model> {
     let facts = facts(&base, model.as_ref(), quantize)?;
     let (vocab_size, tokenizer, template) =
         (config.vocab_size, base.tokenizer.clone(), base.template.clone());
-    let service = Service::start(Arc::from(model), tokenizer.clone(), options)?;
-    let admit = Box::new(move |folder: &Path| admit(folder, &base, force));
-    Ok(Model { names, service, options, tokenizer, template, vocab_size, max_model_len, facts, admit })
+    let base = Arc::new(base);
+    let held = base.clone();
+    let admission = Box::new(move |folder: &Path| {
+        let told = |error: anyhow::Error| format!("{error:#}").trim_start_matches("error: ").to_owned();
+        contract::hold(folder, &held, force).map_err(told)
+    });
+    let service = Service::start(model, tokenizer.clone(), options, admission).or_fault()?;
+    let own_template = Box::new(move |folder: &Path| own_template(folder, &base));
+    Ok(Model { names, service, options, tokenizer, template, vocab_size, max_model_len, facts, own_template })
 }
 
-/// Hold an adapter against the base that it was trained over, and read the template that it brought.
-fn admit(folder: &Path, base: &Base, force: bool) -> Result<Admitted, String> {
-    let told = |error: anyhow::Error| format!("{error:#}").trim_start_matches("error: ").to_owned();
-    contract::hold(folder, base, force).map_err(told)?;
+/// The chat template beside an adapter.
+fn own_template(folder: &Path, base: &Base) -> Result<Option<ChatTemplate>, String> {
     let path = folder.join(TEMPLATE_FILE);
     let template = path.is_file().then(|| ChatTemplate::from_file(&path, &base.tokenizer));
-    Ok(Admitted { template: template.transpose().map_err(|error| error.to_string())? })
+    template.transpose().map_err(|error| error.to_string())
 }
 
 fn facts(base: &Base, model: &dyn CausalLm, quantize: Option<String>) -> anyhow::Result<ModelFacts> {

@@ -1,15 +1,15 @@
 //! What is served, and everything that the handlers share.
 
-use crate::catalogue::{Admit, Admitted, Catalogue, ChatFormat, is_adapter_name};
+use crate::catalogue::{Catalogue, ChatFormat, OwnTemplate, is_adapter_name};
 use crate::error::{ApiError, without_paths};
 use crate::guard::Guard;
 use crate::metrics::Metrics;
 use crate::{ApiKeys, Error, Limits};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
-use taper_infer::{AdapterInfo, Service, ServiceOptions};
+use taper_infer::{AdapterInfo, GrammarCompiler, GrammarError, Service, ServiceOptions};
 use taper_text::{ChatTemplate, Tokenizer};
 use tokio::sync::{Semaphore, watch};
 
@@ -34,8 +34,8 @@ pub struct Model {
     pub max_model_len: usize,
     /// What is told of it.
     pub facts: ModelFacts,
-    /// Looks at an adapter's folder before it is served.
-    pub admit: Box<dyn Fn(&Path) -> Result<Admitted, String> + Send + Sync>,
+    /// Reads the chat template that an adapter's folder has of its own.
+    pub own_template: Box<OwnTemplate>,
 }
 
 /// What Ollama's clients are told of the base.
@@ -91,7 +91,8 @@ pub struct App {
     /// Seconds since 1970.
     pub(crate) started: u64,
     pub(crate) preparations: Arc<Semaphore>,
-    admit: Box<Admit>,
+    own_template: Box<OwnTemplate>,
+    grammars: OnceLock<Result<GrammarCompiler, GrammarError>>,
     draining: AtomicBool,
     in_flight: AtomicUsize,
     /// True once requests that are still in flight have to end.
@@ -113,6 +114,7 @@ impl App {
             any_host: options.any_host,
             origins: options.cors_origins.iter().map(|o| o.trim_end_matches('/').to_owned()).collect(),
         };
+        let max_model_len = model.max_model_len.min(model.service.longest_sequence());
         let metrics = Metrics::new(&model.service, &model.options, &options);
         Ok(Arc::new(Self {
             service: model.service,
@@ -120,14 +122,15 @@ impl App {
             tokenizer: model.tokenizer,
             catalogue: Catalogue::new(model.names, format),
             vocab_size: model.vocab_size,
-            max_model_len: model.max_model_len,
+            max_model_len,
             facts: model.facts,
             guard,
             metrics,
             options,
             started: unix_seconds(),
             preparations: Arc::new(Semaphore::new(PREPARATIONS)),
-            admit: model.admit,
+            own_template: model.own_template,
+            grammars: OnceLock::new(),
             draining: AtomicBool::new(false),
             in_flight: AtomicUsize::new(0),
             cut: watch::Sender::new(false),
@@ -147,9 +150,10 @@ impl App {
             return Err(bad_name(why));
         }
         let refused = |why: String| Error::Adapter { name: name.to_owned(), why };
-        let admitted = (self.admit)(folder).map_err(refused)?;
-        let info = self.service.adapters().add(name, folder, replace).map_err(|e| refused(e.to_string()))?;
-        let format = admitted.template.map(|template| ChatFormat::new(template, &self.tokenizer));
+        let template = (self.own_template)(folder).map_err(refused)?;
+        let info =
+            self.service.adapters().add(name, folder, replace).map_err(|e| refused(e.to_string()))?;
+        let format = template.map(|template| ChatFormat::new(template, &self.tokenizer));
         self.catalogue.set_format(name, format);
         Ok(info)
     }
@@ -160,6 +164,12 @@ impl App {
         self.catalogue.set_format(name, None);
         self.metrics.forget_adapter(name);
         Ok(())
+    }
+
+    /// What prepares the forms of answers; made when it is first asked for.
+    pub(crate) fn grammars(&self) -> Result<&GrammarCompiler, ApiError> {
+        let made = self.grammars.get_or_init(|| GrammarCompiler::new(&self.tokenizer, self.vocab_size));
+        made.as_ref().map_err(|error| ApiError::of_grammar(error, "response_format"))
     }
 
     /// The names that can be asked for, the base's first.

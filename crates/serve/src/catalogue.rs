@@ -8,16 +8,9 @@ use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use taper_text::{ChatTemplate, Message, RenderOptions, Tokenizer};
 
-/// What looks at an adapter's folder before it is served: whether it was trained over this base, and its own chat template if it
-/// has one. The error is for the client, and may name the folder: paths are cut from it.
-pub(crate) type Admit = dyn Fn(&Path) -> Result<Admitted, String> + Send + Sync;
-
-/// What an adapter brings along.
-#[derive(Debug, Default)]
-pub struct Admitted {
-    /// Its own chat template, when it was trained with another than the base's.
-    pub template: Option<ChatTemplate>,
-}
+/// Reads the chat template that an adapter has of its own, when it was trained with another than the base's. The error is for the
+/// client, and may name the folder: paths are cut from it.
+pub type OwnTemplate = dyn Fn(&Path) -> Result<Option<ChatTemplate>, String> + Send + Sync;
 
 /// A chat template and what is known of it.
 #[derive(Debug)]

@@ -4,7 +4,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use serde_json::{Value, json};
-use taper_infer::{AdapterError, Error as InferError, SubmitError};
+use taper_infer::{AdapterError, Error as InferError, GrammarError, SubmitError};
 
 /// Seconds after which a client that was turned away may try again.
 const RETRY_AFTER: u64 = 1;
@@ -121,6 +121,15 @@ impl ApiError {
         Self { retry_after: Some(RETRY_AFTER_DRAINING), ..error.code("shutting_down") }
     }
 
+    /// A form that an answer cannot be held to.
+    pub(crate) fn of_grammar(error: &GrammarError, param: &str) -> Self {
+        match error {
+            GrammarError::Busy { .. } => Self { message: error.to_string(), ..Self::busy(0) },
+            GrammarError::Tokenizer(_) => Self::unsupported(param, error.to_string()),
+            _ => Self::invalid(param, error.to_string()),
+        }
+    }
+
     /// A fault of ours; what it was is in the server's log.
     pub(crate) fn internal() -> Self {
         let message = "the server failed over this request; its log says more";
@@ -199,6 +208,9 @@ impl From<InferError> for ApiError {
                     "the prompt has {tokens} tokens, the model's longest sequence is {limit}, answer included"
                 ),
             ),
+            InferError::DeadlineExceeded => Self::timed_out(),
+            InferError::NotAdditive { .. } => Self::unsupported("adapters", error.to_string()),
+            InferError::Grammar(error) => Self::of_grammar(&error, "response_format"),
             InferError::EmptyPrompt { .. } => Self::invalid("prompt", "the prompt has no token"),
             InferError::Config(problems) => {
                 let all: Vec<String> = problems.iter().map(|problem| problem.message.clone()).collect();
@@ -220,11 +232,10 @@ impl From<AdapterError> for ApiError {
             AdapterError::Taken(name) => {
                 Self::invalid("lora_name", format!("an adapter is named `{name}` already"))
             }
-            AdapterError::Full => {
-                let error = Self::busy(0);
-                Self { message: "all memory for adapters is in use: try again later".into(), ..error }
+            AdapterError::Full(_) => Self { message: error.to_string(), ..Self::busy(0) },
+            AdapterError::Refused { .. } | AdapterError::TooMany(_) | AdapterError::TooLarge { .. } => {
+                Self::malformed(without_paths(&error.to_string()))
             }
-            AdapterError::Refused(what) => Self::malformed(without_paths(&what)),
             other => {
                 tracing::error!(error = %other, "an adapter cannot be had");
                 Self::internal()

@@ -39,7 +39,7 @@ mod wire;
 
 pub use app::{App, AppOptions, Model, ModelFacts};
 pub use auth::{API_KEYS_VARIABLE, ApiKeys};
-pub use catalogue::{Admitted, is_adapter_name};
+pub use catalogue::{OwnTemplate, is_adapter_name};
 pub use limits::Limits;
 pub use section::{ServeSection, is_model_name, parse_bytes};
 pub use server::{Drained, Server, ServerOptions, Shutdown};

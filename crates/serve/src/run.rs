@@ -30,6 +30,7 @@ pub(crate) struct Usage {
 
 /// The texts of one request, all in the service. Dropped, they end at once and give their places free.
 pub(crate) struct Run {
+    app: Arc<App>,
     about: About,
     tickets: Vec<Option<Ticket>>,
     events: UnboundedReceiver<(usize, Event)>,
@@ -77,7 +78,8 @@ impl Run {
         }
         let (cut, left) = (app.until_cut(), tickets.len());
         let (outcome, started) = ("abort", Instant::now());
-        Ok(Self { about, tickets, events, cut, deadline, started, left, outcome, written: 0 })
+        let app = app.clone();
+        Ok(Self { app, about, tickets, events, cut, deadline, started, left, outcome, written: 0 })
     }
 
     /// The next event and the text it is of; `None` when all have ended.
@@ -88,7 +90,6 @@ impl Run {
             Ok(Some(_)) => {}
             Err(error) => {
                 self.outcome = error.code.unwrap_or("error");
-                self.tickets.clear();
             }
         }
         next
@@ -100,17 +101,16 @@ impl Run {
         }
         let (index, event) = tokio::select! {
             biased;
-            event = self.events.recv() => event.ok_or_else(ApiError::internal)?,
+            event = self.events.recv() => event.ok_or_else(ApiError::draining)?,
             () = tokio::time::sleep_until(self.deadline.into()) => return Err(ApiError::timed_out()),
             _ = self.cut.wait_for(|cut| *cut) => return Err(ApiError::draining()),
         };
+        if let (Event::Failed(_), Some(ticket)) = (&event, self.tickets.get_mut(index)) {
+            *ticket = None;
+        }
         match event {
+            Event::Failed(_) if self.app.is_draining() => Err(ApiError::draining()),
             Event::Failed(error) => Err(error.into()),
-            Event::Finished(finished) if finished.completion.finish_reason == FinishReason::Cancelled => {
-                // Nobody but the service itself ends a text that is still listened to.
-                let late = Instant::now() >= self.deadline;
-                Err(if late { ApiError::timed_out() } else { ApiError::draining() })
-            }
             Event::Finished(finished) => {
                 self.left -= 1;
                 self.written += finished.completion.completion_tokens();
@@ -126,6 +126,10 @@ impl Run {
 
 impl Drop for Run {
     fn drop(&mut self) {
+        // Of those that are broken off nothing more is heard.
+        for _ in self.tickets.iter().flatten() {
+            self.app.metrics.ended("abort", self.started.elapsed());
+        }
         tracing::info!(
             request_id = self.about.request_id,
             kind = self.about.kind,

@@ -21,7 +21,7 @@ pub(crate) fn tags(app: &App) -> Value {
 /// `/api/ps`: what is in memory.
 pub(crate) fn ps(app: &App) -> Value {
     let adapters = app.service.adapters().list();
-    let resident = adapters.iter().filter(|info| info.resident_bytes > 0);
+    let resident = adapters.iter().filter(|info| info.is_resident);
     let bases = std::iter::once(base_entry(app, app.catalogue.base_name()));
     let models: Vec<Value> = bases
         .chain(resident.map(|info| adapter_entry(app, info)))
@@ -87,7 +87,7 @@ fn base_entry(app: &App, name: &str) -> Value {
 fn adapter_entry(app: &App, info: &AdapterInfo) -> Value {
     json!({
         "name": info.name, "model": info.name, "modified_at": rfc3339(info.created),
-        "size": info.resident_bytes, "digest": info.sha256, "details": details(app, true),
+        "size": info.bytes, "digest": info.sha256, "details": details(app, true),
     })
 }
 

@@ -7,7 +7,7 @@ use crate::body;
 use crate::catalogue::ChatFormat;
 use crate::error::{ApiError, json_response};
 use crate::fields::Fields;
-use crate::grammar::{Constraint, checked_schema, grammar_of};
+use crate::grammar::{Form, checked_schema};
 use crate::openai::{MessageStyle, log_prompt, messages, render_prompt, unreadable};
 use crate::prompt::{self, Asked, Room};
 use crate::run::{About, Run};
@@ -18,7 +18,7 @@ use axum::body::{Body, Bytes};
 use axum::http::{Response, StatusCode};
 use serde_json::{Map, Value, json};
 use std::sync::Arc;
-use taper_infer::{GenerationConfig, ServiceRequest};
+use taper_infer::{GenerationConfig, Grammar, ServiceRequest};
 use taper_text::{Message, RenderOptions};
 
 enum Job {
@@ -76,7 +76,7 @@ struct Common {
     asked: Asked,
     config: GenerationConfig,
     room: Room,
-    constraint: Option<Constraint>,
+    form: Option<Form>,
     stream: bool,
 }
 
@@ -100,26 +100,27 @@ fn common(app: &App, fields: &mut Fields<'_>, asked: Asked, stop_ids: &[u32]) ->
     ] {
         fields.unserved(key, &["".into(), false.into(), 0.into()], instead);
     }
-    let constraint = format(fields, app.options.limits.schema_bytes);
+    let form = format(fields, app.options.limits.schema_bytes);
     let asked_tokens = predict.and_then(|n| usize::try_from(n).ok());
     let room = Room { asked: asked_tokens, default: None, context, cut: true };
-    Common { asked, config, room, constraint, stream: fields.boolean("stream").unwrap_or(true) }
+    Common { asked, config, room, form, stream: fields.boolean("stream").unwrap_or(true) }
 }
 
 /// `"json"` or a schema.
-fn format(fields: &mut Fields<'_>, most_bytes: usize) -> Option<Constraint> {
-    match fields.get("format")? {
-        Value::String(format) if format.is_empty() => None,
-        Value::String(format) if format == "json" => Some(Constraint::JsonObject),
+fn format(fields: &mut Fields<'_>, most_bytes: usize) -> Option<Form> {
+    let grammar = match fields.get("format")? {
+        Value::String(format) if format.is_empty() => return None,
+        Value::String(format) if format == "json" => Grammar::JsonObject,
         schema => match checked_schema(schema, most_bytes) {
-            Ok(schema) => Some(Constraint::JsonSchema(schema)),
+            Ok(schema) => Grammar::JsonSchema(schema),
             Err(_) => {
                 let message = format!("`format` must be \"json\" or a schema of {most_bytes} bytes at most");
                 fields.refuse("format", message);
-                None
+                return None;
             }
         },
-    }
+    };
+    Some(Form { grammar, param: "format" })
 }
 
 /// `think`, for templates that can be told.
@@ -235,10 +236,8 @@ fn job(
     kind: Kind,
     parser: Option<ToolParser>,
 ) -> Result<Job, ApiError> {
-    let Common { asked, mut config, room, constraint, stream } = common;
-    if let Some(constraint) = &constraint {
-        grammar_of(constraint, "format")?;
-    }
+    let Common { asked, mut config, room, form, stream } = common;
+    let grammar = form.map(|form| form.compile(app)).transpose()?;
     prompt::fit(app, &mut config, room, ids.len(), "prompt")?;
     let adapters = prompt::load(app, &asked)?;
     let about = About {
@@ -251,6 +250,6 @@ fn job(
         adapters: asked.adapter_names(),
     };
     let wire = OllamaWire::new(kind, asked.model, ids.clone(), parser);
-    let request = Box::new(ServiceRequest { adapters, ..ServiceRequest::new(ids, config) });
+    let request = Box::new(ServiceRequest { adapters, grammar, ..ServiceRequest::new(ids, config) });
     Ok(Job::Run { about, request, wire, stream })
 }

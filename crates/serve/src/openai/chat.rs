@@ -9,7 +9,7 @@ use crate::body;
 use crate::catalogue::ChatFormat;
 use crate::error::ApiError;
 use crate::fields::Fields;
-use crate::grammar::{Constraint, grammar_of, response_format};
+use crate::grammar::{Form, form};
 use crate::prompt::{self, Asked, Room};
 use crate::run::{About, Run};
 use crate::sampling;
@@ -19,7 +19,7 @@ use axum::body::{Body, Bytes};
 use axum::http::Response;
 use serde_json::Value;
 use std::sync::Arc;
-use taper_infer::{GenerationConfig, ServiceRequest};
+use taper_infer::{CompiledGrammar, GenerationConfig, Grammar, ServiceRequest};
 use taper_text::{Message, RenderOptions};
 
 /// A request that is ready for the service, and how it is answered.
@@ -66,7 +66,7 @@ fn prepare(app: &Arc<App>, request_id: String, bytes: &[u8]) -> Result<ChatJob, 
         fields.refuse("top_logprobs", "`top_logprobs` needs `logprobs: true`");
     }
     let n = fields.count("n", 1..=limits.choices).unwrap_or(1);
-    let constraint = response_format(&mut fields, limits.schema_bytes);
+    let form = form(&mut fields, limits.schema_bytes);
     let room = Room { asked: max_tokens(&mut fields, app.max_model_len), ..Room::default() };
     let cache_salt = fields.text("cache_salt", 256).map(str::to_owned);
     let (stream, include_usage) = stream_options(&mut fields);
@@ -74,9 +74,9 @@ fn prepare(app: &Arc<App>, request_id: String, bytes: &[u8]) -> Result<ChatJob, 
     check_minimum(&mut fields, &config, room);
     let stop_ids = user_stop_ids(&config, &format);
     fields.finish()?;
-    let calls = Calls::new(&format, offer, constraint)?;
+    let calls = Calls::new(app, &format, offer, form)?;
     let text = render_prompt(&format, &conversation, &render)? + calls.opening();
-    let request = one_request(app, &asked, &text, config, room, Extras { logprobs, top, cache_salt })?;
+    let request = one_request(app, &asked, &text, config, room, Extras { logprobs, top, cache_salt, grammar: calls.grammar.clone() })?;
     log_prompt(app, &request_id, &text);
     let model = asked.model.clone();
     Ok(ChatJob {
@@ -95,6 +95,7 @@ struct Extras {
     logprobs: bool,
     top: Option<usize>,
     cache_salt: Option<String>,
+    grammar: Option<CompiledGrammar>,
 }
 
 fn one_request(
@@ -111,24 +112,24 @@ fn one_request(
         adapters: prompt::load(app, asked)?,
         logprobs: extras.logprobs.then(|| extras.top.unwrap_or(0)),
         cache_salt: extras.cache_salt,
+        grammar: extras.grammar,
         ..ServiceRequest::new(ids, config)
     })
 }
 
-/// The tools of a request: what may, must or cannot be called.
+/// The tools of a request, what may, must or cannot be called, and the form of the answer.
 struct Calls {
     offer: Option<Offer>,
     format: Option<crate::tools::ToolFormat>,
     forced: bool,
+    grammar: Option<CompiledGrammar>,
 }
 
 impl Calls {
-    fn new(format: &ChatFormat, offer: Option<Offer>, answer: Option<Constraint>) -> Result<Self, ApiError> {
+    fn new(app: &App, format: &ChatFormat, offer: Option<Offer>, form: Option<Form>) -> Result<Self, ApiError> {
         let Some(offer) = offer else {
-            if let Some(constraint) = &answer {
-                grammar_of(constraint, "response_format")?;
-            }
-            return Ok(Self { offer: None, format: None, forced: false });
+            let grammar = form.map(|form| form.compile(app)).transpose()?;
+            return Ok(Self { offer: None, format: None, forced: false, grammar });
         };
         let Some(tools) = format.tools else {
             let why = match format.prints_tools {
@@ -137,16 +138,16 @@ impl Calls {
             };
             return Err(ApiError::unsupported("tools", format!("this model's chat template {why}")));
         };
-        let forced = offer.forced_schema(tools);
-        if answer.is_some() {
-            let message =
-                "`response_format` beside `tools` is not supported: a tool call has a format of its own";
-            return Err(ApiError::unsupported("response_format", message));
+        if let Some(form) = form {
+            let message = format!("`{}` beside `tools` is not supported: a tool call has a form of its own", form.param);
+            return Err(ApiError::unsupported(form.param, message));
         }
-        if let Some(schema) = &forced {
-            grammar_of(&Constraint::JsonSchema(schema.clone()), "tool_choice")?;
-        }
-        Ok(Self { offer: Some(offer), format: Some(tools), forced: forced.is_some() })
+        let forced = offer.forced_schema(tools).map(|schema| Form {
+            grammar: Grammar::JsonSchema(schema),
+            param: "tool_choice",
+        });
+        let grammar = forced.map(|form| form.compile(app)).transpose()?;
+        Ok(Self { offer: Some(offer), format: Some(tools), forced: grammar.is_some(), grammar })
     }
 
     /// What stands behind the prompt where a call has to be made.

@@ -8,7 +8,7 @@ use crate::app::App;
 use crate::body;
 use crate::error::ApiError;
 use crate::fields::{Fields, shown, token_ids};
-use crate::grammar::{grammar_of, response_format};
+use crate::grammar::form;
 use crate::prompt::{self, Room};
 use crate::run::{About, Run};
 use crate::sampling;
@@ -79,7 +79,7 @@ fn prepare(app: &Arc<App>, request_id: String, bytes: &[u8]) -> Result<Completio
     let config = sampling::openai(app, &mut fields, &[]);
     let max_tokens = fields.count("max_tokens", 0..=app.max_model_len.max(1 << 31));
     let room = Room { asked: max_tokens, default: Some(MAX_TOKENS), ..Room::default() };
-    let constraint = response_format(&mut fields, app.options.limits.schema_bytes);
+    let form = form(&mut fields, app.options.limits.schema_bytes);
     let (stream, include_usage) = stream_options(&mut fields);
     if max_tokens == Some(0) && !wanted.echo {
         fields.refuse("max_tokens", "`max_tokens` 0 needs `echo: true`: there would be nothing to tell");
@@ -88,9 +88,7 @@ fn prepare(app: &Arc<App>, request_id: String, bytes: &[u8]) -> Result<Completio
     let stop_ids = config.stop_token_ids.clone();
     let prompts = prompts(app, &mut fields, wanted.n, wanted.add_special_tokens)?;
     fields.finish()?;
-    if let Some(constraint) = &constraint {
-        grammar_of(constraint, "response_format")?;
-    }
+    let grammar = form.map(|form| form.compile(app)).transpose()?;
     let adapters = prompt::load(app, &asked)?;
     let mut requests = Vec::with_capacity(prompts.len() * wanted.n);
     for prompt in &prompts {
@@ -100,6 +98,7 @@ fn prepare(app: &Arc<App>, request_id: String, bytes: &[u8]) -> Result<Completio
         config.max_new_tokens = config.max_new_tokens.max(1);
         let request = ServiceRequest {
             adapters: adapters.clone(),
+            grammar: grammar.clone(),
             logprobs: wanted.logprobs,
             prompt_logprobs: wanted.logprobs.filter(|_| wanted.echo),
             cache_salt: wanted.cache_salt.clone(),

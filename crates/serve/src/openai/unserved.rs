@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 /// Of both kinds of requests: vLLM's extras.
 pub(super) fn refuse_common(fields: &mut Fields<'_>) {
     let off = || vec![json!(false)];
-    let table: [(&str, Vec<Value>, &str); 20] = [
+    let table: [(&str, Vec<Value>, &str); 16] = [
         ("best_of", vec![json!(1)], ": ask for `n` texts"),
         ("use_beam_search", off(), ""),
         ("length_penalty", vec![json!(1), json!(1.0)], ""),
@@ -17,15 +17,11 @@ pub(super) fn refuse_common(fields: &mut Fields<'_>) {
         ("truncate_prompt_tokens", vec![], ": cut the prompt before it is sent"),
         ("prompt_logprobs", vec![], ": /v1/completions tells those of the prompt with `echo` and `logprobs`"),
         ("bad_words", vec![], ": use `logit_bias`"),
-        ("allowed_token_ids", vec![], ": use `response_format`"),
+        ("allowed_token_ids", vec![], ": use `guided_choice`"),
         ("return_tokens_as_token_ids", off(), ""),
         ("return_token_ids", off(), ""),
         ("logits_processors", vec![], ""),
-        ("guided_json", vec![], ": use `response_format`"),
-        ("guided_regex", vec![], ""),
-        ("guided_choice", vec![], ""),
-        ("guided_grammar", vec![], ""),
-        ("structured_outputs", vec![], ": use `response_format`"),
+        ("guided_grammar", vec![], ": use `guided_regex` or `response_format`"),
         ("priority", vec![json!(0)], ""),
     ];
     for (key, neutral, instead) in table {
