@@ -1,5 +1,9 @@
 //! The command line. Scripts and CI depend on it: verbs, flags and exit codes stay.
 
+mod serve;
+
+pub(crate) use serve::{ListenArgs, ServeArgs, WorkArgs};
+
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -9,6 +13,7 @@ Examples:
   taper check my.toml                 all that is wrong with recipe and data
   taper plan my.toml --probe          what it will take, held against two real steps
   taper generate --model BASE --adapter runs/my/adapter --prompt 'Hello'
+  taper serve my.toml                 the base and what was trained, over HTTP
 
 Exit codes:
     0  passed
@@ -99,6 +104,8 @@ pub(crate) enum Verb {
     Generate(GenerateArgs),
     /// Chat in the terminal
     Chat(ChatArgs),
+    /// Serve a base and its adapters over HTTP, as OpenAI and Ollama do
+    Serve(Box<ServeArgs>),
     /// Look at an adapter, whoever wrote it: what it is, whether it works on a base
     #[command(after_help = ADAPTER_HELP)]
     Adapter {

@@ -30,8 +30,15 @@ fn main() -> ExitCode {
     let cli = cli::Cli::parse();
     let worker = std::thread::Builder::new().name("taper".into()).stack_size(STACK_BYTES);
     let work = move || {
-        // This thread is one of the pool's: a parallel loop then starts at once where it is called, with no thread to be woken for it.
-        rayon::ThreadPoolBuilder::new().use_current_thread().build_global()?;
+        let pool = rayon::ThreadPoolBuilder::new();
+        match cli.verb {
+            // This thread waits for the server to end, and the engine has one of its own.
+            cli::Verb::Serve(_) => pool,
+            // This thread is one of the pool's: a parallel loop then starts at once where it is called, with no thread to be
+            // woken for it.
+            _ => pool.use_current_thread(),
+        }
+        .build_global()?;
         commands::dispatch(cli)
     };
     let outcome = worker.spawn(work).map(std::thread::JoinHandle::join);

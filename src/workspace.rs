@@ -6,6 +6,7 @@ use crate::fault::{OrFault, user_error};
 use crate::output::say;
 use crate::tasks::prepare_tasks;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use taper_data::{DataSection, PreparedData, TextEncoder, TokenCache};
 use taper_eval::EvalTask;
 use taper_hub::{HubOptions, ModelFiles, ModelSection, ModelSource};
@@ -35,7 +36,7 @@ const DATE_OF_RUNS: u64 = 1_721_952_000;
 pub(crate) struct Base {
     pub(crate) source: ModelSource,
     pub(crate) files: ModelFiles,
-    pub(crate) tokenizer: Tokenizer,
+    pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) template: Option<ChatTemplate>,
 }
 
@@ -63,7 +64,7 @@ impl Base {
                 .map(Into::into)
                 .or_else(|| files.chat_template.clone()),
         };
-        let tokenizer = Tokenizer::load(&tokenizer_files).or_fault()?;
+        let tokenizer = Arc::new(Tokenizer::load(&tokenizer_files).or_fault()?);
         let template = ChatTemplate::load(&tokenizer_files, &tokenizer).or_fault()?;
         Ok(Self { source, files, tokenizer, template })
     }
@@ -74,6 +75,21 @@ impl Base {
         let fixed = base.template.take().map(|t| t.with_fixed_clock(DATE_OF_RUNS, &base.tokenizer));
         base.template = fixed.transpose().or_fault()?;
         Ok(base)
+    }
+
+    /// A model that was trained whole, with the date of its run.
+    pub(crate) fn of_trained(
+        folder: &Path,
+        section: &ModelSection,
+        common: &CommonArgs,
+    ) -> anyhow::Result<Self> {
+        let base = folder.to_string_lossy().into_owned();
+        Self::of_recipe(&ModelSection { base, revision: None, ..section.clone() }, common)
+    }
+
+    /// The base that `--model` names, with its own template.
+    pub(crate) fn of_name(section: &ModelSection, common: &CommonArgs) -> anyhow::Result<Self> {
+        Self::open(section, common)
     }
 
     /// The base that `--model` names with the chat template of its adapter, and how the flags beside it ask for its weights.

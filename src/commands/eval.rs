@@ -10,7 +10,7 @@ use crate::session::Session;
 use crate::summary;
 use indicatif::{ProgressBar, ProgressStyle};
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use taper_diagnostics::ExitCode;
 use taper_eval::{EvalResult, EvalTask, Evaluation, GateOutcome, Report, exit_code, judge};
@@ -89,11 +89,17 @@ pub(crate) fn evaluate_session(session: &Session) -> anyhow::Result<Option<Judge
 
 /// Where what the run trained lies.
 pub(crate) fn trained_folder(session: &Session) -> anyhow::Result<PathBuf> {
-    let folder = session.path(if session.trains_all_weights() { "merged" } else { "adapter" });
+    let train = session.command("train", "");
+    folder_of_trained(&session.folder, session.trains_all_weights(), &train)
+}
+
+/// The same of a run in `folder`; `train` is the command that makes it.
+pub(crate) fn folder_of_trained(folder: &Path, is_full: bool, train: &str) -> anyhow::Result<PathBuf> {
+    let folder = folder.join(if is_full { "merged" } else { "adapter" });
     if !folder.is_dir() {
         return Err(user_error(
             format!("`{}` does not exist: nothing has been trained yet", folder.display()),
-            format!("train first: {}", session.command("train", "")),
+            format!("train first: {train}"),
         ));
     }
     Ok(folder)

@@ -12,6 +12,7 @@ mod generate;
 mod plan;
 mod recipe;
 mod run;
+mod serve;
 mod train;
 
 use crate::cli::{Cli, Verb};
@@ -29,6 +30,7 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Export(args) => export::export(&args),
         Verb::Generate(args) => generate::generate(&args),
         Verb::Chat(args) => chat::chat(&args),
+        Verb::Serve(args) => serve::serve(&args),
         Verb::Adapter { verb } => adapter::adapter(&verb),
         Verb::Recipe { verb } => recipe::recipe(&verb),
         Verb::Bench { verb } => bench::bench(&verb),

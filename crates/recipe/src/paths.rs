@@ -10,7 +10,7 @@ use std::path::{Component, Path, PathBuf};
 use taper_diagnostics::{Diagnose, Problem};
 use taper_hub::ModelSource;
 
-/// Keys whose values are paths, besides `model.base` and the `data` of each `[[eval]]`.
+/// Keys whose values are paths, besides `model.base`, `serve.adapters` and the `data` of each `[[eval]]`.
 const PATH_KEYS: [&str; 4] = ["data.train", "data.valid", "data.test", "model.chat_template"];
 
 /// Make every path absolute. A base that is neither a folder nor a hub id is a problem.
@@ -25,6 +25,9 @@ pub(crate) fn make_absolute(root: &mut Node, found: &mut Findings) {
             NodeKind::Array(items) => items.iter_mut().for_each(file),
             _ => file(node),
         }
+    }
+    if let Some(NodeKind::Table(adapters)) = at_mut(root, "serve.adapters").map(|node| &mut node.kind) {
+        adapters.iter_mut().for_each(|(_, folder)| file(folder));
     }
     if let Some(node) = at_mut(root, "model.base") {
         base(node, found);
@@ -84,6 +87,9 @@ pub(crate) fn see_from_here(recipe: &mut Recipe) {
         *list = list.paths().iter().map(|path| seen(path).unwrap_or_else(|| path.clone())).collect();
     }
     if let Some(path) = &mut recipe.model.chat_template {
+        *path = seen(path).unwrap_or_else(|| path.clone());
+    }
+    for path in recipe.serve.adapters.values_mut() {
         *path = seen(path).unwrap_or_else(|| path.clone());
     }
     // What is no folder would be taken for a hub id.

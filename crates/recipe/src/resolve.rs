@@ -151,6 +151,7 @@ fn ranges(recipe: &Recipe, root: &Node, found: &mut Findings) {
         ("schedule".to_owned(), recipe.schedule.check()),
         ("gate".to_owned(), recipe.gate.check()),
         ("export".to_owned(), recipe.export.check()),
+        ("serve".to_owned(), recipe.serve.check()),
     ];
     if let Some(adapter) = &recipe.adapter {
         sections.push(("adapter".to_owned(), adapter.check()));

@@ -317,10 +317,11 @@ fn names_of(schema: &Value) -> Option<Vec<&str>> {
     names.map(|n| n.into_iter().flatten().collect())
 }
 
-/// schemars names the width of an integer in `format` and writes no maximum for 32 bits.
+/// schemars names the width of an integer in `format`, and writes no maximum for 32 bits.
 fn too_large(value: &Value, schema: &Value) -> bool {
     let most = match schema.get("format").and_then(Value::as_str) {
         Some("uint32") => u64::from(u32::MAX),
+        Some("uint16") => u64::from(u16::MAX),
         _ => return false,
     };
     value.as_u64().is_some_and(|given| given > most)

@@ -7,6 +7,7 @@ use taper_eval::{EvalSection, GateSection};
 use taper_export::ExportSection;
 use taper_hub::ModelSection;
 use taper_peft::AdapterSection;
+use taper_serve::ServeSection;
 use taper_train::{OptimizerSection, ScheduleSection, TrainSection};
 
 /// One fine-tuning run: which base, which data, how to train, how to judge, what to write.
@@ -49,4 +50,7 @@ pub struct Recipe {
     /// What is written at the end.
     #[serde(default)]
     pub export: ExportSection,
+    /// How `taper serve` serves the base and what was trained.
+    #[serde(default)]
+    pub serve: ServeSection,
 }

@@ -178,6 +178,11 @@ impl ChatTemplate {
         self.sources.first().map_or("", |(_, source)| source)
     }
 
+    /// Whether one of the templates has `text` in its own text.
+    pub fn has_text(&self, text: &str) -> bool {
+        self.sources.iter().any(|(_, source)| source.contains(text))
+    }
+
     /// Where the template comes from, for people.
     pub fn origin(&self) -> &str {
         &self.origin
