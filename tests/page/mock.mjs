@@ -18,7 +18,7 @@ export function contentSecurityPolicy(html) {
 }
 
 export const HOSTILE = `<img src=x onerror="window.pwned=1"><script>window.pwned=1</script><a href="javascript:window.pwned=1">x</a>\n` +
-  `\u202Egnp.exe\u202C \u0645\u0631\u062D\u0628\u0627 ${"W".repeat(3000)}\u0000\u001b[31m`;
+  `\u202Egnp.exe\u202C \u0645\u0631\u062D\u0628\u0627 ${"W".repeat(1000)}\u0000\u001b[31m`;
 export const SPLIT = "Zürich, 日本 and 👩‍🚀: each char­acter arrives in pieces";
 
 const ANSWERS = {
@@ -66,10 +66,10 @@ function chunksOf(request, text, finish) {
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
-/** Start the server. `requests` has what was asked, `cancelled` counts answers that were left by the client. */
+/** Start the server. `requests` has what was asked, `cancelled` counts answers that the client left, `mostAtOnce` those that ran together. */
 export async function startMock({ models, key = "" } = {}) {
   const html = readFileSync(PAGE, "utf8");
-  const mock = { key, requests: [], cancelled: 0, loading: 0, models: models ?? [{ id: "base", parent: null }, { id: "notes-lora", parent: "base" }] };
+  const mock = { key, requests: [], cancelled: 0, atOnce: 0, mostAtOnce: 0, loading: 0, models: models ?? [{ id: "base", parent: null }, { id: "notes-lora", parent: "base" }] };
   const fail = (response, status, error, headers = {}) => {
     response.writeHead(status, { "Content-Type": "application/json", ...headers }).end(JSON.stringify({ error }));
   };
@@ -125,7 +125,8 @@ export async function startMock({ models, key = "" } = {}) {
       for await (const part of message) parts.push(part);
       const request = JSON.parse(Buffer.concat(parts).toString());
       mock.requests.push(request);
-      return chat(request, response);
+      mock.mostAtOnce = Math.max(mock.mostAtOnce, (mock.atOnce += 1));
+      return chat(request, response).finally(() => { mock.atOnce -= 1; });
     }
     return fail(response, 404, { message: `no route ${message.url}` });
   });

@@ -83,6 +83,7 @@ describe("against a mock", () => {
     assert.equal(await answerOf("Left").textContent(), `${BASE_ANSWER}<|im_end|>`);
     assert.equal(await answerOf("Left").innerText(), BASE_ANSWER);
     assert.equal(await answerOf("Right").innerText(), ADAPTER_ANSWER);
+    assert.equal(mock.mostAtOnce, 2);
     const figures = await pane("Right").locator(".figures").innerText();
     for (const part of [/first token\s+\d+ ms/, /tokens\/s\s+[\d.e+]+/, /tokens\s+\d+/, /prompt\s+21 \(8 cached\)/, /perplexity\s+\d/, /finish\s+stop/, /by\s+notes-lora/]) assert.match(figures, part);
     await page.locator("section[aria-label='Right pane'] [type=range]").fill("0.5");
@@ -119,6 +120,7 @@ describe("against a mock", () => {
     assert.deepEqual(stop, ["###", "\n\nUser:"]);
     assert.deepEqual(response_format, { type: "json_schema", json_schema: { name: "answer", schema: { type: "object" }, strict: true } });
     assert.deepEqual(mock.requests.map((r) => r.model), ["base", "notes-lora"]);
+    assert.equal(mock.mostAtOnce, 1);
     await page.fill("[name=temperature]", "9");
     await ask("hello again");
     assert.equal(mock.requests.length, 2);
@@ -145,6 +147,7 @@ describe("against a mock", () => {
     await page.press("#prompt", "Enter");
     await page.waitForFunction(() => document.querySelector("section[aria-label='Left pane'] .answer").textContent.length > 30);
     assert.ok(await page.isHidden("#send"));
+    assert.match(await pane("Left").locator(".figures").innerText(), /tokens\/s\s+\d/);
     await shot("light-streaming");
     await page.click("#stop");
     await idle();
@@ -200,6 +203,7 @@ describe("against a mock", () => {
     await shot("light-errors");
     await assertAccessible();
     await ask("nothing");
+    assert.match(await answerOf("Left").evaluate((answer) => getComputedStyle(answer, "::before").content), /no text/);
     await ask("long");
     assert.match(await pane("Left").locator(".turn:last-child .warn").innerText(), /length/);
     const sent = mock.requests.at(-1).messages.map((message) => message.content);
@@ -224,7 +228,7 @@ describe("against a mock", () => {
     await page.waitForSelector("#key-dialog[open]");
     await page.fill("#key", "rotated");
     await page.press("#key", "Enter");
-    await page.waitForFunction(() => document.querySelectorAll(".turn .figures").length === 2 && !document.querySelector(".turn .problem"));
+    await page.waitForFunction(() => document.body.dataset.state === "idle" && !document.querySelector(".turn .problem"));
     assert.equal(await answerOf("Right").innerText(), ADAPTER_ANSWER);
     assert.equal(await page.evaluate(() => localStorage.length + document.cookie.length), 0);
     await pane("Right").getByRole("button", { name: "Copy as curl" }).click();
@@ -265,7 +269,9 @@ describe("against a mock", () => {
     await page.check("#show-differences");
     await page.check("#show-probabilities");
     await ask("hostile");
-    assert.ok((await answerOf("Left").textContent()).startsWith(HOSTILE.slice(0, 40)));
+    const text = await answerOf("Left").textContent();
+    assert.ok(text.startsWith(HOSTILE.slice(0, 40)));
+    assert.ok(HOSTILE.includes("\u202E") && !text.includes("\u202E"), "nothing turns the text round");
     assert.equal(await page.evaluate(() => window.pwned), undefined);
     assert.equal(await page.locator(".answer :is(img, script, a), select img").count(), 0);
     for (const width of [1280, 360]) {
@@ -364,14 +370,14 @@ describe("against a mock", () => {
     await ask("hello");
     assert.deepEqual(await marked("Left"), ["John Smith", "12 March 2019", "Leeds"]);
     assert.deepEqual(await marked("Right"), ["[NAME]", "[DATE]", "[CITY]"]);
-    assert.match(await pane("Left").locator(".figures").innerText(), /differs\s+6 of 16 words/);
+    assert.match(await pane("Left").locator(".figures").innerText(), /differs in\s+3 places/);
     await shot("light-differences");
     await assertAccessible();
     await page.check("#show-probabilities");
     assert.deepEqual(await marked("Right"), ["[NAME]", "[DATE]", "[CITY]"]);
     await shot("light-differences-probabilities");
     await ask("split");
-    assert.match(await pane("Right").locator(".turn:last-child .figures").innerText(), /differs\s+0 of/);
+    assert.match(await pane("Right").locator(".turn:last-child .figures").innerText(), /differs in\s+0 places/);
     await page.uncheck("#show-differences");
     assert.equal(await page.locator("mark").count(), 0);
   });
