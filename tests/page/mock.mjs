@@ -69,7 +69,7 @@ const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 /** Start the server. `requests` has what was asked, `cancelled` counts answers that the client left, `mostAtOnce` those that ran together. */
 export async function startMock({ models, key = "" } = {}) {
   const html = readFileSync(PAGE, "utf8");
-  const mock = { key, requests: [], cancelled: 0, atOnce: 0, mostAtOnce: 0, loading: 0, models: models ?? [{ id: "base", parent: null }, { id: "notes-lora", parent: "base" }] };
+  const mock = { key, requests: [], origins: new Set(), cancelled: 0, atOnce: 0, mostAtOnce: 0, loading: 0, models: models ?? [{ id: "base", parent: null }, { id: "notes-lora", parent: "base" }] };
   const fail = (response, status, error, headers = {}) => {
     response.writeHead(status, { "Content-Type": "application/json", ...headers }).end(JSON.stringify({ error }));
   };
@@ -125,6 +125,7 @@ export async function startMock({ models, key = "" } = {}) {
       for await (const part of message) parts.push(part);
       const request = JSON.parse(Buffer.concat(parts).toString());
       mock.requests.push(request);
+      mock.origins.add(message.headers.origin);
       mock.mostAtOnce = Math.max(mock.mostAtOnce, (mock.atOnce += 1));
       return chat(request, response).finally(() => { mock.atOnce -= 1; });
     }

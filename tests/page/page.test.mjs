@@ -84,6 +84,7 @@ describe("against a mock", () => {
     assert.equal(await answerOf("Left").innerText(), BASE_ANSWER);
     assert.equal(await answerOf("Right").innerText(), ADAPTER_ANSWER);
     assert.equal(mock.mostAtOnce, 2);
+    assert.deepEqual([...mock.origins], [new URL(mock.url).origin]); // a server may refuse other Origins, `null` too
     const figures = await pane("Right").locator(".figures").innerText();
     for (const part of [/first token\s+\d+ ms/, /tokens\/s\s+[\d.e+]+/, /tokens\s+\d+/, /prompt\s+21 \(8 cached\)/, /perplexity\s+\d/, /finish\s+stop/, /by\s+notes-lora/]) assert.match(figures, part);
     await page.locator("section[aria-label='Right pane'] [type=range]").fill("0.5");
