@@ -10,11 +10,12 @@ Examples:
   taper bench serve --rate 4 --duration 60 --prompt-tokens 512 --tokens 64
   taper bench serve --model base --model a --model b --adapters distinct --concurrency 8
 
-Any server that speaks OpenAI's API: taper, llama.cpp, vLLM. Without --rate the loop is closed: each client
-sends its next request when its last one has ended. With it the loop is open: requests arrive at random times
-(Poisson), whether or not earlier ones have ended, and times are counted from the arrival that was meant.
-A server that refuses (429, 503) is not asked again; refusals are counted apart. The key is taken from
-TAPER_API_KEY. A percentile p is the smallest time that at least p % of the times do not exceed.
+Any server that speaks OpenAI's API: taper, llama.cpp, vLLM. Without --rate the loop is closed:
+each client sends its next request when its last one has ended. With it the loop is open: requests
+arrive at random times (Poisson), whether or not earlier ones have ended, and times are counted
+from the arrival that was meant. Nothing is asked twice: refusals (429, 503) are counted apart from
+failures. The key is taken from TAPER_API_KEY. A percentile p is the smallest time that at least
+p % of the times do not exceed.
 
 Exit code 4 when no request was answered.";
 
@@ -90,11 +91,12 @@ pub(crate) struct BenchServeArgs {
     /// A model to ask for; may be given more than once [default: the first that the server lists]
     #[arg(long, value_name = "NAME")]
     pub(crate) model: Vec<String>,
-    /// How requests are spread over several models: in turn, evenly at random, or by Zipf's law with exponent 1 in the order given
-    #[arg(long, value_enum, default_value_t = Spread::Distinct)]
+    /// How requests are spread over several models: distinct (in turn), uniform (at random) or skewed (at random, the k-th with
+    /// weight 1/k)
+    #[arg(long, value_enum, default_value_t = Spread::Distinct, value_name = "HOW", hide_possible_values = true)]
     pub(crate) adapters: Spread,
-    /// Which endpoint: /v1/chat/completions or /v1/completions
-    #[arg(long, value_enum, default_value_t = Api::Chat)]
+    /// Which endpoint: chat (/v1/chat/completions) or completions (/v1/completions)
+    #[arg(long, value_enum, default_value_t = Api::Chat, value_name = "API", hide_possible_values = true)]
     pub(crate) api: Api,
     /// Closed loop: clients, each with one request at a time
     #[arg(long, value_name = "N", default_value_t = 1)]

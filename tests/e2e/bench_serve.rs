@@ -33,7 +33,10 @@ fn a_closed_loop_keeps_its_clients_busy_and_times_what_the_server_does() {
     assert!(number(&figures, &["time_to_first_token_ms", "p50"]) >= 60.0, "{figures}");
     assert!(number(&figures, &["inter_token_latency_ms", "mean"]) >= 15.0, "{figures}");
     let whole = number(&figures, &["end_to_end_ms", "p50"]);
-    assert!(whole >= 120.0 && number(&figures, &["time_to_first_token_ms", "p50"]) <= whole - 40.0, "{figures}");
+    assert!(
+        whole >= 120.0 && number(&figures, &["time_to_first_token_ms", "p50"]) <= whole - 40.0,
+        "{figures}"
+    );
     // Three rounds of 120 ms at least.
     assert!(number(&figures, &["seconds"]) >= 0.36, "{figures}");
 }
@@ -78,7 +81,8 @@ fn refusals_and_failures_are_counted_apart_and_told() {
 fn models_are_asked_as_they_were_spread() {
     let server = MockServer::start(Manner { usage: false, ..Manner::default() });
     let models = ["--model", "a", "--model", "b", "--model", "c", "--api", "completions"];
-    let flags = ["--adapters", "skewed", "--requests", "110", "--tokens", "2", "--concurrency", "4", "--json"];
+    let flags =
+        ["--adapters", "skewed", "--requests", "110", "--tokens", "2", "--concurrency", "4", "--json"];
     let figures = bench(&server, &[&models[..], &flags].concat()).exits(0).json();
     let answered = |i: usize| figures["per_model"][i]["answered"].as_u64().unwrap();
     // 60, 30 and 20 are expected.
@@ -94,12 +98,14 @@ fn prompts_of_a_file_are_sent_as_they_are_and_the_key_goes_with_them() {
     let server = MockServer::start(Manner { key: Some("secret"), ..Manner::default() });
     let desk = Desk::empty();
     desk.write("p.jsonl", "{\"prompt\":\"one\"}\n{\"messages\":[{\"role\":\"user\",\"content\":\"two\"}]}\n");
-    let args = ["bench", "serve", "--url", server.url(), "--prompts", "p.jsonl", "--requests", "2", "--tokens", "2"];
+    let args =
+        ["bench", "serve", "--url", server.url(), "--prompts", "p.jsonl", "--requests", "2", "--tokens", "2"];
     desk.taper(&args).exits(2).tells(&["does not tell its models", "status 401: wrong key", "TAPER_API_KEY"]);
     let output = desk.command(&args).env("TAPER_API_KEY", "secret").output().unwrap();
     said(output, &args).exits(0);
     // Each is asked: to see that the server is there, before the measured ones, and twice in these.
-    let asked: Vec<Value> = server.bodies().iter().map(|body| body["messages"][0]["content"].clone()).collect();
+    let asked: Vec<Value> =
+        server.bodies().iter().map(|body| body["messages"][0]["content"].clone()).collect();
     assert_eq!(asked, ["one", "one", "two", "one"]);
 }
 
@@ -117,6 +123,9 @@ fn what_cannot_be_measured_is_an_error_with_a_remedy() {
     refused(&["--url", "localhost:8080"], &["`--url localhost:8080` is no address", "http://"]);
     refused(&["--shared-prefix", "200"], &["`--shared-prefix 200` is more than `--prompt-tokens 128`"]);
     // Nothing listens there.
-    refused(&["--url", "http://127.0.0.1:9"], &["http://127.0.0.1:9 does not tell its models", "start the server"]);
+    refused(
+        &["--url", "http://127.0.0.1:9"],
+        &["http://127.0.0.1:9 does not tell its models", "start the server"],
+    );
     refused(&["--url", "http://127.0.0.1:9", "--model", "m"], &["the first request", "failed (connection)"]);
 }

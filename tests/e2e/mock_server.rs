@@ -131,7 +131,10 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<(String, Vec<String
 
 fn reply(stream: &mut TcpStream, status: u16, body: &str) -> std::io::Result<()> {
     let length = body.len();
-    write!(stream, "HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}")
+    write!(
+        stream,
+        "HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
+    )
 }
 
 fn answer(stream: &mut TcpStream, manner: Manner, body: &Value, chat: bool) -> std::io::Result<()> {
@@ -144,7 +147,10 @@ fn answer(stream: &mut TcpStream, manner: Manner, body: &Value, chat: bool) -> s
         "wrong" if tokens > 1 => return reply(stream, 400, r#"{"error":{"message":"not so"}}"#),
         _ => {}
     }
-    write!(stream, "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n")?;
+    write!(
+        stream,
+        "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+    )?;
     if chat {
         event(stream, &json!({"choices": [{"delta": {"role": "assistant", "content": ""}}]}).to_string())?;
     }

@@ -48,7 +48,7 @@ pub(super) enum Outcome {
 /// An answer that came whole.
 #[derive(Debug)]
 pub(super) struct Answer {
-    /// When each chunk with text came; at least one.
+    /// When each chunk with text came. None where no token was text, as with random weights it happens.
     pub(super) chunks: Vec<Instant>,
     /// When the stream ended.
     pub(super) ended: Instant,
@@ -163,7 +163,8 @@ fn read_answer<R: std::io::BufRead>(mut events: Events<R>) -> Outcome {
         };
         let now = Instant::now();
         if data == "[DONE]" {
-            return match chunks.is_empty() {
+            let counted = usage.is_some_and(|usage: Usage| usage.completion_tokens > 0);
+            return match chunks.is_empty() && !counted {
                 true => failed("no text", "the answer had no chunk with text".to_owned()),
                 false => Outcome::Answered(Answer { chunks, ended: now, usage }),
             };
@@ -270,6 +271,11 @@ data: [DONE]
                 assert_eq!(answer.chunks.len(), 2);
                 assert_eq!(answer.usage, Some(Usage { prompt_tokens: 7, completion_tokens: 3 }));
             }
+            other => panic!("{other:?}"),
+        }
+        let tokens_without_text = r#"{"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}"#;
+        match read(&format!("data: {tokens_without_text}\n\ndata: [DONE]\n\n")) {
+            Outcome::Answered(answer) => assert_eq!(answer.chunks.len(), 0),
             other => panic!("{other:?}"),
         }
         match read("data: {\"choices\":[{\"text\":\"a\"}]}\n\ndata: [DONE]\n\n") {
