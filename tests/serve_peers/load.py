@@ -106,7 +106,7 @@ class Storm:
         self.lock = threading.Lock()
         self.outcomes = collections.defaultdict(collections.Counter)
         self.faults, self.tolerated = [], collections.Counter()
-        self.late = 0
+        self.late = self.unsent = 0
         self.models = options.model or self.listed_models()
 
     # ---- before
@@ -158,7 +158,7 @@ class Storm:
         options = self.options
         begins = time.monotonic()
         ends = begins + 60 * options.minutes
-        arrivals = self.arrivals(begins, ends)
+        arrivals, self.ends = self.arrivals(begins, ends), ends
         threads = [threading.Thread(target=self.client, args=(arrivals,), daemon=True) for _ in range(options.in_flight)]
         for thread in threads:
             thread.start()
@@ -190,6 +190,9 @@ class Storm:
             if arrival is None:
                 return
             when, kind, seed = arrival
+            if time.monotonic() > self.ends:
+                self.unsent += 1
+                continue
             wait = when - time.monotonic()
             if wait > 0:
                 time.sleep(wait)
@@ -465,7 +468,7 @@ class Storm:
         for kind in self.options.mix:
             total.update(self.outcomes[kind])
             print(f"| {kind} | {', '.join(f'{outcome}: {n}' for outcome, n in sorted(self.outcomes[kind].items(), key=str))} |")
-        print(f"\n{sum(total.values())} requests, {self.late} of them sent late; {total['as recorded']} answers as recorded")
+        print(f"\n{sum(total.values())} requests, {self.late} of them sent late, {self.unsent} more never (all --in-flight were busy); {total['as recorded']} answers as recorded")
         if not total["as recorded"]:
             self.fault("no answer was as recorded")
         for kind, number in self.tolerated.items():
