@@ -37,7 +37,8 @@ impl Summary {
 
 /// The nearest rank: the smallest of the sorted values that at least `p` percent of them do not exceed.
 fn percentile(sorted: &[f64], p: f64) -> f64 {
-    let rank = (p / 100.0 * sorted.len() as f64).ceil() as usize;
+    // In this order it is exact: 7 / 100 * 100 is more than 7.
+    let rank = (p * sorted.len() as f64 / 100.0).ceil() as usize;
     sorted[rank.clamp(1, sorted.len()) - 1]
 }
 
