@@ -1,7 +1,11 @@
 //! The command line. Scripts and CI depend on it: verbs, flags and exit codes stay.
 
+mod bench;
 mod serve;
 
+pub(crate) use bench::{
+    Api, BenchGenerateArgs, BenchModelArgs, BenchServeArgs, BenchTrainArgs, BenchVerb, Spread,
+};
 pub(crate) use serve::{ListenArgs, ServeArgs, WorkArgs};
 
 use clap::{Args, Parser, Subcommand};
@@ -117,7 +121,7 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         verb: RecipeVerb,
     },
-    /// Throughput of training and decoding for a model shape
+    /// Throughput of training and decoding for a model shape, and of a server under load
     Bench {
         #[command(subcommand)]
         verb: BenchVerb,
@@ -416,57 +420,5 @@ pub(crate) enum RecipeVerb {
         name: String,
         /// The file to write [default: the name's last part, here]
         to: Option<PathBuf>,
-    },
-}
-
-/// The model of a benchmark.
-#[derive(Debug, Clone, Args)]
-pub(crate) struct BenchModelArgs {
-    /// 15M, smollm2-135m, qwen2.5-0.5b or llama3.2-1b
-    #[arg(long, default_value = "15M")]
-    pub(crate) shape: String,
-    /// Type the frozen weights are held in: f32, bf16 or f16
-    #[arg(long, default_value = "bf16", value_parser = ["f32", "bf16", "f16"])]
-    pub(crate) dtype: String,
-    #[command(flatten)]
-    pub(crate) quantize: QuantizeArgs,
-}
-
-/// What to measure.
-#[derive(Debug, Clone, Subcommand)]
-pub(crate) enum BenchVerb {
-    /// Optimiser steps of a rank-16 LoRA on all linear layers, random weights
-    Train {
-        #[command(flatten)]
-        model: BenchModelArgs,
-        /// Sequences a step
-        #[arg(long, default_value_t = 4)]
-        batch: usize,
-        /// Tokens a sequence
-        #[arg(long, default_value_t = 256)]
-        seq: usize,
-        /// Measured steps, after one that is not
-        #[arg(long, default_value_t = 5)]
-        steps: usize,
-        /// Run each block again in the backward instead of keeping what it needs
-        #[arg(long)]
-        checkpointing: bool,
-    },
-    /// Greedy decoding, of random weights or of a file
-    Generate {
-        #[command(flatten)]
-        model: BenchModelArgs,
-        /// A folder or a GGUF file in place of the shape's random weights
-        #[arg(long = "model", value_name = "MODEL", conflicts_with = "shape")]
-        model_file: Option<PathBuf>,
-        /// Sequences at once
-        #[arg(long, default_value_t = 1)]
-        batch: usize,
-        /// Tokens of the prompt
-        #[arg(long, default_value_t = 64)]
-        prompt: usize,
-        /// New tokens of each sequence
-        #[arg(long, default_value_t = 64)]
-        tokens: usize,
     },
 }

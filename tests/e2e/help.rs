@@ -31,6 +31,7 @@ fn help_of_each_verb_says_what_it_does_and_every_default() {
         ("recipe", "show"),
         ("bench", "train"),
         ("bench", "generate"),
+        ("bench", "serve"),
         ("adapter", "show"),
         ("adapter", "check"),
         ("adapter", "combine"),

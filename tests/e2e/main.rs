@@ -6,6 +6,8 @@
 #[cfg(test)]
 mod adapter;
 #[cfg(test)]
+mod bench_serve;
+#[cfg(test)]
 mod chat;
 #[cfg(test)]
 mod check;
@@ -29,6 +31,8 @@ mod help;
 mod hostile_data;
 #[cfg(test)]
 mod kept_tokens;
+#[cfg(test)]
+mod mock_server;
 #[cfg(test)]
 mod offline;
 #[cfg(test)]

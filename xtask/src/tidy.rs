@@ -66,7 +66,7 @@ fn walk(folder: &Path, files: &mut Vec<PathBuf>) -> Result<()> {
         let name = name.to_string_lossy();
         if entry.file_type()?.is_dir() {
             if !(name.starts_with('.') && name != ".ci"
-                || ["target", "runs", "golden"].contains(&name.as_ref()))
+                || ["target", "runs", "golden", "node_modules"].contains(&name.as_ref()))
             {
                 walk(&path, files)?;
             }
