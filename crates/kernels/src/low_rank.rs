@@ -125,7 +125,13 @@ fn multiply_down(x: Floats<'_>, group: &Group<'_>, hidden: &mut [f32], n_in: usi
     if let (Floats::BF16(x), Floats::BF16(a)) = (x, factors.a)
         && crate::product::has_dots_bf16()
     {
-        return multiply_down_bf16(&x[group.rows.start * n_in..group.rows.end * n_in], a, factors, hidden, n_in);
+        return multiply_down_bf16(
+            &x[group.rows.start * n_in..group.rows.end * n_in],
+            a,
+            factors,
+            hidden,
+            n_in,
+        );
     }
     WIDE.with_borrow_mut(|wide| {
         wide.resize(wide.len().max(n_in), 0.0);
