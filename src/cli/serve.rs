@@ -35,6 +35,9 @@ pub(crate) struct ServeArgs {
     pub(crate) model: Option<String>,
     #[command(flatten)]
     pub(crate) quantize: QuantizeArgs,
+    /// The type to compute in; `auto` is the one that the weights are stored in, and bf16 for GGUF files and quantised weights
+    #[arg(long, value_name = "TYPE", default_value = "auto", value_parser = ["auto", "bf16", "f16", "f32"], conflicts_with = "recipe")]
+    pub(crate) dtype: String,
     /// An adapter and the name it is asked for by; may be given more than once
     #[arg(long, value_name = "NAME=DIR", value_parser = named_folder)]
     pub(crate) adapter: Vec<NamedFolder>,

@@ -392,6 +392,10 @@ impl<'a> Scheduler<'a> {
         let max_new_tokens = sequence.request.config.max_new_tokens;
         if sequence.is_stop(token.id) {
             sequence.end_with(token.id);
+            // It has no text, but whoever asked for probabilities asked for this one too.
+            if sequence.request.logprobs.is_some() {
+                let _ = emit(key, Event::Piece(Piece { text: String::new(), tokens: vec![token] }));
+            }
             return Ok(Some(End::Finished(FinishReason::Stop)));
         }
         let is_whole = match sequence.follow(token.id) {

@@ -520,6 +520,12 @@ fn what_ended_a_text_is_told() {
     assert_eq!(stopped.finished.unwrap().stop, Some(StopCause::Text(some)));
     let id = whole.tokens[3].id;
     let config = GenerationConfig { stop_token_ids: vec![id], ..GenerationConfig::greedy(24) };
-    let stopped = ask(&service, ServiceRequest::new(prompt(2, 8), config));
+    let mut request = ServiceRequest::new(prompt(2, 8), config);
+    let stopped = ask(&service, request.clone());
+    assert!(stopped.tokens.iter().all(|token| token.id != id));
     assert_eq!(stopped.finished.unwrap().stop, Some(StopCause::Token(id)));
+    // Who asks for probabilities gets that of the stop token too: lm-evaluation-harness counts on it.
+    request.logprobs = Some(1);
+    let last = ask(&service, request).tokens.pop().unwrap();
+    assert_eq!((last.id, last.logprob), (id, Some(last.top[0].1)));
 }
