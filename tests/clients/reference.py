@@ -81,15 +81,21 @@ class Reference:
         logits -= logits.max(-1, keepdims=True)
         return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
 
-    def greedy(self, ids, tokens, adapters=()):
-        """The ids that are likeliest behind a prompt, up to a stop token, which is not among them."""
-        ids, start = list(ids), len(ids)
+    def greedy(self, ids, tokens, adapters=(), frequency=0.0, presence=0.0):
+        """The ids that are likeliest behind a prompt, up to a stop token, which is not among them.
+
+        OpenAI's penalties: what was written (not the prompt) loses `frequency` for each time, and `presence` once.
+        """
+        written = []
         for _ in range(tokens):
-            best = int(self.logprobs(ids, adapters)[-1].argmax())
+            row = self.logprobs(ids + written, adapters)[-1]
+            for i in set(written):
+                row[i] -= frequency * written.count(i) + presence
+            best = int(row.argmax())
             if best in self.stop_ids:
                 break
-            ids.append(best)
-        return ids[start:]
+            written.append(best)
+        return written
 
     def score(self, context, continuation, adapters=()):
         """The log-probability of ids behind others, and whether they are the likeliest."""

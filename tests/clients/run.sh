@@ -25,10 +25,10 @@ venv=${VENV:-$root/target/clients-venv}
 wanted=$(sha256sum <"$here/requirements.txt")
 if [ "$(cat "$venv/requirements.sha256" 2>/dev/null)" != "$wanted" ]; then
     "$python" -m venv --clear "$venv"
-    "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --requirement "$here/requirements.txt"
+    "$venv/bin/pip" install --quiet --disable-pip-version-check --no-compile --no-deps --requirement "$here/requirements.txt"
     echo "$wanted" >"$venv/requirements.sha256"
 fi
 
 cd "$here"
-export TAPER=$taper PYTHONDONTWRITEBYTECODE=1
+export TAPER=$taper PYTHONPYCACHEPREFIX=$venv/pycache
 exec "$venv/bin/python" -m pytest -p no:cacheprovider --durations=5 "$@"

@@ -24,14 +24,20 @@ class Server:
         if not told:
             raise RuntimeError(f"{' '.join(command)}\nended with {self.process.wait()}: {log.read_text()}")
         self.url = json.loads(told)["url"]
-        self.wait_until(lambda: httpx.get(f"{self.url}/ready").status_code == 200)
+        if self.url.startswith("http:"):
+            self.wait_until(lambda: httpx.get(f"{self.url}/ready").status_code == 200)
 
     def wait_until(self, holds, seconds=20):
         """Wait for something that is about to be so."""
         end = time.monotonic() + seconds
         while not holds():
-            assert time.monotonic() < end, f"did not come true in {seconds} s; the server's log:\n{self.log.read_text()[-4000:]}"
+            assert time.monotonic() < end, f"did not come true in {seconds} s; the end of the server's log:\n{self.told()}"
             time.sleep(0.02)
+
+    def told(self):
+        """The last lines of the log, without those of our own looking at /metrics."""
+        lines = [line for line in self.log.read_text().splitlines() if 'path="/metrics"' not in line]
+        return "\n".join(lines[-30:])
 
     def metric(self, name, **headers):
         """A number of /metrics, summed over its labels."""
@@ -46,8 +52,8 @@ class Server:
     def waiting(self):
         return self.metric("vllm:num_requests_waiting")
 
-    def ask_to_end(self):
-        self.process.send_signal(signal.SIGTERM)
+    def ask_to_end(self, by=signal.SIGTERM):
+        self.process.send_signal(by)
 
     def ended(self, seconds=40):
         """Ask to end, and give the exit code and what was logged."""

@@ -1,11 +1,15 @@
 """curl: bytes on the wire, connections, who is let in, and what is answered to those who are not."""
 import json
 import re
+import shutil
+import socket
+import ssl
 import subprocess
 
+import openai
 import pytest
 
-from conftest import KEY
+from conftest import KEY, client_of
 from questions import MODELS
 
 CHAT = {"model": "base", "messages": [{"role": "user", "content": "Where is my order?"}], "temperature": 0, "max_tokens": 8}
@@ -223,3 +227,39 @@ def test_tokenize_as_in_vllm(server, reference):
     assert told["tokens"] == reference.chat_ids(CHAT["messages"])
     told = json.loads(curl(f"{server.url}/detokenize", body={"model": "base", "tokens": reference.encode("The red house")}))
     assert told["prompt"] == "The red house"
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the certificate")
+def test_tls(start, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tls")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    named = ["-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"]
+    make = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2", *named]
+    subprocess.run([*make, "-keyout", key, "-out", cert], check=True, capture_output=True)
+    server = start(f"--tls-cert={cert}", f"--tls-key={key}")
+    assert server.url.startswith("https:")
+    trusted = ["--cacert", str(cert)]
+    assert answer(*trusted, f"{server.url}/ready")[0] == 200
+    whole = json.loads(curl(*trusted, f"{server.url}/v1/chat/completions", body=CHAT))
+    with client_of(server, http_client=httpx_client(cert)) as client:
+        told = client.chat.completions.create(**CHAT)
+    assert told.choices[0].message.content == whole["choices"][0]["message"]["content"]
+    plain = server.url.replace("https:", "http:")
+    assert subprocess.run(["curl", "-sS", plain], capture_output=True).returncode != 0
+    assert subprocess.run(["curl", "-sS", server.url], capture_output=True).returncode == 60, "a certificate of nobody was trusted"
+
+
+def httpx_client(cert):
+    return openai.DefaultHttpxClient(verify=ssl.create_default_context(cafile=str(cert)))
+
+
+def test_what_is_no_http_is_turned_away_and_harms_nobody(server):
+    host, port = server.url.removeprefix("http://").split(":")
+    for sent in [b"NONSENSE\r\n\r\n", b"\0" * 64, b"GET / HTTP/9.9\r\n\r\n", b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                 b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: -5\r\n\r\n",
+                 b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n",
+                 b"GET /health HTTP/1.1\r\nHost: localhost\r\n" + b"".join(b"X-%d: x\r\n" % i for i in range(100)) + b"\r\n"]:
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(sent)
+            assert re.match(rb"HTTP/1\.1 (400|414|431) ", connection.recv(1000)), sent[:60]
+    assert answer(f"{server.url}/health")[0] == 200

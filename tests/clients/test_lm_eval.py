@@ -24,7 +24,7 @@ def evaluate(server, folder, tmp_path_factory):
         address = "chat/completions" if kind == "local-chat-completions" else "completions"
         options = {"base_url": f"{server.url}/v1/{address}", "max_retries": 1, "max_length": 1024, "model": model, **options}
         if kind == "local-completions":
-            options = {"tokenizer": str(folder / "base"), "tokenizer_backend": "huggingface", **options}
+            options = {"tokenizer": str(folder / "base"), **options}
         told = lm_eval.simple_evaluate(
             model=kind, model_args=options, tasks=tasks, task_manager=manager, apply_chat_template=chat,
             log_samples=True, bootstrap_iters=0, random_seed=1,
@@ -47,8 +47,9 @@ def split(reference, context, continuation):
 
 
 WAYS = {
-    "ids, eight at a time": {"tokenized_requests": True, "num_concurrent": 8},
-    "texts, four in a request": {"tokenized_requests": False, "num_concurrent": 1, "batch_size": 4},
+    "ids, eight at a time": {"tokenizer_backend": "huggingface", "tokenized_requests": True, "num_concurrent": 8},
+    # The default: it asks the server for a tokenizer first.
+    "texts, four in a request": {"tokenizer_backend": "auto", "tokenized_requests": False, "num_concurrent": 1, "batch_size": 4},
 }
 
 

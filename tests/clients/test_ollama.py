@@ -1,4 +1,5 @@
 """Ollama's own Python client."""
+import asyncio
 import json
 from datetime import datetime
 
@@ -6,6 +7,7 @@ import jsonschema
 import ollama
 import pytest
 
+from conftest import KEY
 from questions import CONVERSATIONS, MODELS, QUESTIONS
 
 SCHEMA = {
@@ -153,3 +155,24 @@ def test_a_stream_that_is_left_frees_its_place(client, server):
     next(stream)
     stream.close()
     server.wait_until(lambda: server.running() == 0, seconds=5)
+
+
+def test_the_asynchronous_client_writes_the_same(client, server):
+    whole = [client.chat(model, CONVERSATIONS[2], options=GREEDY).message.content for model in ["base", "red", "blue"]]
+
+    async def one(model):
+        parts = await ollama.AsyncClient(host=server.url).chat(model, CONVERSATIONS[2], options=GREEDY, stream=True)
+        return "".join([part.message.content async for part in parts])
+
+    async def work():
+        return await asyncio.gather(*map(one, ["base", "red", "blue"]))
+
+    assert asyncio.run(work()) == whole
+
+
+def test_a_key_is_sent_as_a_header(locked):
+    with pytest.raises(ollama.ResponseError) as caught:
+        ollama.Client(host=locked.url).list()
+    assert caught.value.status_code == 401 and isinstance(caught.value.error, str)
+    known = ollama.Client(host=locked.url, headers={"Authorization": f"Bearer {KEY}"})
+    assert known.generate("base", "Hello", options=GREEDY).done

@@ -72,9 +72,10 @@ def test_a_stream_without_usage_has_none(client):
 
 
 def test_the_clients_own_gathering_of_a_stream(client):
-    whole = ask(client, **LONG)
-    messages = [{"role": "user", "content": QUESTIONS[0]}]
-    with client.chat.completions.stream(model="base", messages=messages, temperature=0, **LONG) as stream:
+    whole = ask(client, QUESTIONS[2], max_tokens=24)
+    assert whole.choices[0].finish_reason == "stop"
+    messages = [{"role": "user", "content": QUESTIONS[2]}]
+    with client.chat.completions.stream(model="base", messages=messages, temperature=0, max_tokens=24) as stream:
         kinds = {event.type for event in stream}
         final = stream.get_final_completion()
     assert {"chunk", "content.delta", "content.done"} <= kinds
@@ -186,6 +187,18 @@ def test_echoed_prompts_have_the_references_log_probabilities(client, reference,
         assert sorted(told.top_logprobs[i].values())[: -4 : -1] == pytest.approx(likeliest, abs=CLOSE)
 
 
+def test_a_stop_token_has_its_log_probability(client, reference):
+    """Harnesses ask for one token behind an echoed prompt and cut the last entry off: without it they would lose one of the prompt's."""
+    prompt = "Please close the window"
+    ids = reference.encode(prompt)
+    row = reference.logprobs(ids, MODELS["red"])[-1]
+    assert int(row.argmax()) in reference.stop_ids
+    choice = client.completions.create(model="red", prompt=prompt, temperature=0, max_tokens=1, logprobs=1, echo=True).choices[0]
+    assert (choice.text, choice.finish_reason) == (prompt, "stop")
+    assert len(choice.logprobs.tokens) == len(choice.logprobs.top_logprobs) == len(ids) + 1
+    assert choice.logprobs.token_logprobs[-1] == pytest.approx(row.max(), abs=CLOSE)
+
+
 def test_logit_bias_forbids_and_forces(client, reference):
     first = reference.greedy(reference.chat_ids(CONVERSATIONS[0]), 1)[0]
     forbidden = ask(client, max_tokens=1, logit_bias={str(first): -100}).choices[0].message.content
@@ -195,10 +208,17 @@ def test_logit_bias_forbids_and_forces(client, reference):
     assert answer == reference.decode([forced] * 3)
 
 
-def test_penalties_change_what_repeats(client):
-    plain = ask(client, max_tokens=40, extra_body={"ignore_eos": True}).choices[0].message.content
-    for penalty in ["frequency_penalty", "presence_penalty"]:
-        assert ask(client, max_tokens=40, extra_body={"ignore_eos": True}, **{penalty: 2}).choices[0].message.content != plain
+@pytest.mark.parametrize("penalties", [{"frequency_penalty": 0.5}, {"presence_penalty": 1.5}, {"frequency_penalty": -1, "presence_penalty": 0.25}])
+def test_penalties_are_the_references(client, reference, penalties):
+    """Over a text that repeats itself."""
+    prompt = "blue, red, blue, red, blue, red,"
+    ids = reference.encode(prompt)
+    plain = reference.greedy(ids, 16)
+    expected = reference.greedy(ids, 16, frequency=penalties.get("frequency_penalty", 0), presence=penalties.get("presence_penalty", 0))
+    assert expected != plain
+    for ids, more in [(plain, {}), (expected, penalties)]:
+        answer = client.completions.create(model="base", prompt=prompt, temperature=0, max_tokens=16, **more)
+        assert answer.choices[0].text == reference.decode(ids)
 
 
 def test_temperature_and_top_p_narrow_the_choice(client):

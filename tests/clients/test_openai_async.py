@@ -98,7 +98,7 @@ def test_tools_over_the_asynchronous_client(server):
 
     async def work(client):
         return await client.chat.completions.create(
-            model="base", messages=CONVERSATIONS[0], tools=[tool], tool_choice="required", max_tokens=60
+            model="base", messages=CONVERSATIONS[0], tools=[tool], tool_choice="required", max_tokens=1000
         )
 
     call = with_client(server, work).choices[0].message.tool_calls[0].function

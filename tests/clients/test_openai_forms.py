@@ -35,11 +35,13 @@ ORDER = {
     "required": ["kind", "number", "tags", "urgent", "note"],
     "additionalProperties": False,
 }
+# Nothing in these schemas is without end, white space included, so that an answer of so many tokens has to end by itself.
+ENOUGH = 2000
 ASKED = [{"role": "user", "content": "What is the weather?"}]
 
 
 def ask(client, messages=ASKED, model="base", **more):
-    return client.chat.completions.create(model=model, messages=messages, **{"temperature": 0, "max_tokens": 200, **more})
+    return client.chat.completions.create(model=model, messages=messages, **{"temperature": 0, "max_tokens": ENOUGH, **more})
 
 
 def check_call(call):
@@ -62,6 +64,14 @@ def test_a_named_tool_is_called(client, name):
     choice = ask(client, tools=TOOLS, tool_choice={"type": "function", "function": {"name": name}}).choices[0]
     assert choice.message.tool_calls[0].function.name == name
     check_call(choice.message.tool_calls[0])
+
+
+@pytest.mark.parametrize("parameters", [{}, {"parameters": None}, {"parameters": {"type": "object", "properties": {}, "additionalProperties": False}}])
+def test_a_tool_without_parameters_is_called_with_none(client, parameters):
+    tool = {"type": "function", "function": {"name": "ring", **parameters}}
+    choice = ask(client, tools=[tool], tool_choice="required").choices[0]
+    call = choice.message.tool_calls[0].function
+    assert (call.name, json.loads(call.arguments)) == ("ring", {})
 
 
 def test_no_tool_is_called_where_none_may_be(client):
@@ -91,7 +101,7 @@ def test_streamed_calls_are_the_whole_ones(client):
     assert list(calls) == [0] and reasons[-1] == "tool_calls" and set(reasons[:-1]) == {None}
     assert (calls[0]["name"], calls[0]["arguments"]) == (whole.function.name, whole.function.arguments)
     assert calls[0]["id"].startswith("call_")
-    with client.chat.completions.stream(model="base", messages=ASKED, temperature=0, max_tokens=200, **more) as stream:
+    with client.chat.completions.stream(model="base", messages=ASKED, temperature=0, max_tokens=ENOUGH, **more) as stream:
         gathered = stream.get_final_completion().choices[0].message.tool_calls[0]
     assert (gathered.function.name, gathered.function.arguments) == (whole.function.name, whole.function.arguments)
 
@@ -105,6 +115,13 @@ def test_a_conversation_goes_on_behind_a_call(client, reference):
         {"function": {"name": call.tool_calls[0].function.name, "arguments": arguments}}
     ]}
     assert answer.usage.prompt_tokens == len(reference.chat_ids([*ASKED, plain, result]))
+
+
+def test_a_call_that_is_cut_off_is_no_call(client):
+    choice = ask(client, tools=TOOLS, tool_choice="required", max_tokens=5).choices[0]
+    assert choice.finish_reason == "length" and not choice.message.tool_calls
+    # The tag that opens a call stood in the prompt, and is not what was written.
+    assert "<tool_call>" not in (choice.message.content or "")
 
 
 def test_tools_that_cannot_be_are_bad_requests(client):
@@ -126,16 +143,16 @@ def as_schema(schema, name="order"):
 @pytest.mark.parametrize("seed", range(4))
 @pytest.mark.parametrize("model", ["base", "blue"])
 def test_answers_have_their_schema(client, model, seed):
-    choice = ask(client, model=model, response_format=as_schema(ORDER), temperature=1, seed=seed, max_tokens=400).choices[0]
+    choice = ask(client, model=model, response_format=as_schema(ORDER), temperature=1, seed=seed).choices[0]
     assert choice.finish_reason == "stop", choice.message.content
     jsonschema.validate(json.loads(choice.message.content), ORDER)
 
 
 def test_answers_have_their_schema_in_a_stream_and_beside_others(client):
-    whole = ask(client, response_format=as_schema(ORDER), max_tokens=400).choices[0].message.content
-    streamed = ask(client, response_format=as_schema(ORDER), max_tokens=400, stream=True)
+    whole = ask(client, response_format=as_schema(ORDER)).choices[0].message.content
+    streamed = ask(client, response_format=as_schema(ORDER), stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in streamed) == whole
-    several = ask(client, response_format=as_schema(ORDER), max_tokens=400, n=4, temperature=1, seed=5)
+    several = ask(client, response_format=as_schema(ORDER), n=4, temperature=1, seed=5)
     assert len({choice.message.content for choice in several.choices}) > 1
     for choice in several.choices:
         jsonschema.validate(json.loads(choice.message.content), ORDER)
@@ -153,7 +170,7 @@ class Review(pydantic.BaseModel):
 
 
 def test_the_clients_parse_gives_an_object(client):
-    answer = client.chat.completions.parse(model="base", messages=ASKED, response_format=Review, temperature=0, max_tokens=200)
+    answer = client.chat.completions.parse(model="base", messages=ASKED, response_format=Review, temperature=0, max_tokens=ENOUGH)
     parsed = answer.choices[0].message.parsed
     assert isinstance(parsed, Review) and parsed.mood in Mood and 1 <= parsed.stars <= 5
 
