@@ -21,10 +21,10 @@ if [ -z "$taper" ]; then
     taper=${CARGO_TARGET_DIR:-$root/target}/release/taper
 fi
 
-venv=${VENV:-$root/target/clients-venv}
+venv=$(realpath -m "${VENV:-$root/target/clients-venv}")
 wanted=$(sha256sum <"$here/requirements.txt")
 if [ "$(cat "$venv/requirements.sha256" 2>/dev/null)" != "$wanted" ]; then
-    "$python" -m venv --clear "$venv"
+    "$python" -m venv "$venv"
     "$venv/bin/pip" install --quiet --disable-pip-version-check --no-compile --no-deps --requirement "$here/requirements.txt"
     echo "$wanted" >"$venv/requirements.sha256"
 fi
