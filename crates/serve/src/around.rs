@@ -95,14 +95,15 @@ struct Log {
 
 impl Drop for Log {
     fn drop(&mut self) {
-        tracing::info!(
-            request_id = self.id,
-            method = self.method.as_str(),
-            path = self.path,
-            status = self.status.as_u16(),
-            seconds = self.started.elapsed().as_secs_f64(),
-            "request"
-        );
+        // Who watches over the server asks every few seconds.
+        let watching = is_probe(&self.path) || self.path == "/metrics";
+        let (id, method, path) = (&self.id, self.method.as_str(), &self.path);
+        let (status, seconds) = (self.status.as_u16(), self.started.elapsed().as_secs_f64());
+        if watching {
+            tracing::debug!(request_id = id, method, path, status, seconds, "request");
+        } else {
+            tracing::info!(request_id = id, method, path, status, seconds, "request");
+        }
     }
 }
 

@@ -17,7 +17,7 @@ pub(crate) fn page() -> Response<Body> {
         (header::CONTENT_SECURITY_POLICY, POLICY),
         // With a new version of the server comes a new page.
         (header::CACHE_CONTROL, "no-cache"),
-        (header::REFERRER_POLICY, "no-referrer"),
+        (header::REFERRER_POLICY, "same-origin"),
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }

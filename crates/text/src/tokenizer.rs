@@ -8,6 +8,7 @@ use crate::files::{MAX_TOKENIZER_BYTES, TokenizerFiles, field, read_capped, read
 use crate::{ContentHash, DetokenizerStream, Error, Result, growth};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
+use std::sync::OnceLock;
 use std::ops::Range;
 use std::path::Path;
 use taper_diagnostics::TextSource;
@@ -41,6 +42,8 @@ pub struct Tokenizer {
     adds_prefix_space: bool,
     notes: Vec<String>,
     fingerprint: [u8; 32],
+    /// The bytes of all tokens, once somebody has asked for one's; `None` where the decoder gives tokens none of their own.
+    bytes: OnceLock<Option<Vec<Vec<u8>>>>,
 }
 
 impl Tokenizer {
@@ -87,6 +90,7 @@ impl Tokenizer {
             adds_prefix_space: false,
             notes,
             fingerprint,
+            bytes: OnceLock::new(),
         };
         tokenizer.observe(&config)?;
         Ok(tokenizer)
@@ -137,6 +141,14 @@ impl Tokenizer {
     /// The id of a token.
     pub fn id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
+    }
+
+    /// The bytes that an id adds to a text, by [`Self::token_bytes`]: parts of a character too. `None` for special tokens, for ids without a
+    /// token, and where tokens have no bytes of their own.
+    pub fn bytes_of(&self, id: u32) -> Option<&[u8]> {
+        let ids = || self.inner.get_vocab(true).into_values().max().map_or(0, |most| most as usize + 1);
+        let all = self.bytes.get_or_init(|| self.token_bytes(ids()).ok()).as_ref()?;
+        all.get(id as usize).map(Vec::as_slice).filter(|bytes| !bytes.is_empty())
     }
 
     /// Number of tokens, added ones included. A model's embedding may have more rows.

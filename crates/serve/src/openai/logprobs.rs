@@ -1,39 +1,36 @@
 //! Log-probabilities in OpenAI's two layouts.
 
 use serde_json::{Map, Value, json};
-use std::collections::HashMap;
 use taper_infer::WrittenToken;
 use taper_text::Tokenizer;
 
-/// The texts of single tokens, each looked up once.
+/// The texts of single tokens.
 pub(super) struct TokenTexts<'a> {
     tokenizer: &'a Tokenizer,
-    known: HashMap<u32, String>,
 }
 
 impl<'a> TokenTexts<'a> {
     pub(super) fn new(tokenizer: &'a Tokenizer) -> Self {
-        Self { tokenizer, known: HashMap::new() }
+        Self { tokenizer }
     }
 
-    pub(super) fn text(&mut self, id: u32) -> &str {
-        let tokenizer = self.tokenizer;
-        self.known.entry(id).or_insert_with(|| {
-            let decode = |ids: &[u32]| tokenizer.decode(ids, false).unwrap_or_default();
-            let alone = decode(&[id]);
-            // Sentencepiece leaves out a text's first space, which is the token's own: behind itself it shows.
-            let twice = decode(&[id, id]);
-            match twice.strip_prefix(&alone) {
-                Some(second) if !second.contains('\u{fffd}') && !second.is_empty() => second.to_owned(),
-                _ => alone,
-            }
-        })
+    /// The text of a token; of part of a character its bytes, written as OpenAI writes them: `bytes:\xe2\x82`.
+    pub(super) fn text(&self, id: u32) -> String {
+        match self.tokenizer.bytes_of(id) {
+            Some(bytes) => std::str::from_utf8(bytes).map_or_else(|_| escaped(bytes), str::to_owned),
+            None => self.tokenizer.decode(&[id], false).unwrap_or_default(),
+        }
     }
 
-    fn entry(&mut self, id: u32, logprob: f32) -> Map<String, Value> {
-        let text = self.text(id).to_owned();
-        // Part of a character has no text of its own, and its bytes are not known here.
-        let bytes = (!text.contains('\u{fffd}')).then(|| text.as_bytes().to_vec());
+    /// How many characters begin with a token.
+    fn characters(&self, id: u32, text: &str) -> usize {
+        let begins = |byte: &&u8| **byte & 0xc0 != 0x80;
+        self.tokenizer.bytes_of(id).map_or(text.chars().count(), |bytes| bytes.iter().filter(begins).count())
+    }
+
+    fn entry(&self, id: u32, logprob: f32) -> Map<String, Value> {
+        let text = self.text(id);
+        let bytes = self.tokenizer.bytes_of(id).unwrap_or(text.as_bytes()).to_vec();
         let mut entry = Map::new();
         entry.insert("token".into(), text.into());
         entry.insert("logprob".into(), number(logprob));
@@ -42,7 +39,7 @@ impl<'a> TokenTexts<'a> {
     }
 
     /// Chat's layout: `{"content": [{token, logprob, bytes, top_logprobs}]}`.
-    pub(super) fn of_chat(&mut self, tokens: &[WrittenToken]) -> Value {
+    pub(super) fn of_chat(&self, tokens: &[WrittenToken]) -> Value {
         let content: Vec<Value> = tokens
             .iter()
             .map(|token| {
@@ -57,12 +54,12 @@ impl<'a> TokenTexts<'a> {
     }
 
     /// The layout of completions; `offset` is the place of the first token in the choice's text, in characters, and goes on.
-    pub(super) fn of_completion(&mut self, tokens: &[WrittenToken], offset: &mut usize) -> Value {
+    pub(super) fn of_completion(&self, tokens: &[WrittenToken], offset: &mut usize) -> Value {
         let (mut texts, mut logprobs, mut tops, mut offsets) = (vec![], vec![], vec![], vec![]);
         for token in tokens {
-            let text = self.text(token.id).to_owned();
+            let text = self.text(token.id);
             offsets.push(*offset);
-            *offset += text.chars().count();
+            *offset += self.characters(token.id, &text);
             logprobs.push(token.logprob.map_or(Value::Null, number));
             tops.push(match token.logprob {
                 None => Value::Null,
@@ -70,7 +67,7 @@ impl<'a> TokenTexts<'a> {
                     let mut top = Map::new();
                     for (id, logprob) in token.top.iter().chain(&[(token.id, own)]) {
                         // Two ids can have one text; the likelier comes first.
-                        top.entry(self.text(*id).to_owned()).or_insert_with(|| number(*logprob));
+                        top.entry(self.text(*id)).or_insert_with(|| number(*logprob));
                     }
                     top.into()
                 }
@@ -79,6 +76,11 @@ impl<'a> TokenTexts<'a> {
         }
         json!({ "tokens": texts, "token_logprobs": logprobs, "top_logprobs": tops, "text_offset": offsets })
     }
+}
+
+fn escaped(bytes: &[u8]) -> String {
+    let hex: String = bytes.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+    format!("bytes:{hex}")
 }
 
 /// JSON has no infinity: what cannot be is -9999, as in OpenAI's and vLLM's answers.

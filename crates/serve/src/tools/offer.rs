@@ -32,11 +32,10 @@ impl Offer {
             .iter()
             .filter_map(|tool| {
                 let function = tool.get("function")?;
-                let any = || json!({ "type": "object" });
-                Some((
-                    function.get("name")?.as_str()?,
-                    function.get("parameters").cloned().unwrap_or_else(any),
-                ))
+                // OpenAI: without parameters, a function takes none.
+                let none = || json!({ "type": "object", "properties": {}, "additionalProperties": false });
+                let parameters = function.get("parameters").filter(|parameters| !parameters.is_null());
+                Some((function.get("name")?.as_str()?, parameters.cloned().unwrap_or_else(none)))
             })
             .collect()
     }
@@ -157,6 +156,15 @@ mod tests {
         let offer = read(&json!({ "tools": [tool("f"), tool("g")], "tool_choice": named })).unwrap().unwrap();
         let schema = offer.forced_schema(ToolFormat::Hermes).unwrap();
         assert_eq!(schema["properties"]["name"], json!({ "const": "g" }));
+    }
+
+    #[test]
+    fn a_tool_without_parameters_takes_none() {
+        for function in [json!({ "name": "f" }), json!({ "name": "f", "parameters": null })] {
+            let tools = json!([{ "type": "function", "function": function }]);
+            let offer = read(&json!({ "tools": tools })).unwrap().unwrap();
+            assert_eq!(offer.signatures()[0].1["additionalProperties"], json!(false));
+        }
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub(crate) struct ToolParser {
     parallel: bool,
     calls: usize,
     held: String,
+    /// What the prompt has said of the call already.
+    opening: &'static str,
     /// Llama and Mistral: the text began as no call does.
     is_text: bool,
 }
@@ -42,12 +44,13 @@ pub(crate) struct ToolParser {
 impl ToolParser {
     /// For a text in which these tools may be called.
     pub(crate) fn new(format: ToolFormat, names: Vec<String>, parallel: bool) -> Self {
-        Self { format, names, parallel, calls: 0, held: String::new(), is_text: false }
+        Self { format, names, parallel, calls: 0, held: String::new(), opening: "", is_text: false }
     }
 
     /// For a text whose call was opened by the prompt.
     pub(crate) fn opened(mut self) -> Self {
-        self.held.push_str(self.format.opening());
+        self.opening = self.format.opening();
+        self.held.push_str(self.opening);
         self
     }
 
@@ -87,7 +90,8 @@ impl ToolParser {
                 said
             }
             None if rest.is_empty() || (self.calls > 0 && rest.trim().is_empty()) => Vec::new(),
-            None => vec![Said::Text(rest)],
+            // What the prompt said is none of the answer.
+            None => vec![Said::Text(rest.strip_prefix(self.opening).map(str::to_owned).unwrap_or(rest))],
         }
     }
 
@@ -216,6 +220,23 @@ mod tests {
             }
         }
         joined
+    }
+
+    #[test]
+    fn a_call_that_the_prompt_opened_and_nothing_closed_is_text_without_its_opening() {
+        for (piece, text) in [("{\"name\": \"add\", \"arg", "{\"name\": \"add\", \"arg"), ("", "")] {
+            let mut parser = ToolParser::new(ToolFormat::Hermes, vec!["add".to_owned()], true).opened();
+            let mut said = parser.push(piece);
+            said.extend(parser.finish());
+            let joined: String = said
+                .iter()
+                .map(|one| match one {
+                    Said::Text(text) => text.as_str(),
+                    Said::Call(_) => panic!("not a whole call"),
+                })
+                .collect();
+            assert_eq!(joined, text);
+        }
     }
 
     fn plain(said: &[Said]) -> Value {
