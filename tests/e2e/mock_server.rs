@@ -134,7 +134,8 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<(String, Vec<String
 
 fn reply(status: u16, body: &str) -> Vec<u8> {
     let length = body.len();
-    let head = format!("HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nContent-Length: {length}");
+    let head =
+        format!("HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nContent-Length: {length}");
     format!("{head}\r\n\r\n{body}").into_bytes()
 }
 
