@@ -9,7 +9,7 @@ use std::time::Duration;
 /// Tokens that the mock counts beside the words of a prompt, as a chat template adds some.
 pub(crate) const TEMPLATE_TOKENS: usize = 10;
 
-/// How it answers; each model name stands for a way to: see [`MockServer::url`].
+/// How it answers. Some names of models stand for ways to fail: see [`MockServer::url`].
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Manner {
     /// Before the first token.
@@ -82,8 +82,10 @@ fn serve_connection(mut stream: TcpStream, manner: Manner, seen: &Mutex<Seen>, t
             headers.iter().any(|header| header.eq_ignore_ascii_case(&format!("authorization: bearer {key}")))
         });
         let done = match line.as_str() {
-            _ if !authorized => reply(&mut stream, 401, r#"{"error":{"message":"wrong key"}}"#),
-            "GET /v1/models HTTP/1.1" => reply(&mut stream, 200, r#"{"data":[{"id":"steady"},{"id":"x"}]}"#),
+            _ if !authorized => stream.write_all(&reply(401, r#"{"error":{"message":"wrong key"}}"#)),
+            "GET /v1/models HTTP/1.1" => {
+                stream.write_all(&reply(200, r#"{"data":[{"id":"steady"},{"id":"x"}]}"#))
+            }
             "POST /v1/chat/completions HTTP/1.1" | "POST /v1/completions HTTP/1.1" => {
                 let body: Value = serde_json::from_slice(&body).unwrap();
                 {
@@ -93,12 +95,13 @@ fn serve_connection(mut stream: TcpStream, manner: Manner, seen: &Mutex<Seen>, t
                     seen.most_in_flight = seen.most_in_flight.max(seen.in_flight);
                 }
                 let guard = manner.serial.then(|| turn.lock().unwrap());
-                let done = answer(&mut stream, manner, &body, line.contains("chat"));
+                let last = answer(&mut stream, manner, &body, line.contains("chat"));
                 drop(guard);
+                // Before the client can know that it has ended, and ask again.
                 seen.lock().unwrap().in_flight -= 1;
-                done
+                last.and_then(|last| stream.write_all(&last))
             }
-            _ => reply(&mut stream, 404, r#"{"error":{"message":"no such path"}}"#),
+            _ => stream.write_all(&reply(404, r#"{"error":{"message":"no such path"}}"#)),
         };
         if done.is_err() {
             return;
@@ -129,22 +132,22 @@ fn read_request(reader: &mut BufReader<TcpStream>) -> Option<(String, Vec<String
     Some((line, lines, body))
 }
 
-fn reply(stream: &mut TcpStream, status: u16, body: &str) -> std::io::Result<()> {
+fn reply(status: u16, body: &str) -> Vec<u8> {
     let length = body.len();
-    write!(
-        stream,
-        "HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nContent-Length: {length}\r\n\r\n{body}"
-    )
+    let head =
+        format!("HTTP/1.1 {status} Said\r\nContent-Type: application/json\r\nContent-Length: {length}");
+    format!("{head}\r\n\r\n{body}").into_bytes()
 }
 
-fn answer(stream: &mut TcpStream, manner: Manner, body: &Value, chat: bool) -> std::io::Result<()> {
+/// Answer but for the last bytes, which are returned.
+fn answer(stream: &mut TcpStream, manner: Manner, body: &Value, chat: bool) -> std::io::Result<Vec<u8>> {
     let model = body["model"].as_str().unwrap();
     // The load generator sizes its prompts by answers of one token; ways to fail are for the load.
     let tokens = body["max_tokens"].as_u64().unwrap();
     match model {
-        "busy" if tokens > 1 => return reply(stream, 429, r#"{"error":{"message":"too many"}}"#),
-        "loading" if tokens > 1 => return reply(stream, 503, r#"{"error":{"message":"loading"}}"#),
-        "wrong" if tokens > 1 => return reply(stream, 400, r#"{"error":{"message":"not so"}}"#),
+        "busy" if tokens > 1 => return Ok(reply(429, r#"{"error":{"message":"too many"}}"#)),
+        "loading" if tokens > 1 => return Ok(reply(503, r#"{"error":{"message":"loading"}}"#)),
+        "wrong" if tokens > 1 => return Ok(reply(400, r#"{"error":{"message":"not so"}}"#)),
         _ => {}
     }
     write!(
@@ -152,7 +155,8 @@ fn answer(stream: &mut TcpStream, manner: Manner, body: &Value, chat: bool) -> s
         "HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
     )?;
     if chat {
-        event(stream, &json!({"choices": [{"delta": {"role": "assistant", "content": ""}}]}).to_string())?;
+        let role = json!({"choices": [{"delta": {"role": "assistant", "content": ""}}]});
+        stream.write_all(&event(&role.to_string()))?;
     }
     for token in 0..tokens {
         std::thread::sleep(if token == 0 { manner.first } else { manner.token });
@@ -160,24 +164,26 @@ fn answer(stream: &mut TcpStream, manner: Manner, body: &Value, chat: bool) -> s
             return Err(std::io::ErrorKind::ConnectionAborted.into());
         }
         if token > 0 && model == "ill" {
-            event(stream, r#"{"error":{"message":"out of memory"}}"#)?;
+            stream.write_all(&event(r#"{"error":{"message":"out of memory"}}"#))?;
             break;
         }
         let choice = if chat { json!({"delta": {"content": "w "}}) } else { json!({"text": "w "}) };
-        event(stream, &json!({"choices": [choice]}).to_string())?;
+        stream.write_all(&event(&json!({"choices": [choice]}).to_string()))?;
     }
+    let mut last = Vec::new();
     if manner.usage {
         let prompt = body["prompt"].as_str().or(body["messages"][0]["content"].as_str()).unwrap();
         let prompt_tokens = prompt.split(' ').count() + TEMPLATE_TOKENS;
         let usage = json!({"prompt_tokens": prompt_tokens, "completion_tokens": tokens});
-        event(stream, &json!({"choices": [], "usage": usage}).to_string())?;
+        last.extend(event(&json!({"choices": [], "usage": usage}).to_string()));
     }
-    event(stream, "[DONE]")?;
-    stream.write_all(b"0\r\n\r\n")
+    last.extend(event("[DONE]"));
+    last.extend(b"0\r\n\r\n");
+    Ok(last)
 }
 
 /// An event as a chunk of its own.
-fn event(stream: &mut TcpStream, data: &str) -> std::io::Result<()> {
+fn event(data: &str) -> Vec<u8> {
     let event = format!("data: {data}\n\n");
-    stream.write_all(format!("{:x}\r\n{event}\r\n", event.len()).as_bytes())
+    format!("{:x}\r\n{event}\r\n", event.len()).into_bytes()
 }

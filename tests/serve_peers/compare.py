@@ -8,6 +8,9 @@ Needs Python 3.9 and nothing beside it, Linux (memory is read from /proc), and a
 same program for both: a closed loop of 1 and of 8 clients, 128 prompt tokens and 128 new ones for each request, greedy, every prompt
 different (so prefix caches help neither). It runs on the same cores as the servers and takes about one percent of them.
 
+What other processes took of the processors meanwhile is measured too. A figure during which they took more than --others of one core is
+measured again, up to --tries times, and the least disturbed one is kept; the table tells the most that was taken during what was kept.
+
 In each round each server is started, warmed, measured at every concurrency and ended; the next round takes them in the other order. The
 table has the median of the rounds, the ratios are of medians. Before the first round both answer the same prompts: how many answers are
 the same is told (llama.cpp rounds activations to 8 bits before it multiplies them with quantised weights, so not all need be).
@@ -25,6 +28,7 @@ One server can be left out by not naming it. --out FILE keeps every figure as JS
 import argparse
 import json
 import os
+import resource
 import shlex
 import signal
 import socket
@@ -79,6 +83,8 @@ def arguments():
     parser.add_argument("--cpus", help="for taskset, as 0,1")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--concurrency", default="1,8", help="comma-separated")
+    parser.add_argument("--others", type=float, default=0.05, help="cores that other processes may take")
+    parser.add_argument("--tries", type=int, default=3, help="for one figure")
     parser.add_argument("--requests", type=int, default=4, help="measured requests of each client")
     parser.add_argument("--prompt-tokens", type=int, default=128)
     parser.add_argument("--tokens", type=int, default=128)
@@ -87,7 +93,7 @@ def arguments():
     parser.add_argument("--out", help="keep every figure here, as JSON lines")
     options = parser.parse_args()
     options.clients = [int(number) for number in options.concurrency.split(",")]
-    if min(options.clients + [options.rounds, options.requests, options.threads]) < 1:
+    if min(options.clients + [options.rounds, options.requests, options.threads, options.tries]) < 1:
         parser.error("numbers are 1 or more")
     return options
 
@@ -153,16 +159,38 @@ class Server:
 
 
 def load(options, server, clients, flags=()):
+    """The figures of the least disturbed of some tries; `others` is how many cores other processes took."""
+    tries = []
+    while len(tries) < options.tries and (not tries or tries[-1]["others"] > options.others):
+        tries.append(load_once(options, server, clients, flags))
+        if tries[-1]["others"] > options.others:
+            print(f"disturbed: other processes took {tries[-1]['others']:.2f} of a core", file=sys.stderr)
+    return min(tries, key=lambda figures: figures["others"])
+
+
+def load_once(options, server, clients, flags):
     command = [options.load_generator, "bench", "serve", "--url", server.url, "--concurrency", str(clients), "--api", options.api,
                "--requests", str(clients * options.requests), "--prompt-tokens", str(options.prompt_tokens),
                "--tokens", str(options.tokens), "--seed", str(clients), "--json", *flags]
+    started, others = time.monotonic(), other_seconds(server)
     ended = subprocess.run(command, capture_output=True, text=True)
     if ended.returncode != 0:
         sys.exit(f"error: {shlex.join(command)} ended with {ended.returncode}\n{ended.stderr}")
     figures = json.loads(ended.stdout)
+    figures["others"] = (other_seconds(server) - others) / (time.monotonic() - started)
     if figures["refused"] or figures["failed"] or figures["short_answers"]:
         sys.exit(f"error: not every request was answered in full: {figures}")
     return figures
+
+
+def other_seconds(server):
+    """Processor time that neither the server nor what this script has run took, since the machine began."""
+    ticks = os.sysconf("SC_CLK_TCK")
+    user, nice, system, _, _, irq, softirq, steal = map(int, Path("/proc/stat").read_text().split("\n")[0].split()[1:9])
+    of_server = Path(f"/proc/{server.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    of_children = resource.getrusage(resource.RUSAGE_CHILDREN)
+    busy = user + nice + system + irq + softirq + steal - sum(map(int, of_server))
+    return busy / ticks - of_children.ru_utime - of_children.ru_stime
 
 
 def measure(options, name, round_number):
@@ -235,8 +263,8 @@ def median(runs, *path):
 def print_table(options, runs, servers):
     print(f"{Path(options.model).name}: {options.threads} threads, {options.prompt_tokens} prompt tokens, {options.tokens} new ones, "
           f"median of {options.rounds} rounds\n")
-    print("| clients | server | tokens/s (lowest to highest) | first token, p50 | a token, p50 | peak memory | of it not mapped | load |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
+    print("| clients | server | tokens/s (lowest to highest) | first token, p50 | a token, p50 | peak memory | not mapped | load | others |")
+    print("|" + " --- |" * 9)
     for clients in options.clients:
         speeds = {}
         for name in servers:
@@ -246,9 +274,10 @@ def print_table(options, runs, servers):
             print(f"| {clients} | {name} | {speeds[name]:.1f} ({each[0]:.1f} to {each[-1]:.1f}) "
                   f"| {median(chosen, 'figures', 'time_to_first_token_ms', 'p50'):.0f} ms "
                   f"| {median(chosen, 'figures', 'time_per_output_token_ms', 'p50'):.2f} ms | {median(chosen, 'peak_mib'):.0f} MiB "
-                  f"| {median(chosen, 'anonymous_mib'):.0f} MiB | {median(chosen, 'load_seconds'):.2f} s |")
+                  f"| {median(chosen, 'anonymous_mib'):.0f} MiB | {median(chosen, 'load_seconds'):.2f} s "
+                  f"| {max(run['figures']['others'] for run in chosen):.2f} cores |")
         if len(servers) == 2:
-            print(f"| {clients} | taper / llama | {speeds['taper'] / speeds['llama']:.3f} | | | | | |")
+            print(f"| {clients} | taper / llama | {speeds['taper'] / speeds['llama']:.3f} | | | | | | |")
 
 
 def print_adapters(runs):

@@ -245,7 +245,7 @@ class Storm:
         connection = self.connect()
         try:
             if dice.random() < 0.3:
-                head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
+                head = f"POST /v1/completions HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n"
                 connection.sock.sendall((head + self.key_header() + "\r\n").encode() + body[: len(body) // 2])
                 return "half a request"
             connection.request("POST", "/v1/completions", body, self.headers())
@@ -280,7 +280,7 @@ class Storm:
         """A body that is announced, then sent in pieces until the server has said something."""
         size = self.options.huge_bytes
         connection = self.connect()
-        head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n"
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: {self.host}:{self.port}\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n"
         start = json.dumps({"model": dice.choice(self.models), "max_tokens": 1}).encode()[:-1] + b', "prompt": "'
         try:
             connection.sock.sendall((head + self.key_header() + "\r\n").encode() + start)
