@@ -12,8 +12,9 @@ use taper_infer::{
     Finished, GenerationConfig, Grammar, GrammarCompiler, Request, ScaledAdapter, Scored, Service,
     ServiceOptions, ServiceRequest, StopCause, SubmitError, Ticket, WrittenToken, token_losses,
 };
-use taper_models::{CausalLm, LoadOptions, load};
+use taper_models::{CausalLm, LoadOptions, Quantize, load};
 use taper_peft::LoadMode;
+use taper_quant::{BlockFormat, GgmlType};
 use taper_testkit::{TinySpec, golden, tiny_checkpoint};
 use taper_text::{Tokenizer, TokenizerFiles};
 
@@ -119,8 +120,7 @@ fn with(service: &Service, adapters: &[(&str, f64)], request: ServiceRequest) ->
 }
 
 /// The text of an adapter that sits on the model in the ordinary way.
-fn alone(base: &str, adapter: Option<&str>, request: &ServiceRequest) -> Completion {
-    let mut model = golden_model(base);
+fn alone_on(mut model: Box<dyn CausalLm>, adapter: Option<&str>, request: &ServiceRequest) -> Completion {
     if let Some(adapter) = adapter {
         taper_peft::load(&golden("peft").join(adapter), model.as_mut(), LoadMode::Inference).unwrap();
     }
@@ -130,12 +130,16 @@ fn alone(base: &str, adapter: Option<&str>, request: &ServiceRequest) -> Complet
     engine.generate(&requests, &request.config).unwrap().remove(0)
 }
 
+fn alone(base: &str, adapter: Option<&str>, request: &ServiceRequest) -> Completion {
+    alone_on(golden_model(base), adapter, request)
+}
+
 /// The golden adapters, which PEFT wrote, by their base.
 fn adapters_of(base: &str) -> Vec<String> {
     let mut names = Vec::new();
-    for entry in std::fs::read_dir(golden("peft")).unwrap() {
+    for entry in fs_err::read_dir(golden("peft")).unwrap() {
         let folder = entry.unwrap().path();
-        let Ok(text) = std::fs::read_to_string(folder.join("golden.json")) else { continue };
+        let Ok(text) = fs_err::read_to_string(folder.join("golden.json")) else { continue };
         let golden: serde_json::Value = serde_json::from_str(&text).unwrap();
         if golden["base"] == format!("models/{base}") {
             names.push(folder.file_name().unwrap().to_str().unwrap().to_owned());
@@ -174,6 +178,43 @@ fn adapters_of_all_kinds_share_a_batch_and_each_text_is_that_of_its_adapter_alon
         }
     }
     assert!(checked > 60, "{checked}");
+}
+
+/// The base quantised while it is loaded, or a GGUF file, whose rows of query and key are in llama.cpp's order.
+#[test]
+fn adapters_share_a_batch_over_quantised_bases_too() {
+    let quantised = |format: BlockFormat| -> Box<dyn Fn() -> Box<dyn CausalLm>> {
+        Box::new(move || {
+            let files = ModelFiles::of_folder(&golden("models/llama_untied")).unwrap();
+            let quantize = Some(Quantize { format, embeddings: false });
+            load(&files, LoadOptions { quantize, ..LoadOptions::default() }).unwrap()
+        })
+    };
+    let gguf = |name: &'static str| -> Box<dyn Fn() -> Box<dyn CausalLm>> {
+        Box::new(move || {
+            let files = ModelFiles::of_gguf(&golden("gguf").join(name)).unwrap();
+            load(&files, LoadOptions::default()).unwrap()
+        })
+    };
+    let names = ["lora_all", "rslora", "lora_patterns", "lora_modules_to_save", "lora_embed", "dora", "vera"];
+    for make in [
+        quantised(BlockFormat::Nf4 { block_size: 64, double_quant: true }),
+        quantised(BlockFormat::Int8),
+        quantised(BlockFormat::Ggml(GgmlType::Q8_0)),
+        gguf("llama_f32.gguf"),
+        gguf("llama_q8_0.gguf"),
+    ] {
+        let service = service(make(), options());
+        let mut pending = Vec::new();
+        for (index, name) in (0..).zip(names) {
+            service.adapters().add(name, &golden("peft").join(name), false).unwrap();
+            let request = with(&service, &[(name, 1.0)], greedy(prompt(index, 7 + index), 10));
+            pending.push((name, request.clone(), submit(&service, request).unwrap()));
+        }
+        for (name, request, pending) in pending {
+            assert_eq!(pending.wait().completion(), &alone_on(make(), Some(name), &request), "{name}");
+        }
+    }
 }
 
 #[test]
@@ -359,7 +400,7 @@ fn an_adapter_that_does_not_fit_or_has_changed_is_refused_by_name_and_without_a_
     let copied = tempfile::tempdir().unwrap();
     let place = |from: &str| -> PathBuf {
         for file in ["adapter_config.json", "adapter_model.safetensors"] {
-            std::fs::copy(golden("peft").join(from).join(file), copied.path().join(file)).unwrap();
+            fs_err::copy(golden("peft").join(from).join(file), copied.path().join(file)).unwrap();
         }
         copied.path().to_owned()
     };
