@@ -28,6 +28,9 @@ use taper_train::TrainMethod;
 /// Adapters that can be known at a time; they need not all be in memory.
 const MOST_ADAPTERS: usize = 4096;
 
+/// Tokens of a pass while prompts are read: texts that are being written wait for it, and more of them make a pass no more efficient.
+const TOKENS_PER_PASS: usize = 256;
+
 /// What is served: by flags or by a recipe.
 struct Chosen {
     base: Base,
@@ -241,7 +244,7 @@ fn model(chosen: Chosen, force: bool) -> anyhow::Result<Model> {
     }
     let bytes = |text: &str| parse_bytes(text).map_err(anyhow::Error::msg);
     let options = ServiceOptions {
-        engine: EngineOptions { batch_size: section.max_batch, ..EngineOptions::default() },
+        engine: EngineOptions { batch_size: section.max_batch, tokens_per_pass: TOKENS_PER_PASS },
         max_waiting: section.max_queue,
         cache_bytes: bytes(&section.cache_memory)?,
         adapters: AdapterPoolOptions {

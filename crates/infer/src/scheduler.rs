@@ -39,6 +39,8 @@ pub(crate) struct Scheduler<'a> {
     options: EngineOptions,
     /// Bytes for keys and values.
     budget: usize,
+    /// Most tokens of a sequence: what the model can, as far as the bytes hold it.
+    longest: usize,
     keeps_prefixes: bool,
     meter: CacheMeter,
     prefixes: PrefixCache,
@@ -58,6 +60,7 @@ impl<'a> Scheduler<'a> {
         keeps_prefixes: bool,
     ) -> Self {
         let alone = must_run_alone(model);
+        let longest = longest_held(model, budget);
         let options = match alone {
             true => EngineOptions { batch_size: 1, tokens_per_pass: usize::MAX },
             false => options,
@@ -67,6 +70,7 @@ impl<'a> Scheduler<'a> {
             tokenizer,
             options,
             budget,
+            longest,
             keeps_prefixes: keeps_prefixes && !alone,
             meter: CacheMeter::default(),
             prefixes: PrefixCache::default(),
@@ -156,7 +160,7 @@ impl<'a> Scheduler<'a> {
             && let Some(sequence) = self.waiting.front()
         {
             let pages = (sequence.tokens.len() + 1).div_ceil(PAGE_TOKENS);
-            if !self.active.is_empty() && pages * page_bytes(self.model) > self.free_bytes() {
+            if !self.active.is_empty() && !self.could_hold(pages * page_bytes(self.model)) {
                 break;
             }
             let Some(mut sequence) = self.waiting.pop_front() else { break };
@@ -179,9 +183,10 @@ impl<'a> Scheduler<'a> {
         }
     }
 
-    /// Bytes that are free, or would be if nothing were kept.
-    fn free_bytes(&self) -> usize {
-        self.budget.saturating_sub(self.meter.bytes()).saturating_add(self.prefixes.idle_bytes())
+    /// Whether so many bytes are free, or would be if nothing were kept.
+    fn could_hold(&self, bytes: usize) -> bool {
+        let free = self.budget.saturating_sub(self.meter.bytes());
+        bytes <= free || bytes - free <= self.prefixes.idle_bytes()
     }
 
     /// Let go of kept pages until the pass has the pages that it will write; where that is not enough, the youngest sequences give theirs
@@ -374,7 +379,7 @@ impl<'a> Scheduler<'a> {
 
     /// Take a chosen token in; how the sequence ends, when it does.
     fn accept(&mut self, index: usize, choice: Choice, emit: &mut Emit<'_>) -> Result<Option<End>> {
-        let full = longest_sequence(self.model.config());
+        let full = self.longest;
         let sequence = &mut self.active[index];
         let key = sequence.key;
         if let Some(told) = sequence.tell_prompt()
@@ -443,6 +448,11 @@ enum End {
     Finished(FinishReason),
     /// Its caller has heard of it.
     Failed,
+}
+
+/// Most tokens of a sequence over `model` whose keys and values take at most `budget` bytes.
+pub(crate) fn longest_held(model: &dyn CausalLm, budget: usize) -> usize {
+    longest_sequence(model.config()).min((budget / page_bytes(model)).saturating_mul(PAGE_TOKENS))
 }
 
 /// A row of a pass whose logits are wanted.

@@ -338,6 +338,9 @@ fn little_memory_for_keys_and_values_changes_no_text() {
     let stats = tight.stats();
     assert!(stats.preemptions > 0, "{stats:?}");
     assert!(stats.cache_used_bytes + stats.cache_kept_bytes <= 7 * 8192, "{stats:?}");
+    // A text that nothing else stands in the way of ends where the memory does.
+    let whole = ask(&tight, greedy(prompt(1, 100), 4000));
+    assert_eq!((whole.tokens.len(), whole.completion().finish_reason), (124, FinishReason::Length));
     let error = submit(&tight, greedy(prompt(1, 224), 1)).map(drop).unwrap_err();
     assert!(
         matches!(error, SubmitError::Refused(Error::PromptTooLong { tokens: 224, limit: 224, .. })),

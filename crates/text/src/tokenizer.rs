@@ -8,9 +8,9 @@ use crate::files::{MAX_TOKENIZER_BYTES, TokenizerFiles, field, read_capped, read
 use crate::{ContentHash, DetokenizerStream, Error, Result, growth};
 use serde_json::{Map, Value};
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
 use std::ops::Range;
 use std::path::Path;
+use std::sync::OnceLock;
 use taper_diagnostics::TextSource;
 use tokenizers::models::ModelWrapper;
 use tokenizers::{AddedToken, Tokenizer as Inner};

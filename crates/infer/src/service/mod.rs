@@ -12,7 +12,8 @@ pub use event::{Event, Finished, Piece, StopCause, Times, WrittenToken};
 pub use request::{ScaledAdapter, ServiceRequest};
 
 use crate::error::doing;
-use crate::{EngineOptions, Error, longest_sequence};
+use crate::scheduler::longest_held;
+use crate::{EngineOptions, Error};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
@@ -140,13 +141,13 @@ impl Service {
     ) -> crate::Result<Self> {
         taper_nn::number_modules(model.as_mut()).map_err(doing("number the model's layers"))?;
         let model: Arc<dyn CausalLm> = Arc::from(model);
-        let page = page_bytes(model.as_ref());
-        let capacity = options.cache_bytes / page * PAGE_TOKENS;
-        if capacity == 0 {
-            return Err(Error::CacheTooSmall { given: options.cache_bytes, least: page });
+        let sequence = longest_held(model.as_ref(), options.cache_bytes);
+        if sequence == 0 {
+            let least = page_bytes(model.as_ref());
+            return Err(Error::CacheTooSmall { given: options.cache_bytes, least });
         }
         let limits = Limits {
-            sequence: longest_sequence(model.config()).min(capacity),
+            sequence,
             batch_size: options.engine.batch_size.max(1),
             max_waiting: options.max_waiting,
         };

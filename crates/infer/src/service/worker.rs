@@ -9,6 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
 use taper_models::CausalLm;
 use taper_text::Tokenizer;
 
@@ -31,7 +32,12 @@ pub(super) struct Worker {
     shared: Weak<Shared>,
     callers: HashMap<usize, Caller>,
     next_key: usize,
+    /// What the cache held, used and kept, when that was last counted: it takes a look at every page.
+    cache: (Instant, (usize, usize)),
 }
+
+/// How old that count may be while there is work.
+const COUNT_EVERY: Duration = Duration::from_millis(200);
 
 impl Worker {
     pub(super) fn start(
@@ -41,7 +47,8 @@ impl Worker {
         inbox: Receiver<Job>,
         shared: Weak<Shared>,
     ) -> crate::Result<()> {
-        let mut worker = Self { inbox, shared, callers: HashMap::new(), next_key: 0 };
+        let mut worker =
+            Self { inbox, shared, callers: HashMap::new(), next_key: 0, cache: (Instant::now(), (0, 0)) };
         let body = move || {
             let mut scheduler =
                 Scheduler::new(model.as_ref(), &tokenizer, options.engine, options.cache_bytes, true);
@@ -147,10 +154,13 @@ impl Worker {
         shared.ended.notify_all();
     }
 
-    fn tell_stats(&self, scheduler: &Scheduler<'_>, cache_bytes: usize) {
+    fn tell_stats(&mut self, scheduler: &Scheduler<'_>, cache_bytes: usize) {
         let Some(shared) = self.shared.upgrade() else { return };
         let (running, waiting) = scheduler.sizes();
-        let (cache_used_bytes, cache_kept_bytes) = scheduler.cache_bytes();
+        if scheduler.is_idle() || self.cache.0.elapsed() >= COUNT_EVERY {
+            self.cache = (Instant::now(), scheduler.cache_bytes());
+        }
+        let (cache_used_bytes, cache_kept_bytes) = self.cache.1;
         let counts = scheduler.counts;
         shared.state().stats = ServiceStats {
             running,
