@@ -8,8 +8,7 @@ use llguidance::{Matcher, ParserFactory};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 use taper_text::Tokenizer;
 use toktrie::{ApproximateTokEnv, InferenceCapabilities, TokEnv, TokRxInfo, TokTrie};
@@ -33,14 +32,15 @@ pub struct GrammarCompiler {
 struct Shared {
     factory: ParserFactory,
     vocab: usize,
-    running: AtomicUsize,
+    running: Mutex<usize>,
+    ended: Condvar,
 }
 
 impl GrammarCompiler {
     /// For a tokenizer and a model whose logits have `vocab` entries. Rows of the model that have no token are never allowed, nor are
     /// special tokens, except where a Lark grammar names them (`<|name|>`).
     ///
-    /// Takes about a second and a half for 150 000 tokens.
+    /// Takes half a second to one and a half for 150 000 tokens.
     ///
     /// # Errors
     /// When the tokenizer's decoder does not give tokens bytes of their own.
@@ -56,7 +56,7 @@ impl GrammarCompiler {
         let factory = catch_unwind(AssertUnwindSafe(|| factory(&words)))
             .map_err(|_| unusable("its vocabulary is too large".into()))?
             .map_err(unusable)?;
-        let shared = Arc::new(Shared { factory, vocab, running: AtomicUsize::new(0) });
+        let shared = Arc::new(Shared { factory, vocab, running: Mutex::new(0), ended: Condvar::new() });
         Ok(Self { shared, time_limit: Duration::from_secs(5) })
     }
 
@@ -67,21 +67,23 @@ impl GrammarCompiler {
     }
 
     /// Prepare a grammar. Blocks until it is ready or the time is up; the work is done on a thread of its own, since it cannot be broken
-    /// off. That thread ends by the other bounds (size, depth, steps of the lexer); until then it counts as running.
+    /// off. That thread ends by the other bounds (size, depth, steps of the lexer); until then it takes one of four places.
     ///
     /// # Errors
     /// When the grammar is wrong, says what cannot be held to, no text of the tokenizer's tokens is of its form, it exceeds a bound, or
-    /// too many are being prepared.
+    /// no place became free in time.
     pub fn compile(&self, grammar: &Grammar) -> Result<CompiledGrammar, GrammarError> {
         grammar.check_limits()?;
         let what = grammar.what();
-        let slot = Slot::take(&self.shared)?;
+        let end = Instant::now() + self.time_limit;
+        let slot = Slot::take(&self.shared, self.time_limit)?;
         let (sender, receiver) = mpsc::sync_channel(1);
-        let (grammar, end) = (grammar.clone(), Instant::now() + self.time_limit);
+        let grammar = grammar.clone();
         let work = move || {
             let done = catch_unwind(AssertUnwindSafe(|| prepare(&slot.shared.factory, &grammar, end)));
+            drop(slot);
             // Nobody may be waiting any more.
-            drop((sender.send(done), slot));
+            let _ = sender.send(done);
         };
         let invalid = |message: String| GrammarError::Invalid { what, place: None, message };
         std::thread::Builder::new()
@@ -90,7 +92,7 @@ impl GrammarCompiler {
             .spawn(work)
             .map_err(|error| invalid(format!("there is no thread for it: {error}")))?;
         let done = receiver
-            .recv_timeout(self.time_limit)
+            .recv_timeout(end.saturating_duration_since(Instant::now()))
             .map_err(|_| GrammarError::TooSlow { what, limit: self.time_limit })?;
         let fresh = done.map_err(|_| invalid("the library that prepares it panicked".into()))??;
         Ok(CompiledGrammar { fresh: Arc::new(Mutex::new(fresh)), vocab: self.shared.vocab })
@@ -131,18 +133,25 @@ struct Slot {
 }
 
 impl Slot {
-    fn take(shared: &Arc<Shared>) -> Result<Self, GrammarError> {
-        let one_more = |running: usize| (running < MAX_RUNNING).then_some(running + 1);
-        match shared.running.fetch_update(Ordering::Relaxed, Ordering::Relaxed, one_more) {
-            Ok(_) => Ok(Self { shared: shared.clone() }),
-            Err(running) => Err(GrammarError::Busy { running }),
+    /// A place, as soon as there is one within `wait`.
+    fn take(shared: &Arc<Shared>, wait: Duration) -> Result<Self, GrammarError> {
+        let running = shared.running.lock().unwrap_or_else(PoisonError::into_inner);
+        let (mut running, _) = shared
+            .ended
+            .wait_timeout_while(running, wait, |running| *running >= MAX_RUNNING)
+            .unwrap_or_else(PoisonError::into_inner);
+        if *running >= MAX_RUNNING {
+            return Err(GrammarError::Busy { running: *running });
         }
+        *running += 1;
+        Ok(Self { shared: shared.clone() })
     }
 }
 
 impl Drop for Slot {
     fn drop(&mut self) {
-        self.shared.running.fetch_sub(1, Ordering::Relaxed);
+        *self.shared.running.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.shared.ended.notify_one();
     }
 }
 
@@ -231,16 +240,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_so_many_preparations_run_and_one_that_ends_makes_room() {
+    fn only_so_many_preparations_run_and_the_next_waits_for_room() {
         let words: Vec<Vec<u8>> = (0..=255).map(|byte| vec![byte]).collect();
-        let shared =
-            Arc::new(Shared { factory: factory(&words).unwrap(), vocab: 256, running: AtomicUsize::new(0) });
-        let mut taken: Vec<Slot> = (0..MAX_RUNNING).map(|_| Slot::take(&shared).unwrap()).collect();
-        assert!(matches!(Slot::take(&shared), Err(GrammarError::Busy { running: MAX_RUNNING })));
-        let compiler = GrammarCompiler { shared: shared.clone(), time_limit: Duration::from_secs(5) };
-        assert!(matches!(compiler.compile(&Grammar::JsonObject), Err(GrammarError::Busy { .. })));
-        taken.pop();
-        assert!(compiler.compile(&Grammar::JsonObject).is_ok());
+        let factory = factory(&words).unwrap();
+        let shared = Arc::new(Shared { factory, vocab: 256, running: Mutex::new(0), ended: Condvar::new() });
+        let compiler = |milliseconds| GrammarCompiler {
+            shared: shared.clone(),
+            time_limit: Duration::from_millis(milliseconds),
+        };
+        let mut taken: Vec<Slot> =
+            (0..MAX_RUNNING).map(|_| Slot::take(&shared, Duration::ZERO).unwrap()).collect();
+        let busy = compiler(10).compile(&Grammar::JsonObject);
+        assert!(matches!(busy, Err(GrammarError::Busy { running: MAX_RUNNING })));
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| compiler(60_000).compile(&Grammar::JsonObject).is_ok());
+            taken.pop();
+            assert!(waiting.join().unwrap());
+        });
+        assert_eq!(*shared.running.lock().unwrap(), MAX_RUNNING - 1);
     }
 
     #[test]
