@@ -45,3 +45,5 @@ mod recipe_verbs;
 mod repeat;
 #[cfg(test)]
 mod resume;
+#[cfg(test)]
+mod serve;

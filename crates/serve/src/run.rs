@@ -74,7 +74,7 @@ impl Run {
             tickets.push(Some(app.service.submit(request, sink).map_err(refused)?));
         }
         for name in &about.adapters {
-            app.metrics.adapter_request(name);
+            app.metrics.adapter_requests(name, tickets.len());
         }
         let (cut, left) = (app.until_cut(), tickets.len());
         let (outcome, started) = ("abort", Instant::now());
