@@ -176,6 +176,10 @@ impl Heard {
     }
 
     fn finished(&self, finished: &Finished) {
+        if finished.completion.finish_reason == FinishReason::Cancelled {
+            // Nobody listens any more: it was counted where the run was given up.
+            return;
+        }
         let metrics = &self.app.metrics;
         let tokens = finished.completion.completion_tokens();
         metrics.ended(reason(finished.completion.finish_reason), self.started.elapsed());
