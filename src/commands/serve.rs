@@ -1,7 +1,6 @@
 //! `taper serve`: a base and its adapters over HTTP.
 
 use super::eval::folder_of_trained;
-use crate::card::public_name;
 use crate::cli::{CommonArgs, FolderArgs, ListenArgs, RecipeArgs, ServeArgs, WorkArgs};
 use crate::contract::{self, TEMPLATE_FILE};
 use crate::fault::{OrFault, user_error};
@@ -15,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 use taper_diagnostics::{ExitCode, Location, Problems};
-use taper_hub::{HashCache, ModelSection};
+use taper_hub::{HashCache, ModelSection, ModelSource};
 use taper_infer::{AdapterPoolOptions, EngineOptions, Service, ServiceOptions, longest_sequence};
 use taper_models::{CausalLm, LoadOptions};
 use taper_serve::{
@@ -87,7 +86,7 @@ fn of_model(args: &ServeArgs, name: &str) -> anyhow::Result<Chosen> {
     let section = model_section(&args.quantize, name, &args.dtype)?;
     let base = Base::of_name(&section, &args.common)?;
     Ok(Chosen {
-        names: vec![public_name(&base.source)],
+        names: vec![base_name(&base.source)],
         load: load_options(&section, &base),
         quantize: quantised(&section),
         adapters: Vec::new(),
@@ -114,7 +113,7 @@ fn of_recipe(args: &ServeArgs, recipe: &Path) -> anyhow::Result<Chosen> {
         true => Base::of_trained(&trained, section, &args.common)?,
         false => Base::of_recipe(section, &args.common)?,
     };
-    let names = vec![if is_full { run.name.clone() } else { public_name(&base.source) }];
+    let names = vec![if is_full { run.name.clone() } else { base_name(&base.source) }];
     let adapters = if is_full { Vec::new() } else { vec![(adapter_name(&run.name)?, trained)] };
     Ok(Chosen {
         names,
@@ -144,6 +143,20 @@ fn adapter_name(run: &str) -> anyhow::Result<String> {
         format!("the recipe is named `{run}`, which no client could ask for"),
         "use letters, digits, `.`, `_` and `-` in its `name`, or say `--model BASE --adapter NAME=DIR`",
     ))
+}
+
+/// The base's name where none is given: its folder's or file's, or its hub id.
+fn base_name(source: &ModelSource) -> String {
+    let last = |path: &Path, name: fn(&Path) -> Option<&std::ffi::OsStr>| {
+        let whole = path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let name = name(&whole).unwrap_or_default().to_string_lossy().into_owned();
+        if taper_serve::is_model_name(&name) { name } else { "base".to_owned() }
+    };
+    match source {
+        ModelSource::Folder(path) => last(path, Path::file_name),
+        ModelSource::Gguf(path) => last(path, Path::file_stem),
+        hub => hub.to_string(),
+    }
 }
 
 fn quantised(section: &ModelSection) -> Option<String> {

@@ -49,3 +49,5 @@ mod recipe_verbs;
 mod repeat;
 #[cfg(test)]
 mod resume;
+#[cfg(test)]
+mod serve;

@@ -65,7 +65,7 @@ const DIVERGING: &[&str] = &[
 
 /// The cases of the binary.
 pub(crate) fn cases() -> Vec<Case> {
-    [top(), model(), adapter(), data(), train(), optimizer(), schedule(), eval(), gate(), export()].concat()
+    [top(), model(), adapter(), data(), train(), optimizer(), schedule(), eval(), gate(), export(), serve()].concat()
 }
 
 fn top() -> Vec<Case> {
@@ -235,5 +235,25 @@ fn export() -> Vec<Case> {
             .beside(&["export.formats=[\"gguf\"]", "export.min_gain_kept=0"]),
         case("export.ollama_base", "tiny:1b", "export", see::for_engines).beside(OLLAMA),
         case("export.ollama_system", "Be brief.", "export", see::for_engines).beside(OLLAMA),
+    ]
+}
+
+fn serve() -> Vec<Case> {
+    // Several at a time run on one machine.
+    const PORT: &[&str] = &["serve.port=0"];
+    const BATCH_OF_ONE: &[&str] = &["serve.port=0", "serve.max_batch=1"];
+    const QUEUE_OF_ONE: &[&str] = &["serve.port=0", "serve.max_queue=1"];
+    vec![
+        case("serve.host", "127.0.0.2", "serve", see::host).beside(PORT),
+        // The default may be taken.
+        case("serve.port", "0", "serve", see::default_port).may_end_with(REFUSED),
+        case("serve.served_model_name", "another", "serve", see::models).beside(PORT),
+        case("serve.adapters", "{ another = \"../adapter\" }", "serve", see::models).beside(PORT),
+        case("serve.max_batch", "1", "serve", see::status).beside(QUEUE_OF_ONE),
+        case("serve.max_queue", "1", "serve", see::status).beside(BATCH_OF_ONE),
+        case("serve.max_model_len", "200", "serve", see::lengths).beside(PORT),
+        case("serve.cache_memory", "64KiB", "serve", see::lengths).beside(PORT),
+        case("serve.adapter_memory", "1k", "serve", see::code).beside(PORT).may_end_with(REFUSED),
+        case("serve.request_timeout", "0.001", "serve", see::status).beside(PORT),
     ]
 }

@@ -14,4 +14,6 @@ mod keys;
 #[cfg(test)]
 mod see;
 #[cfg(test)]
+mod served;
+#[cfg(test)]
 mod world;

@@ -162,6 +162,32 @@ pub(crate) fn written(ran: &Ran) -> Value {
     of_samples(ran, |sample| sample["candidates"]["adapter"]["completion_tokens"].clone())
 }
 
+/// The address that a server listened on, without its port.
+pub(crate) fn host(ran: &Ran) -> Value {
+    let url = answers(ran)["url"].clone();
+    url.as_str().and_then(|url| url.rsplit_once(':')).map_or(Value::Null, |(host, _)| json!(host))
+}
+
+/// Whether a server took the default port, or would have.
+pub(crate) fn default_port(ran: &Ran) -> Value {
+    json!(ran.err.contains("127.0.0.1:8080"))
+}
+
+/// The models that a server lists.
+pub(crate) fn models(ran: &Ran) -> Value {
+    of_models(ran, "id")
+}
+
+/// The longest sequences that a server tells.
+pub(crate) fn lengths(ran: &Ran) -> Value {
+    of_models(ran, "max_model_len")
+}
+
+/// How a request for four texts was answered.
+pub(crate) fn status(ran: &Ran) -> Value {
+    answers(ran)["status"].clone()
+}
+
 /// The only run of a command.
 fn run_folder(ran: &Ran) -> PathBuf {
     let runs = ran.folder.join("runs");
@@ -204,4 +230,14 @@ fn of_evaluations(ran: &Ran, see: impl Fn(&Value) -> Value) -> Value {
 fn of_samples(ran: &Ran, see: impl Fn(&Value) -> Value) -> Value {
     let samples = lines_of(&run_folder(ran).join("eval/samples.jsonl"));
     if samples.is_empty() { Value::Null } else { samples.iter().map(see).collect::<Vec<_>>().into() }
+}
+
+fn answers(ran: &Ran) -> Value {
+    serde_json::from_str(&ran.out).unwrap_or_default()
+}
+
+fn of_models(ran: &Ran, key: &str) -> Value {
+    let models = answers(ran)["models"].as_array().cloned();
+    models
+        .map_or(Value::Null, |models| models.iter().map(|model| model[key].clone()).collect::<Vec<_>>().into())
 }

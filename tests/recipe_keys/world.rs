@@ -207,7 +207,7 @@ impl World {
             return ran.clone();
         }
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let ran = Arc::new(self.command(&args, matches!(case.verb, "eval" | "export").then_some(recipe)));
+        let ran = Arc::new(self.command(&args, matches!(case.verb, "eval" | "export" | "serve").then_some(recipe)));
         if !with_key {
             self.unchanged.lock().unwrap().insert(cached, ran.clone());
         }
@@ -231,7 +231,10 @@ impl World {
             .env("HF_HUB_CACHE", self.path("hub"))
             .env("TAPER_CACHE_DIR", folder.join("cache"))
             .env("HF_ENDPOINT", "http://127.0.0.1:9");
-        let output = command.output().unwrap();
+        let output = match args.first() {
+            Some(&"serve") => crate::served::output(&mut command),
+            _ => command.output().unwrap(),
+        };
         Ran {
             code: output.status.code().unwrap_or(-1),
             out: String::from_utf8(output.stdout).unwrap(),

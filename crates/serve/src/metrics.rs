@@ -138,8 +138,8 @@ impl Metrics {
         }
     }
 
-    pub(crate) fn adapter_request(&self, name: &str) {
-        self.adapter_requests.get_or_create(&label("adapter", name)).inc();
+    pub(crate) fn adapter_requests(&self, name: &str, texts: usize) {
+        self.adapter_requests.get_or_create(&label("adapter", name)).inc_by(texts as u64);
     }
 
     pub(crate) fn adapter_tokens(&self, name: &str, prompt: usize, generation: usize) {

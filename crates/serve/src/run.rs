@@ -74,7 +74,7 @@ impl Run {
             tickets.push(Some(app.service.submit(request, sink).map_err(refused)?));
         }
         for name in &about.adapters {
-            app.metrics.adapter_request(name);
+            app.metrics.adapter_requests(name, tickets.len());
         }
         let (cut, left) = (app.until_cut(), tickets.len());
         let (outcome, started) = ("abort", Instant::now());
@@ -176,6 +176,10 @@ impl Heard {
     }
 
     fn finished(&self, finished: &Finished) {
+        if finished.completion.finish_reason == FinishReason::Cancelled {
+            // Nobody listens any more: it was counted where the run was given up.
+            return;
+        }
         let metrics = &self.app.metrics;
         let tokens = finished.completion.completion_tokens();
         metrics.ended(reason(finished.completion.finish_reason), self.started.elapsed());

@@ -17,9 +17,9 @@ fn an_idle_server_ends_at_once() {
 #[test]
 fn requests_in_flight_get_their_whole_answer_and_new_ones_are_sent_elsewhere() {
     let desk = Desk::new();
+    let long = json!({ "max_tokens": 1500, "ignore_eos": true });
+    let streamed = json!({ "max_tokens": 1500, "ignore_eos": true, "stream": true });
     std::thread::scope(|scope| {
-        let long = json!({ "max_tokens": 1500, "ignore_eos": true });
-        let streamed = json!({ "max_tokens": 1500, "ignore_eos": true, "stream": true });
         let whole = scope.spawn(|| desk.chat(&long));
         let stream = scope.spawn(|| desk.chat(&streamed));
         wait_until("two running requests", || desk.metric("vllm:num_requests_running") == 2.0);
