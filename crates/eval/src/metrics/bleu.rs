@@ -30,11 +30,8 @@ impl BleuCounts {
         let (expected, output) = (tokenize_13a(expected), tokenize_13a(output));
         let wanted: Vec<&str> = split_words(&expected).collect();
         let given: Vec<&str> = split_words(&output).collect();
-        let mut counts = Self {
-            output_len: given.len() as u64,
-            expected_len: wanted.len() as u64,
-            ..Self::default()
-        };
+        let mut counts =
+            Self { output_len: given.len() as u64, expected_len: wanted.len() as u64, ..Self::default() };
         for n in 1..=ORDERS {
             let mut left: HashMap<&[&str], u64> = HashMap::new();
             for gram in wanted.windows(n) {
@@ -114,10 +111,8 @@ impl AddAssign for BleuCounts {
     fn add_assign(&mut self, other: Self) {
         self.output_len += other.output_len;
         self.expected_len += other.expected_len;
-        for n in 0..ORDERS {
-            self.correct[n] += other.correct[n];
-            self.total[n] += other.total[n];
-        }
+        let mine = self.correct.iter_mut().chain(&mut self.total);
+        mine.zip(other.correct.into_iter().chain(other.total)).for_each(|(mine, others)| *mine += others);
     }
 }
 
@@ -196,7 +191,8 @@ mod tests {
 
     #[test]
     fn a_score_is_that_of_the_summed_counts_and_not_the_mean_of_scores() {
-        let pairs = [("the cat sat on the mat", "the cat sat on a mat"), ("hello there world again", "hello")];
+        let pairs =
+            [("the cat sat on the mat", "the cat sat on a mat"), ("hello there world again", "hello")];
         let mut corpus = BleuCounts::default();
         for (expected, output) in pairs {
             corpus += BleuCounts::of(expected, output);

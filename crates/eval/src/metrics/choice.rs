@@ -8,10 +8,10 @@ use serde::{Deserialize, Serialize};
 pub enum LengthNorm {
     /// Nothing: lm-evaluation-harness's `acc`.
     None,
-    /// The choice's bytes in UTF-8: lm-evaluation-harness's `acc_bytes`, and what its paper means by `acc_norm`.
+    /// The choice's bytes in UTF-8: lm-evaluation-harness's `acc_bytes`.
     #[default]
     Bytes,
-    /// The choice's characters: what lm-evaluation-harness's code reports as `acc_norm`. For ASCII it is the same as bytes.
+    /// The choice's characters: lm-evaluation-harness's `acc_norm`. For ASCII it is the same as bytes.
     Characters,
 }
 

@@ -131,7 +131,11 @@ fn mean(classes: &[ClassScore], weight: impl Fn(&ClassScore) -> f64) -> Option<C
     let of = |value: fn(&ClassScore) -> f64| {
         classes.iter().map(|class| weight(class) * value(class)).sum::<f64>() / total
     };
-    (total > 0.0).then(|| ClassMeans { precision: of(|c| c.precision), recall: of(|c| c.recall), f1: of(|c| c.f1) })
+    (total > 0.0).then(|| ClassMeans {
+        precision: of(|c| c.precision),
+        recall: of(|c| c.recall),
+        f1: of(|c| c.f1),
+    })
 }
 
 /// How a score over a [`Confusion`] was computed; `score` is for example `macro_f1`.
@@ -140,7 +144,10 @@ pub fn classification_signature(score: &str, normalize: Normalize, zero: ZeroDiv
         ZeroDivision::Zero => 0,
         ZeroDivision::One => 1,
     };
-    format!("classification|score:{score}|label:equal|normalize:{}|zero_division:{zero}|version:1", normalize.name())
+    format!(
+        "classification|score:{score}|label:equal|normalize:{}|zero_division:{zero}|version:1",
+        normalize.name()
+    )
 }
 
 #[cfg(test)]

@@ -39,7 +39,7 @@ impl LossSum {
     /// `exp(nats / tokens)`: comparable between models of one tokenizer only. Of summed losses it is the corpus value, which is
     /// not the mean of the texts' own. `None` without a token.
     pub fn perplexity(&self) -> Option<f64> {
-        (self.tokens > 0).then(|| (self.nats / self.tokens as f64).exp())
+        perplexity(self.nats, self.tokens as usize)
     }
 
     /// `nats / (bytes ln 2)`: comparable between models of different tokenizers. `None` without a byte.

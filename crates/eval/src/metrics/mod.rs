@@ -6,8 +6,8 @@
 //! compared.
 
 pub mod bleu;
-pub mod chrf;
 pub mod choice;
+pub mod chrf;
 pub mod classification;
 pub mod contains;
 pub mod exact;

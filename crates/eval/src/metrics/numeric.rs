@@ -97,9 +97,8 @@ pub fn numbers(text: &str) -> Vec<f64> {
             literal.push('-');
         }
         at = take_digits(&chars, at, &mut literal);
-        let is_grouped = |at: usize| {
-            chars.get(at) == Some(&',') && (1..=3).all(|k| digit(at + k)) && !digit(at + 4)
-        };
+        let is_grouped =
+            |at: usize| chars.get(at) == Some(&',') && (1..=3).all(|k| digit(at + k)) && !digit(at + 4);
         // Groups follow one to three digits only: `1234,567` is two numbers.
         let whole_digits = literal.trim_start_matches('-').len();
         if (1..=3).contains(&whole_digits) {
@@ -161,10 +160,7 @@ mod tests {
 
     #[test]
     fn a_number_matches_within_the_wider_tolerance() {
-        let near = Numeric {
-            tolerance: Tolerance { absolute: 0.01, relative: 0.05 },
-            ..Numeric::default()
-        };
+        let near = Numeric { tolerance: Tolerance { absolute: 0.01, relative: 0.05 }, ..Numeric::default() };
         assert_eq!(near.matches("200", "first 3, so 190"), Some(true));
         assert_eq!(near.matches("200", "189.9"), Some(false));
         assert_eq!(near.matches("0", "0.01"), Some(true));

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 
 /// How two texts without a token are scored: the only point on which the two scripts part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum SquadVersion {
     /// v1.1: token F1 is 0 whenever no token is shared, so of two empty texts too.
     V1,

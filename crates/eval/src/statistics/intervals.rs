@@ -180,7 +180,10 @@ mod tests {
                 let (there, back) = (of(counts), of(turned));
                 near(there.low, -back.high, 1e-12);
                 near(there.high, -back.low, 1e-12);
-                assert!(there.contains(counts.difference()) && there.low >= -1.0 && there.high <= 1.0, "{there:?}");
+                assert!(
+                    there.contains(counts.difference()) && there.low >= -1.0 && there.high <= 1.0,
+                    "{there:?}"
+                );
             }
         }
         let nothing = PairedCounts::of([]);

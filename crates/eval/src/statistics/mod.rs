@@ -14,9 +14,7 @@ mod verdict;
 pub mod distributions;
 
 pub use effect::{cohen_dz, cohen_h};
-pub use intervals::{
-    PairedCounts, Tail, clustered_mean_interval, mean_interval, newcombe, tango, wilson,
-};
+pub use intervals::{PairedCounts, Tail, clustered_mean_interval, mean_interval, newcombe, tango, wilson};
 pub use mcnemar::{discordant_odds, mcnemar_exact, mcnemar_mid_p};
 pub use multiplicity::holm;
 pub use power::{

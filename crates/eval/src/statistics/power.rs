@@ -87,7 +87,8 @@ pub fn items_for_gain(disagreement: f64, gain: f64) -> Option<u64> {
     if !(gain > 0.0 && gain <= disagreement && disagreement <= 1.0) {
         return None;
     }
-    let noise = Z * disagreement.sqrt() + normal_quantile(POWER) * (disagreement - gain * gain).max(0.0).sqrt();
+    let noise =
+        Z * disagreement.sqrt() + normal_quantile(POWER) * (disagreement - gain * gain).max(0.0).sqrt();
     let connor = (noise / gain).powi(2).ceil().max(1.0);
     least_number(connor, |n| power_of_gain(n, disagreement, gain).is_some_and(|power| power >= POWER))
 }
@@ -198,6 +199,9 @@ mod tests {
         let n = items_for_effect(-0.3).unwrap();
         assert!(power_of_effect(n, 0.3).unwrap() >= POWER && power_of_effect(n - 1, 0.3).unwrap() < POWER);
         assert!((power_of_effect(n, detectable_effect(n).unwrap()).unwrap() - POWER).abs() < 1e-9);
-        assert_eq!((items_for_effect(0.0), items_for_effect(f64::NAN), detectable_effect(1)), (None, None, None));
+        assert_eq!(
+            (items_for_effect(0.0), items_for_effect(f64::NAN), detectable_effect(1)),
+            (None, None, None)
+        );
     }
 }

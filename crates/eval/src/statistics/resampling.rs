@@ -209,7 +209,9 @@ pub fn paired_permutation(differences: &[f64], seed: u64, permutations: usize) -
 fn count_as_far(differences: &[f64], sum: f64, limit: f64) -> u64 {
     match differences.split_first() {
         None => u64::from(sum.abs() >= limit),
-        Some((first, rest)) => count_as_far(rest, sum + first, limit) + count_as_far(rest, sum - first, limit),
+        Some((first, rest)) => {
+            count_as_far(rest, sum + first, limit) + count_as_far(rest, sum - first, limit)
+        }
     }
 }
 
@@ -239,7 +241,8 @@ pub fn paired_randomisation(
             if !is_exact && unit % 128 == 0 {
                 words = rng.block((round * blocks + unit / 128) as u64);
             }
-            let bit = if is_exact { round >> unit & 1 == 1 } else { words[unit / 32 % 4] >> (unit % 32) & 1 == 1 };
+            let bit =
+                if is_exact { round >> unit & 1 == 1 } else { words[unit / 32 % 4] >> (unit % 32) & 1 == 1 };
             members.iter().for_each(|item| swapped[*item] = bit);
         }
         let value = Some(statistic(&swapped)).filter(|value| value.is_finite())?;

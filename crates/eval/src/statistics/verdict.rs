@@ -1,8 +1,8 @@
 //! Better, worse, or not enough data, and then how much would be.
 
 use super::{
-    ALPHA, Interval, PERMUTATIONS, PairedCounts, Tail, Units, clustered_mean_interval, cohen_dz, holm, items_for_effect,
-    items_for_gain, mcnemar_exact, paired_permutation, tango,
+    ALPHA, Interval, PERMUTATIONS, PairedCounts, Tail, Units, clustered_mean_interval, cohen_dz, holm,
+    items_for_effect, items_for_gain, mcnemar_exact, paired_permutation, tango,
 };
 use crate::Verdict;
 use serde::{Deserialize, Serialize};
@@ -100,7 +100,8 @@ pub enum NonInferiority {
 ///
 /// "No significant loss" is another thing, which few items always show.
 pub fn non_inferiority(effect: Interval, margin: f64, higher_is_better: bool) -> NonInferiority {
-    let (worst, best) = if higher_is_better { (effect.low, effect.high) } else { (-effect.high, -effect.low) };
+    let (worst, best) =
+        if higher_is_better { (effect.low, effect.high) } else { (-effect.high, -effect.low) };
     if worst > -margin {
         NonInferiority::NotWorse
     } else if best < -margin {
@@ -116,7 +117,9 @@ mod tests {
 
     #[test]
     fn two_points_on_two_hundred_items_are_not_evidence() {
-        let by = |won, lost| decide_shares(PairedCounts { both: 100, won, lost, neither: 100 - won - lost }).unwrap();
+        let by = |won, lost| {
+            decide_shares(PairedCounts { both: 100, won, lost, neither: 100 - won - lost }).unwrap()
+        };
         let four = by(4, 0);
         assert_eq!((four.verdict, four.p_value), (Verdict::Inconclusive, 0.125));
         assert!((390..450).contains(&four.needed.unwrap()), "{four:?}");
@@ -160,9 +163,12 @@ mod tests {
     #[test]
     fn a_loss_within_the_margin_is_not_worse() {
         use NonInferiority::{Inconclusive, NotWorse, Worse};
-        for (low, high, expected) in
-            [(-0.01, 0.03, NotWorse), (-0.019, -0.001, NotWorse), (-0.03, 0.03, Inconclusive), (-0.05, -0.03, Worse)]
-        {
+        for (low, high, expected) in [
+            (-0.01, 0.03, NotWorse),
+            (-0.019, -0.001, NotWorse),
+            (-0.03, 0.03, Inconclusive),
+            (-0.05, -0.03, Worse),
+        ] {
             assert_eq!(non_inferiority(Interval { low, high }, 0.02, true), expected);
             assert_eq!(non_inferiority(Interval { low: -high, high: -low }, 0.02, false), expected);
         }

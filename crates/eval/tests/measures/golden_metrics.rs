@@ -2,15 +2,13 @@
 
 use crate::{golden, list, near, number, numbers, text};
 use serde_json::Value;
-use taper_eval::metrics::bleu::{
-    BleuCounts, corpus_bleu_signature, sentence_bleu_signature, tokenize_13a,
-};
+use taper_eval::metrics::bleu::{BleuCounts, corpus_bleu_signature, sentence_bleu_signature, tokenize_13a};
 use taper_eval::metrics::chrf::{Chrf, ChrfCounts};
 use taper_eval::metrics::classification::{ClassMeans, Confusion, ZeroDivision};
 use taper_eval::metrics::extraction::{Extraction, ExtractionOptions};
-use taper_eval::metrics::rouge::RougeL;
-use taper_eval::metrics::squad::{SquadVersion, normalize_answer, normalised_match, token_f1};
 use taper_eval::metrics::numeric;
+use taper_eval::metrics::rouge::RougeL;
+use taper_eval::metrics::squad::{SquadVersion, normalised_match, normalize_answer, token_f1};
 
 const EXACT: f64 = 1e-9;
 
@@ -195,9 +193,8 @@ fn lists_are_paired_as_well_as_scipy_pairs_them() {
             .iter()
             .map(|row| numbers(row).into_iter().map(|w| w as usize).collect())
             .collect();
-        let object = |keys: Vec<String>| {
-            Value::Object(keys.into_iter().map(|key| (key, Value::from(1))).collect())
-        };
+        let object =
+            |keys: Vec<String>| Value::Object(keys.into_iter().map(|key| (key, Value::from(1))).collect());
         let expected: Vec<Value> = weights
             .iter()
             .enumerate()

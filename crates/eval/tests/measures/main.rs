@@ -1,8 +1,8 @@
-
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 
 mod golden_metrics;
 mod golden_statistics;
+mod properties;
 mod simulation;
 
 use serde_json::Value;

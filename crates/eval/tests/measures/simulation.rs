@@ -4,9 +4,9 @@
 use taper_eval::Verdict;
 use taper_eval::statistics::distributions::binomial_pmf;
 use taper_eval::statistics::{
-    Bootstrap, Interval, PairedCounts, Tail, Units, clustered_mean_interval, decide_shares,
-    items_for_effect, items_for_gain, mean_interval, newcombe, paired_permutation, paired_randomisation,
-    power_of_effect, power_of_gain, tango, wilson,
+    Bootstrap, Interval, NonInferiority, PairedCounts, Tail, Units, clustered_mean_interval, decide,
+    decide_shares, items_for_effect, items_for_gain, mean_interval, newcombe, non_inferiority,
+    paired_permutation, paired_randomisation, power_of_effect, power_of_gain, tango, wilson,
 };
 use taper_kernels::rng::CounterRng;
 
@@ -103,13 +103,37 @@ fn equal_scores_are_called_unequal_in_at_most_a_run_of_twenty() {
 }
 
 #[test]
+fn five_metrics_together_are_called_unequal_in_at_most_a_run_of_twenty() {
+    let runs = 1500;
+    let any_verdict = |adjust: bool| {
+        rate(runs, |run| {
+            let mut draws = Draws::new(15, run);
+            let mut metrics: Vec<_> =
+                (0..5).map(|_| (decide_shares(draws.pairs(400, 0.5, 0.0)).unwrap(), true)).collect();
+            if adjust {
+                decide(&mut metrics);
+            }
+            metrics.iter().any(|(decision, _)| decision.verdict != Verdict::Inconclusive)
+        })
+    };
+    let (adjusted, alone) = (any_verdict(true), any_verdict(false));
+    assert!(adjusted <= 0.05 + noise(0.05, runs), "{adjusted}");
+    assert!(alone > 0.1, "{alone}");
+}
+
+#[test]
 fn equal_corpus_scores_are_called_unequal_in_at_most_a_run_of_twenty() {
     // A ratio of sums, as BLEU and perplexity are: matches over lengths, both at random by item and candidate.
     let runs = 600;
     let false_positives = rate(runs, |run| {
         let mut draws = Draws::new(21, run);
         let mut candidate = || -> Vec<(f64, f64)> {
-            (0..30).map(|_| { let length = 1.0 + 5.0 * draws.exponential(); (length * draws.uniform(), length) }).collect()
+            (0..30)
+                .map(|_| {
+                    let length = 1.0 + 5.0 * draws.exponential();
+                    (length * draws.uniform(), length)
+                })
+                .collect()
         };
         let (a, b) = (candidate(), candidate());
         let statistic = |swapped: &[bool]| {
@@ -143,11 +167,11 @@ fn wilsons_interval_holds_the_share_in_95_of_100_runs_on_the_whole() {
     }
 }
 
-/// The chance that an interval holds the difference, over every table of two candidates that both fail on a fifth of the items on which
-/// they agree.
-fn paired_coverage(n: u64, disagreement: f64, gain: f64, interval: impl Fn(PairedCounts) -> Interval) -> f64 {
+/// The chance that something holds of the table of two candidates that both fail on a fifth of the items on which they agree, over every
+/// number won and lost.
+fn chance(n: u64, disagreement: f64, gain: f64, holds: impl Fn(PairedCounts) -> bool) -> f64 {
     let won_share = 0.5 * (disagreement + gain);
-    let mut coverage = 0.0;
+    let mut chance = 0.0;
     for won in 0..=n {
         let of_won = binomial_pmf(won, n, won_share);
         for lost in 0..=n - won {
@@ -158,11 +182,30 @@ fn paired_coverage(n: u64, disagreement: f64, gain: f64, interval: impl Fn(Paire
             let same = n - won - lost;
             let counts = [same * 4 / 5, won, lost, same - same * 4 / 5].map(|count| count as usize);
             let [both, won, lost, neither] = counts;
-            let held = interval(PairedCounts { both, won, lost, neither }).contains(gain);
-            coverage += f64::from(u8::from(held)) * of_won * of_lost;
+            if holds(PairedCounts { both, won, lost, neither }) {
+                chance += of_won * of_lost;
+            }
         }
     }
-    coverage
+    chance
+}
+
+/// The chance that an interval holds the difference.
+fn paired_coverage(n: u64, disagreement: f64, gain: f64, interval: fn(PairedCounts) -> Interval) -> f64 {
+    chance(n, disagreement, gain, |counts| interval(counts).contains(gain))
+}
+
+#[test]
+fn a_loss_of_the_margin_passes_as_none_in_at_most_a_run_of_forty() {
+    let is_not_worse = |counts| non_inferiority(tango(counts), 0.05, true) == NonInferiority::NotWorse;
+    for (n, disagreement) in [(100, 0.1), (200, 0.2), (300, 0.3)] {
+        let passed = chance(n, disagreement, -0.05, is_not_worse);
+        // The interval is a large-sample one: half a point over the level is its error.
+        assert!(passed <= 0.03, "{n} {disagreement}: {passed}");
+        // Candidates that are alike pass more often the more items there are.
+        let alike = chance(n, 0.1, 0.0, is_not_worse);
+        assert!(alike > if n == 300 { 0.7 } else { 0.25 }, "{n}: {alike}");
+    }
 }
 
 #[test]
@@ -234,7 +277,10 @@ fn bootstrap_intervals_hold_the_difference_in_95_of_100_runs() {
         bootstrap.bca().contains(0.1)
     });
     for (name, coverage) in [("bca", bca), ("percentile", percentile)] {
-        assert!((0.94 - noise(0.05, runs) / 3.0..=0.96 + noise(0.05, runs) / 3.0).contains(&coverage), "{name}: {coverage}");
+        assert!(
+            (0.94 - noise(0.05, runs) / 3.0..=0.96 + noise(0.05, runs) / 3.0).contains(&coverage),
+            "{name}: {coverage}"
+        );
     }
 }
 

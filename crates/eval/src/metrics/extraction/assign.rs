@@ -40,8 +40,8 @@ pub(crate) fn best_pairing(
                     (step, next) = (least[other], other);
                 }
             }
-            for other in 0..=columns {
-                if is_done[other] {
+            for (other, done) in is_done.iter().enumerate() {
+                if *done {
                     row_price[row_of[other]] += step;
                     column_price[other] -= step;
                 } else if least[other] < i64::MAX {
@@ -56,10 +56,8 @@ pub(crate) fn best_pairing(
         }
     }
     let mut paired = vec![None; rows];
-    for column in 1..=columns {
-        if row_of[column] > 0 {
-            paired[row_of[column] - 1] = Some(column - 1);
-        }
+    for (column, row) in row_of.into_iter().enumerate().skip(1).filter(|(_, row)| *row > 0) {
+        paired[row - 1] = Some(column - 1);
     }
     paired
 }
@@ -92,7 +90,14 @@ mod tests {
         for (rows, columns) in [(1, 1), (2, 5), (5, 2), (4, 4), (6, 6), (5, 6), (0, 3), (3, 0)] {
             for most in [2, 100] {
                 let weights: Vec<Vec<i64>> = (0..rows)
-                    .map(|_| (0..columns).map(|_| { at += 1; rng.below(at, most) as i64 - 1 }).collect())
+                    .map(|_| {
+                        (0..columns)
+                            .map(|_| {
+                                at += 1;
+                                rng.below(at, most) as i64 - 1
+                            })
+                            .collect()
+                    })
                     .collect();
                 let paired = best_pairing(rows, columns, &|r, c| weights[r][c]);
                 let sum: i64 = paired.iter().enumerate().filter_map(|(r, c)| Some(weights[r][(*c)?])).sum();

@@ -11,7 +11,17 @@ pub(crate) struct Moment {
 
 const DAY_NS: i64 = 86_400 * 1_000_000_000;
 const MONTHS: [&str; 12] = [
-    "january", "february", "march", "april", "may", "june", "july", "august", "september", "october", "november",
+    "january",
+    "february",
+    "march",
+    "april",
+    "may",
+    "june",
+    "july",
+    "august",
+    "september",
+    "october",
+    "november",
     "december",
 ];
 
@@ -21,7 +31,8 @@ impl Moment {
         match (self.time, other.time) {
             (Some((a, Some(x))), Some((b, Some(y)))) => {
                 let instant = |days: i64, ns: i64, offset: i64| {
-                    i128::from(days) * i128::from(DAY_NS) + i128::from(ns) - i128::from(offset) * 1_000_000_000
+                    i128::from(days) * i128::from(DAY_NS) + i128::from(ns)
+                        - i128::from(offset) * 1_000_000_000
                 };
                 instant(self.days, a, x) == instant(other.days, b, y)
             }
@@ -142,7 +153,9 @@ fn days_of(year: i64, month: i64, day: i64) -> Option<i64> {
     }
     let (from_march, year) = ((month + 9) % 12, year - i64::from(month < 3));
     let day_of_year = (153 * from_march + 2) / 5 + day - 1;
-    Some(365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + day_of_year - 719_468)
+    Some(
+        365 * year + year.div_euclid(4) - year.div_euclid(100) + year.div_euclid(400) + day_of_year - 719_468,
+    )
 }
 
 #[cfg(test)]
@@ -154,8 +167,18 @@ mod tests {
         let day = read_date("2024-03-31", None).unwrap();
         assert_eq!((day.days, day.time), (19_813, None));
         for text in [
-            "20240331", "2024/3/31", "2024.03.31", "31.3.2024", "31/03/2024", "03/31/2024", "31-3-2024",
-            "31 March 2024", "31. Mar. 2024", "March 31st, 2024", " mar 31 2024 ", "2024-03-31T00:10:00Z",
+            "20240331",
+            "2024/3/31",
+            "2024.03.31",
+            "31.3.2024",
+            "31/03/2024",
+            "03/31/2024",
+            "31-3-2024",
+            "31 March 2024",
+            "31. Mar. 2024",
+            "March 31st, 2024",
+            " mar 31 2024 ",
+            "2024-03-31T00:10:00Z",
             "31.03.2024 14:05",
         ] {
             assert!(read_date(text, None).is_some_and(|other| other.is_same_as(day)), "{text}");
@@ -165,9 +188,25 @@ mod tests {
     #[test]
     fn what_is_no_date_or_could_be_two_is_none() {
         for text in [
-            "", "2023-02-29", "2024-13-01", "2024-00-10", "31.4.2024", "3/4/2024", "2024", "24-03-31", "soon",
-            "1.2", "2024-03-31T25:00", "31 Smarch 2024", "May May 2024", "2024-03-31T10:00+9", "2024-03-31T1:2:3.x",
-            "٢٠٢٤-٠٣-٣١", "99999999999-1-1", "2024-03-31T", "é2024-03-31",
+            "",
+            "2023-02-29",
+            "2024-13-01",
+            "2024-00-10",
+            "31.4.2024",
+            "3/4/2024",
+            "2024",
+            "24-03-31",
+            "soon",
+            "1.2",
+            "2024-03-31T25:00",
+            "31 Smarch 2024",
+            "May May 2024",
+            "2024-03-31T10:00+9",
+            "2024-03-31T1:2:3.x",
+            "٢٠٢٤-٠٣-٣١",
+            "99999999999-1-1",
+            "2024-03-31T",
+            "é2024-03-31",
         ] {
             assert_eq!(read_date(text, None), None, "{text}");
         }

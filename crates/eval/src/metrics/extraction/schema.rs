@@ -95,9 +95,7 @@ impl FieldSchema {
     pub(crate) fn described<'a>(&'a self, mut schema: &'a Value) -> &'a Value {
         for _ in 0..MOST_REFERENCES {
             let inner = match schema.get("$ref").and_then(Value::as_str) {
-                Some(reference) => {
-                    reference.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer))
-                }
+                Some(reference) => reference.strip_prefix('#').and_then(|pointer| self.root.pointer(pointer)),
                 None => ["allOf", "anyOf", "oneOf"]
                     .into_iter()
                     .filter(|_| schema.get("type").is_none() && schema.get("properties").is_none())

@@ -148,7 +148,8 @@ fn a_table_sums_documents_and_keeps_their_shares() {
 
 #[test]
 fn a_schema_that_cannot_be_used_is_refused() {
-    let refused = |schema: Value| Extraction::new(&schema, ExtractionOptions::default()).unwrap_err().to_string();
+    let refused =
+        |schema: Value| Extraction::new(&schema, ExtractionOptions::default()).unwrap_err().to_string();
     assert!(refused(json!({ "type": "nothing" })).contains("cannot be used"));
     assert!(refused(json!({ "$ref": "https://example.com/other.json" })).contains("cannot be used"));
     assert!(refused(json!({ "$ref": "file:///etc/hostname" })).contains("cannot be used"));
