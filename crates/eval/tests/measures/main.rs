@@ -1,3 +1,5 @@
+//! Metrics and statistics against the reference libraries, against known worlds, and over odd texts.
+
 #![expect(clippy::unwrap_used, reason = "a helper of a test fails as the test does")]
 
 mod golden_metrics;
