@@ -1,13 +1,11 @@
 //! Two candidates on the same items.
 
 use crate::result::value_of;
-use crate::statistics::{Interval, bootstrap, mcnemar_exact};
+use crate::statistics::{ALPHA, Interval, bootstrap, mcnemar_exact};
 use crate::{Error, EvalResult, Metric, Result, SampleRecord};
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
-/// The share of chance that a difference may have and still count as one.
-pub const ALPHA: f64 = 0.05;
 /// Items below which a resampled interval says nothing.
 pub const LEAST_ITEMS: usize = 10;
 

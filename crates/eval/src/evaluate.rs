@@ -1,6 +1,7 @@
 //! Run a candidate over a task.
 
-use crate::metric::{exact_match, json_fields, without_thoughts};
+use crate::metrics::exact::{exact_match, without_thoughts};
+use crate::metrics::json_fields::json_fields;
 use crate::{Error, EvalItem, EvalResult, EvalTask, Metric, Result, SampleRecord};
 use std::ops::ControlFlow;
 use taper_infer::{Completion, Engine, EngineOptions, GenerationConfig, Request, Scored, token_losses};

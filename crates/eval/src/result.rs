@@ -1,6 +1,7 @@
 //! What one candidate scored on one evaluation.
 
-use crate::metric::{JsonFields, perplexity};
+use crate::metrics::json_fields::JsonFields;
+use crate::metrics::loss::perplexity;
 use crate::statistics::{Interval, bootstrap, wilson};
 use crate::{EvalSection, Metric};
 use serde::{Deserialize, Serialize};

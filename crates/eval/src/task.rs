@@ -1,6 +1,6 @@
 //! Examples made ready: what a candidate is given, and what it should say.
 
-use crate::metric::json_fields;
+use crate::metrics::json_fields::json_fields;
 use crate::{Error, EvalSection, Metric, Result};
 use taper_data::{Encode, Example, ExampleKind, Prompt, RowPlace};
 use taper_diagnostics::{Problem, Problems};

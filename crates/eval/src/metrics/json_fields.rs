@@ -1,42 +1,10 @@
-//! Scores of one answer: pure functions of what was expected and what was written.
+//! Fields of two JSON texts, compared without a schema. With one see [`super::extraction`].
 
+use super::exact::exact_match;
 use crate::Normalize;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use std::borrow::Cow;
 use std::collections::BTreeMap;
-
-/// Whether `output` equals `expected`, as far as `normalize` looks.
-pub fn exact_match(expected: &str, output: &str, normalize: Normalize) -> bool {
-    normalized(expected, normalize) == normalized(output, normalize)
-}
-
-/// The answer in `output`, without what a reasoning model thought before it: a first `<think>` block. Where the expected
-/// answer has such a block itself, or the thoughts do not end, nothing is taken out.
-pub fn without_thoughts<'a>(output: &'a str, expected: &str) -> &'a str {
-    let thoughts = |text: &'a str| text.trim_start().strip_prefix("<think>")?.split_once("</think>");
-    match thoughts(output) {
-        Some((_, answer)) if !expected.trim_start().starts_with("<think>") => answer.trim_start(),
-        _ => output,
-    }
-}
-
-/// A text with what is overlooked taken out.
-pub fn normalized(text: &str, normalize: Normalize) -> Cow<'_, str> {
-    match normalize {
-        Normalize::None => Cow::Borrowed(text),
-        Normalize::Whitespace => Cow::Owned(one_space(text)),
-        Normalize::Lenient => {
-            let bare: String =
-                text.chars().filter(|c| !c.is_ascii_punctuation()).flat_map(char::to_lowercase).collect();
-            Cow::Owned(one_space(&bare))
-        }
-    }
-}
-
-fn one_space(text: &str) -> String {
-    text.split_whitespace().collect::<Vec<_>>().join(" ")
-}
 
 /// The fields of a JSON answer beside those expected.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -123,44 +91,9 @@ fn equal_leaf(a: &Value, b: &Value, normalize: Normalize) -> bool {
     }
 }
 
-/// `exp(loss_sum / tokens)`; losses in nats. `None` without a token.
-pub fn perplexity(loss_sum: f64, tokens: usize) -> Option<f64> {
-    (tokens > 0).then(|| (loss_sum / tokens as f64).exp())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn answers_match_as_far_as_is_looked() {
-        use Normalize::{Lenient, None, Whitespace};
-        for (expected, output, none, whitespace, lenient) in [
-            ("a b", "a b", true, true, true),
-            ("a b", " a \n b\t", false, true, true),
-            ("a b", "A, b!", false, false, true),
-            ("a b", "ab", false, false, false),
-            ("", "  ", false, true, true),
-            ("Öl", "öl", false, false, true),
-        ] {
-            let got = [None, Whitespace, Lenient].map(|n| exact_match(expected, output, n));
-            assert_eq!(got, [none, whitespace, lenient], "{expected:?} {output:?}");
-        }
-    }
-
-    #[test]
-    fn what_is_thought_before_an_answer_is_not_the_answer() {
-        for (expected, output, answer) in [
-            ("yes", "<think>\n\n</think>\n\nyes", "yes"),
-            ("yes", "\n<think>is it? </think> yes", "yes"),
-            // Thoughts that never end, tags inside an answer, and thoughts that are expected stay.
-            ("yes", "<think>yes", "<think>yes"),
-            ("yes", "yes <think>x</think>", "yes <think>x</think>"),
-            ("<think>a</think>yes", "<think>a</think>yes", "<think>a</think>yes"),
-        ] {
-            assert_eq!(without_thoughts(output, expected), answer, "{output:?}");
-        }
-    }
 
     fn fields(expected: &str, output: &str) -> JsonFields {
         json_fields(expected, output, Normalize::Whitespace).unwrap()
@@ -188,13 +121,5 @@ mod tests {
         assert_eq!(json_fields("plain", "{}", Normalize::None), None);
         assert_eq!(json_fields("7", "7", Normalize::None), None);
         assert_eq!(JsonFields::default().f1(), 1.0);
-    }
-
-    #[test]
-    fn perplexity_is_the_exponential_of_the_mean_loss() {
-        assert_eq!(perplexity(0.0, 4), Some(1.0));
-        // Uniform over 8: each token costs ln 8.
-        assert!((perplexity(3.0 * 8f64.ln(), 3).unwrap() - 8.0).abs() < 1e-12);
-        assert_eq!(perplexity(0.0, 0), None);
     }
 }
