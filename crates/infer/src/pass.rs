@@ -10,6 +10,9 @@ use taper_nn::{ForwardContext, KvCache, Route, RoutePart, Routes, SequenceLayout
 /// Rows of logits made at a time; with a vocabulary of 150 000 that is 77 MB.
 pub(crate) const ROWS_PER_HEAD: usize = 128;
 
+/// Takes the number of the first row, the logits of some rows one behind the other, and V.
+pub(crate) type GiveLogits<'g> = dyn FnMut(usize, &[f32], usize) -> Result<()> + 'g;
+
 /// Rows of a pass that go through the same adapters.
 #[derive(Clone)]
 pub(crate) struct RoutedRows<'a> {
@@ -82,13 +85,13 @@ pub(crate) fn head(model: &dyn CausalLm, x: &Tensor, ctx: &ForwardContext<'_>) -
     run().map_err(doing("compute logits"))
 }
 
-/// Logits of hidden states `[n, H]`, [`ROWS_PER_HEAD`] rows at a time, each through the adapters of its route: `give` gets the number of the
-/// first row, their values one behind the other, and V. `routed` holds every row.
+/// Logits of hidden states `[n, H]`, [`ROWS_PER_HEAD`] rows at a time, each through the adapters of its route. `routed` holds
+/// every row.
 pub(crate) fn each_logits(
     model: &dyn CausalLm,
     x: &Tensor,
     routed: &[RoutedRows<'_>],
-    give: &mut dyn FnMut(usize, &[f32], usize) -> Result<()>,
+    give: &mut GiveLogits<'_>,
 ) -> Result<()> {
     let n = x.dims().first().copied().unwrap_or(0);
     for first in (0..n).step_by(ROWS_PER_HEAD) {

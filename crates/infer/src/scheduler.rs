@@ -9,7 +9,7 @@
 
 use crate::pass::{RoutedRows, each_logits, hidden, longest_sequence, must_run_alone};
 use crate::prefix::PrefixCache;
-use crate::sequence::Sequence;
+use crate::sequence::{RouteKey, Sequence};
 use crate::service::{Event, Piece, ServiceRequest, WrittenToken, page_bytes};
 use crate::{EngineOptions, Error, FinishReason, Result, token_logprobs};
 use rayon::prelude::*;
@@ -521,11 +521,11 @@ fn plan(active: &[Sequence<'_>], budget: usize) -> Vec<usize> {
 
 /// The places of the sequences that share a pass, those with the same adapters side by side; an adapter that cannot share has one of its own.
 fn groups(active: &[Sequence<'_>]) -> Vec<Vec<usize>> {
-    let mut order: Vec<(Vec<(usize, u64)>, usize)> =
+    let mut order: Vec<(RouteKey, usize)> =
         active.iter().enumerate().map(|(index, sequence)| (sequence.route(), index)).collect();
     order.sort();
     let mut shared = Vec::new();
-    let mut own: Vec<(Vec<(usize, u64)>, Vec<usize>)> = Vec::new();
+    let mut own: Vec<(RouteKey, Vec<usize>)> = Vec::new();
     for (route, index) in order {
         let alone = active[index].request.adapters.iter().any(|scaled| scaled.adapter.own_pass().is_some());
         match own.last_mut() {

@@ -9,6 +9,9 @@ use std::time::Instant;
 use taper_nn::{KvCache, PAGE_TOKENS, RoutePart};
 use taper_text::{DetokenizerStream, Tokenizer};
 
+/// Which adapters a sequence goes through, with the bits of their scales.
+pub(crate) type RouteKey = Vec<(usize, u64)>;
+
 /// What one request has come to.
 pub(crate) struct Sequence<'a> {
     /// The caller's name for it.
@@ -97,7 +100,7 @@ impl<'a> Sequence<'a> {
     }
 
     /// Which sequences may share a pass and its order: equal where the adapters and scales are the same.
-    pub(crate) fn route(&self) -> Vec<(usize, u64)> {
+    pub(crate) fn route(&self) -> RouteKey {
         self.parts.iter().map(|part| (Arc::as_ptr(&part.modules) as usize, part.scale.to_bits())).collect()
     }
 

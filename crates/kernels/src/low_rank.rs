@@ -250,9 +250,12 @@ mod tests {
     use super::*;
     use crate::testing::{Dice, assert_close, assert_same_for_any_threads, random};
 
+    /// Rows, rank, scale, A and B.
+    type Given = (Range<usize>, usize, f32, Vec<f32>, Vec<f32>);
+
     struct Case {
         x: Vec<f32>,
-        groups: Vec<(Range<usize>, usize, f32, Vec<f32>, Vec<f32>)>,
+        groups: Vec<Given>,
         y: Vec<f32>,
         n_in: usize,
         n_out: usize,

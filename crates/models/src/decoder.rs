@@ -170,7 +170,7 @@ struct Block {
 
 #[derive(Debug, Clone)]
 enum BlockMlp {
-    One(Mlp),
+    One(Box<Mlp>),
     Experts(Experts),
 }
 
@@ -239,7 +239,7 @@ impl BlockMlp {
         let experts = config.experts.as_ref().filter(|experts| experts.blocks.get(index) == Some(&true));
         Ok(match experts {
             Some(experts) => Self::Experts(Experts::build(config, experts, path, weights)?),
-            None => Self::One(Mlp::build(config, config.intermediate_size, path, weights)?),
+            None => Self::One(Box::new(Mlp::build(config, config.intermediate_size, path, weights)?)),
         })
     }
 

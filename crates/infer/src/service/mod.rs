@@ -186,13 +186,11 @@ impl Service {
             return Err(SubmitError::Busy { waiting });
         }
         let jobs = self.shared.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        match jobs.as_ref().map(|jobs| jobs.send(job)) {
-            Some(Ok(())) => {
-                state.unfinished += 1;
-                Ok(Ticket { is_cancelled })
-            }
-            _ => Err(SubmitError::Draining),
+        if jobs.as_ref().is_none_or(|jobs| jobs.send(job).is_err()) {
+            return Err(SubmitError::Draining);
         }
+        state.unfinished += 1;
+        Ok(Ticket { is_cancelled })
     }
 
     fn check(&self, request: &ServiceRequest) -> Result<(), Error> {
