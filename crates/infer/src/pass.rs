@@ -57,6 +57,11 @@ pub(crate) fn hidden<'a>(
     if rows.len() == ids.len() {
         return Ok(x);
     }
+    select_rows(&x, rows)
+}
+
+/// Some rows of hidden states, `[T, H] -> [n, H]`.
+pub(crate) fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     let rows = Tensor::new(rows, x.device()).map_err(doing("select rows"))?;
     x.index_select(&rows, 0).map_err(doing("select rows"))
 }
@@ -85,17 +90,18 @@ pub(crate) fn head(model: &dyn CausalLm, x: &Tensor, ctx: &ForwardContext<'_>) -
     run().map_err(doing("compute logits"))
 }
 
-/// Logits of hidden states `[n, H]`, [`ROWS_PER_HEAD`] rows at a time, each through the adapters of its route. `routed` holds
+/// Logits of hidden states `[n, H]`, some rows at a time, each through the adapters of its route. `routed` holds
 /// every row.
 pub(crate) fn each_logits(
     model: &dyn CausalLm,
     x: &Tensor,
     routed: &[RoutedRows<'_>],
+    rows_at_a_time: usize,
     give: &mut GiveLogits<'_>,
 ) -> Result<()> {
     let n = x.dims().first().copied().unwrap_or(0);
-    for first in (0..n).step_by(ROWS_PER_HEAD) {
-        let count = ROWS_PER_HEAD.min(n - first);
+    for first in (0..n).step_by(rows_at_a_time) {
+        let count = rows_at_a_time.min(n - first);
         let part = x.narrow(0, first, count).map_err(doing("select rows"))?;
         let within = |rows: &Range<usize>| {
             rows.start.clamp(first, first + count) - first..rows.end.clamp(first, first + count) - first

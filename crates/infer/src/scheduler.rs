@@ -7,15 +7,20 @@
 //! "PagedAttention", SOSP 2023); full ones are kept for requests that begin with the same tokens, and when memory runs out the youngest
 //! sequence gives its pages back and is read again later.
 
-use crate::pass::{RoutedRows, each_logits, hidden, longest_sequence, must_run_alone};
+use crate::pass::{
+    ROWS_PER_HEAD, RoutedRows, each_logits, hidden, longest_sequence, must_run_alone, select_rows,
+};
 use crate::prefix::PrefixCache;
 use crate::sequence::{RouteKey, Sequence};
 use crate::service::{Event, Piece, ServiceRequest, WrittenToken, page_bytes};
 use crate::{EngineOptions, Error, FinishReason, Result, token_logprobs};
+use candle_core::Tensor;
 use rayon::prelude::*;
 use std::collections::VecDeque;
 use std::ops::ControlFlow;
 use std::time::Instant;
+use taper_kernels::gemm::FEW_ROWS;
+use taper_kernels::rows;
 use taper_models::CausalLm;
 use taper_nn::{CacheMeter, KvCache, PAGE_TOKENS, SequenceLayout};
 use taper_text::Tokenizer;
@@ -125,10 +130,17 @@ impl<'a> Scheduler<'a> {
         let mut pieces = plan(&self.active, self.options.tokens_per_pass);
         self.make_room(&mut pieces);
         let mut ended = Vec::new();
-        for group in groups(&self.active) {
-            if group.iter().any(|&index| pieces[index] > 0) {
-                self.pass(&group, &pieces, &mut ended, emit)?;
+        // What is written and what is read go apart: so each row has the same arithmetic whatever shares the batch with it.
+        let (writing, reading): (Vec<usize>, Vec<usize>) = (0..self.active.len())
+            .filter(|&index| pieces[index] > 0)
+            .partition(|&index| self.active[index].to_read() == 0);
+        for group in groups(&self.active, &writing) {
+            for some in group.chunks(FEW_ROWS) {
+                self.pass(some, &pieces, &mut ended, emit)?;
             }
+        }
+        for group in groups(&self.active, &reading) {
+            rows::as_many(|| self.pass(&group, &pieces, &mut ended, emit))?;
         }
         self.leave(ended, emit)
     }
@@ -223,41 +235,21 @@ impl<'a> Scheduler<'a> {
         ended: &mut Vec<(usize, End)>,
         emit: &mut Emit<'_>,
     ) -> Result<()> {
-        let taking: Vec<usize> = group.iter().copied().filter(|&index| pieces[index] > 0).collect();
-        let (hidden, wanted) = self.hidden(&taking, pieces)?;
-        for &index in &taking {
+        let (hidden, wanted) = self.hidden(group, pieces)?;
+        for &index in group {
             self.count_read(index, pieces[index]);
         }
-        for (index, error) in self.prepare_choices(&taking) {
+        let Some(hidden) = hidden else { return Ok(()) };
+        for (index, error) in self.prepare_choices(group) {
             let _ = emit(self.active[index].key, Event::Failed(error));
             ended.push((index, End::Failed));
         }
-        let routed = self.route_rows(&taking, &wanted);
         let mut chosen: Vec<(usize, Choice)> = Vec::new();
-        let model = self.model_of(taking[0]);
-        let active = &self.active;
-        let mut prompts: Vec<(usize, WrittenToken)> = Vec::new();
-        let rows: Vec<Row> = wanted.iter().flatten().copied().collect();
-        if let Some(hidden) = &hidden {
-            each_logits(model, hidden, &routed, &mut |first, values, v| {
-                let rows = &rows[first..];
-                let read: Vec<Read> = values
-                    .par_chunks(v)
-                    .zip(rows)
-                    .map(|(logits, row)| read(&active[row.sequence], *row, logits))
-                    .collect();
-                for (row, read) in rows.iter().zip(read) {
-                    match read {
-                        Read::Prompt(token) => prompts.push((row.sequence, token)),
-                        Read::Next(choice) => chosen.push((row.sequence, choice)),
-                    }
-                }
-                Ok(())
-            })?;
-        }
-        drop(routed);
-        for (index, token) in prompts {
-            self.active[index].prompt_logprobs.push(token);
+        for read in self.read_logits(group, &hidden, &wanted)? {
+            match read {
+                (index, Read::Prompt(token)) => self.active[index].prompt_logprobs.push(token),
+                (index, Read::Next(choice)) => chosen.push((index, choice)),
+            }
         }
         chosen.retain(|(index, _)| ended.iter().all(|(gone, _)| gone != index));
         for (index, choice) in chosen {
@@ -268,6 +260,44 @@ impl<'a> Scheduler<'a> {
         Ok(())
     }
 
+    /// What the logits of the wanted rows say, by sequence: of the prompt's tokens in the arithmetic of many rows, of next tokens in that of few.
+    fn read_logits(
+        &self,
+        group: &[usize],
+        hidden: &Tensor,
+        wanted: &[Vec<Row>],
+    ) -> Result<Vec<(usize, Read)>> {
+        let model = self.model_of(group[0]);
+        let mut all = Vec::new();
+        for of_prompt in [true, false] {
+            let is_of = |row: &&Row| (row.at + 1 < self.active[row.sequence].tokens.len()) == of_prompt;
+            let rows: Vec<Row> = wanted.iter().flatten().filter(is_of).copied().collect();
+            let places: Vec<u32> = (0..)
+                .zip(wanted.iter().flatten())
+                .filter(|(_, row)| is_of(row))
+                .map(|(place, _)| place)
+                .collect();
+            if rows.is_empty() {
+                continue;
+            }
+            let routed = self.routed(group, |position| wanted[position].iter().filter(is_of).count());
+            let x = select_rows(hidden, &places)?;
+            let mut take = |first: usize, values: &[f32], v: usize| {
+                let rows = values.par_chunks(v).zip(&rows[first..]);
+                let read: Vec<(usize, Read)> = rows
+                    .map(|(logits, row)| (row.sequence, read(&self.active[row.sequence], *row, logits)))
+                    .collect();
+                all.extend(read);
+                Ok(())
+            };
+            match of_prompt {
+                true => rows::as_many(|| each_logits(model, &x, &routed, ROWS_PER_HEAD, &mut take))?,
+                false => rows::by_number(|| each_logits(model, &x, &routed, FEW_ROWS, &mut take))?,
+            }
+        }
+        Ok(all)
+    }
+
     /// Ask the grammars of those that get a token; what went wrong, by sequence.
     fn prepare_choices(&mut self, taking: &[usize]) -> Vec<(usize, Error)> {
         let ready = self.active.par_iter_mut().enumerate();
@@ -276,11 +306,7 @@ impl<'a> Scheduler<'a> {
     }
 
     /// The hidden states of the rows whose logits are wanted, and which rows these are, by sequence.
-    fn hidden(
-        &mut self,
-        taking: &[usize],
-        pieces: &[usize],
-    ) -> Result<(Option<candle_core::Tensor>, Vec<Vec<Row>>)> {
+    fn hidden(&mut self, taking: &[usize], pieces: &[usize]) -> Result<(Option<Tensor>, Vec<Vec<Row>>)> {
         let (mut ids, mut lengths, mut text_lengths) = (Vec::new(), Vec::new(), Vec::new());
         let (mut wanted, mut rows) = (Vec::new(), Vec::new());
         for &index in taking {
@@ -325,10 +351,6 @@ impl<'a> Scheduler<'a> {
 
     fn route_pieces(&self, taking: &[usize], pieces: &[usize]) -> Vec<RoutedRows<'_>> {
         self.routed(taking, |position| pieces[taking[position]])
-    }
-
-    fn route_rows(&self, taking: &[usize], wanted: &[Vec<Row>]) -> Vec<RoutedRows<'_>> {
-        self.routed(taking, |position| wanted[position].len())
     }
 
     /// The rows of each run of sequences with the same adapters.
@@ -498,20 +520,20 @@ fn wanted_rows(index: usize, sequence: &Sequence<'_>, piece: usize) -> Vec<Row> 
         .collect()
 }
 
-/// How many tokens of each sequence the next pass takes: one of those being written, then prompts in order while the budget
+/// How many tokens of each sequence the next passes take: one of those being written, then prompts in order while the budget
 /// lasts. At least one sequence gets a token.
 fn plan(active: &[Sequence<'_>], budget: usize) -> Vec<usize> {
-    let writing = active.iter().filter(|s| s.pending() == 1).count();
+    let writing = active.iter().filter(|s| s.to_read() == 0).count();
     let mut left = budget.saturating_sub(writing);
     if writing == 0 {
         left = left.max(1);
     }
     active
         .iter()
-        .map(|sequence| match sequence.pending() {
-            1 => 1,
-            pending => {
-                let take = pending.min(left);
+        .map(|sequence| match sequence.to_read() {
+            0 => 1,
+            to_read => {
+                let take = to_read.min(left);
                 left -= take;
                 take
             }
@@ -519,10 +541,11 @@ fn plan(active: &[Sequence<'_>], budget: usize) -> Vec<usize> {
         .collect()
 }
 
-/// The places of the sequences that share a pass, those with the same adapters side by side; an adapter that cannot share has one of its own.
-fn groups(active: &[Sequence<'_>]) -> Vec<Vec<usize>> {
+/// `some` of the sequences, by the passes that they share, those with the same adapters side by side; an adapter that cannot share has passes of
+/// its own.
+fn groups(active: &[Sequence<'_>], some: &[usize]) -> Vec<Vec<usize>> {
     let mut order: Vec<(RouteKey, usize)> =
-        active.iter().enumerate().map(|(index, sequence)| (sequence.route(), index)).collect();
+        some.iter().map(|&index| (active[index].route(), index)).collect();
     order.sort();
     let mut shared = Vec::new();
     let mut own: Vec<(RouteKey, Vec<usize>)> = Vec::new();

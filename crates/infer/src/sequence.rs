@@ -31,6 +31,8 @@ pub(crate) struct Sequence<'a> {
     /// Prompt tokens that were found in the cache.
     pub(crate) reused: usize,
     pub(crate) prompt_tokens: usize,
+    /// How many tokens of the text are read together, in the arithmetic of many rows; those behind them go one by one, as they were written.
+    read_together: usize,
     /// What is known of the tokens of the prompt, where that was asked for.
     pub(crate) prompt_logprobs: Vec<WrittenToken>,
     /// Whether the caller has heard that the prompt was read.
@@ -70,6 +72,7 @@ impl<'a> Sequence<'a> {
             page_keys: Vec::new(),
             reused: 0,
             prompt_tokens: request.prompt_ids.len(),
+            read_together: request.prompt_ids.len(),
             prompt_logprobs: Vec::new(),
             prompt_told: false,
             sampler: Sampler::new(config, request.number),
@@ -94,6 +97,11 @@ impl<'a> Sequence<'a> {
         self.tokens.len() - self.cached
     }
 
+    /// Tokens that may be read together with those of other texts; 0 where the next token goes alone, as one that is written does.
+    pub(crate) fn to_read(&self) -> usize {
+        self.read_together.saturating_sub(self.cached)
+    }
+
     /// Note that a place in the batch was found.
     pub(crate) fn begin(&mut self) {
         self.clock.began.get_or_insert_with(Instant::now);
@@ -115,6 +123,7 @@ impl<'a> Sequence<'a> {
     pub(crate) fn switch_at(&mut self, length: usize) {
         if self.cached > 0 && self.cached_for <= length && self.tokens.len() > length {
             self.give_back();
+            self.read_together = self.tokens.len();
         }
     }
 
@@ -141,9 +150,9 @@ impl<'a> Sequence<'a> {
         self.cache = cache;
     }
 
-    /// Full pages that have no key yet, each with its key.
+    /// Full pages that have no key yet, each with its key. Only what was read is kept: what was written would be other bits if it were read.
     pub(crate) fn new_pages(&mut self, switch: Option<usize>) -> Vec<(PageKey, Arc<taper_nn::KvPage>)> {
-        let (known, full) = (self.page_keys.len(), self.cached / PAGE_TOKENS);
+        let (known, full) = (self.page_keys.len(), self.cached.min(self.read_together) / PAGE_TOKENS);
         if full <= known {
             return Vec::new();
         }

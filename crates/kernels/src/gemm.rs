@@ -120,7 +120,7 @@ pub fn linear_forward(
     if t == 0 {
         return;
     }
-    if t <= FEW_ROWS {
+    if crate::rows::are_few(t) {
         return thin::multiply(thin::Rows::F32(x), w, bias, y, t, n_in, n_out);
     }
     let y = SharedMut::new(y);
@@ -158,7 +158,7 @@ pub(crate) fn few_bf16_rows(
     n_out: usize,
 ) -> bool {
     #[cfg(target_arch = "x86_64")]
-    if t <= FEW_ROWS && crate::product::has_dots_bf16() {
+    if crate::rows::are_few(t) && crate::product::has_dots_bf16() {
         check_linear(x.len(), w.len(), y.len(), t, n_in, n_out);
         thin::multiply(thin::Rows::BF16(x), w, bias, y, t, n_in, n_out);
         return true;

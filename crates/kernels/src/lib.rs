@@ -43,6 +43,7 @@ pub mod reduce;
 pub mod rng;
 pub mod rope;
 pub mod routing;
+pub mod rows;
 mod shared;
 pub mod soft_cap;
 pub mod softmax_weights;

@@ -5,8 +5,9 @@
 //! pass over the result as the base. Gradients are `f32` throughout.
 
 use crate::floats::{Floats, FloatsMut, buffer, round, widen};
-use crate::gemm::{self, FEW_ROWS, WeightView};
+use crate::gemm::{self, WeightView};
 use crate::product::{LowRank, Operand, Target, Term, multiply, multiply_low_rank};
+use crate::rows::are_few;
 use half::bf16;
 
 /// y `[T,out]` = x `[T,in]` W^T + b, W `[out,in]`, b `[out]`. A y in bf16 is rounded once, from the sum.
@@ -25,8 +26,8 @@ pub fn forward(
     match (x, y) {
         (Floats::F32(x), FloatsMut::F32(y)) => gemm::linear_forward(x, w, bias, y, t, n_in, n_out),
         (Floats::F32(_), FloatsMut::BF16(_)) => panic!("a result in bf16 of activations in f32"),
-        (Floats::BF16(x), FloatsMut::F32(y)) if t <= FEW_ROWS => few_rows(x, w, bias, y, t, n_in, n_out),
-        (Floats::BF16(x), FloatsMut::BF16(y)) if t <= FEW_ROWS => {
+        (Floats::BF16(x), FloatsMut::F32(y)) if are_few(t) => few_rows(x, w, bias, y, t, n_in, n_out),
+        (Floats::BF16(x), FloatsMut::BF16(y)) if are_few(t) => {
             let mut sums = buffer(y.len());
             few_rows(x, w, bias, &mut sums, t, n_in, n_out);
             round(&sums, y);
@@ -199,7 +200,7 @@ pub fn lora_forward(
     n_out: usize,
 ) {
     let (precision, r) = (Precision::of(x), delta.rank);
-    if let (Precision::BF16, Some(base), true) = (precision, base, t > FEW_ROWS && dropped.is_none()) {
+    if let (Precision::BF16, Some(base), true) = (precision, base, !are_few(t) && dropped.is_none()) {
         let mut low = LowRank {
             full: Some(Operand::rows(base.weight, n_out, n_in)),
             down: Operand::rows(WeightView::F32(delta.a), r, n_in),
@@ -221,7 +222,7 @@ pub fn lora_forward(
         (FloatsMut::F32(y), None) if precision == Precision::F32 => {
             gemm::matmul(y, h, delta.b, t, r, n_out, false, true, delta.scale, false);
         }
-        (y, Some(base)) if t <= FEW_ROWS => {
+        (y, Some(base)) if are_few(t) => {
             let mut sums = buffer(t * n_out);
             forward(x, base.weight, base.bias, FloatsMut::F32(&mut sums), t, n_in, n_out);
             gemm::matmul(&mut sums, h, delta.b, t, r, n_out, false, true, delta.scale, true);
@@ -367,7 +368,7 @@ mod tests {
             let want_h = plain::matmul(&wide_x, &rounded(&a), t, n_in, r, false, true);
             assert_close(&h, &want_h, 2e-5, "h");
             let half: Vec<f32> = h.iter().map(|h| 0.5 * h).collect();
-            let few = t <= FEW_ROWS;
+            let few = are_few(t);
             let (half, wide_b) =
                 if few { (plain::widen(&half), plain::widen(&b)) } else { (rounded(&half), rounded(&b)) };
             let low = plain::matmul(&half, &wide_b, t, r, n_out, false, true);
@@ -412,6 +413,53 @@ mod tests {
             let full = plain::matmul(&rounded(&g), &wide_w, t, n_out, n_in, false, false);
             let low = plain::matmul(&rounded(&gh), &rounded(&a), t, r, n_in, false, false);
             assert_close(&dx, &sum(&[full, low, vec![1.0; t * n_in]]), 2e-5, "dx");
+        }
+    }
+
+    /// Each row of some is, bit for bit, what it is among others: few among few, many among many.
+    #[test]
+    fn a_row_in_bf16_does_not_depend_on_the_rows_beside_it() {
+        use taper_quant::{BlockFormat, GgmlType, QuantizedTensor};
+        let (n_in, n_out) = (512, 200);
+        let (x, dense) = (narrow(&random(40 * n_in, 1)), random(n_out * n_in, 2));
+        let short = narrow(&dense);
+        let halves: Vec<half::f16> = dense.iter().map(|&w| half::f16::from_f32(w)).collect();
+        let quantized = |format| QuantizedTensor::quantize(&dense, n_out, n_in, format).unwrap();
+        let blocks: Vec<QuantizedTensor> =
+            [GgmlType::Q8_0, GgmlType::Q4_0, GgmlType::Q4K, GgmlType::Q5K, GgmlType::Q6K]
+                .map(BlockFormat::Ggml)
+                .into_iter()
+                .chain([BlockFormat::Nf4 { block_size: 64, double_quant: false }, BlockFormat::Int8])
+                .map(quantized)
+                .collect();
+        let weights = [WeightView::BF16(&short), WeightView::F16(&halves), WeightView::F32(&dense)];
+        let weights: Vec<_> = weights.into_iter().chain(blocks.iter().map(WeightView::Quantized)).collect();
+        for (kind, w) in weights.iter().enumerate() {
+            let run = |rows: core::ops::Range<usize>| {
+                let t = rows.len();
+                let mut y = poisoned(t * n_out);
+                forward(
+                    Floats::BF16(&x[rows.start * n_in..rows.end * n_in]),
+                    *w,
+                    None,
+                    FloatsMut::F32(&mut y),
+                    t,
+                    n_in,
+                    n_out,
+                );
+                y
+            };
+            let many = |rows: core::ops::Range<usize>| crate::rows::as_many(|| run(rows));
+            for (all, part) in [(run(0..16), &run as &dyn Fn(_) -> _), (many(0..40), &many)] {
+                for rows in [0..1, 3..4, 2..4, 5..8, 1..5, 4..13, 0..15] {
+                    let want = &all[rows.start * n_out..rows.end * n_out];
+                    assert!(
+                        part(rows.clone()) == want,
+                        "weights {kind}, rows {rows:?} of {}",
+                        all.len() / n_out
+                    );
+                }
+            }
         }
     }
 }

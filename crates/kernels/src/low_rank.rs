@@ -57,7 +57,7 @@ pub fn add_low_rank(x: Floats<'_>, groups: &[Group<'_>], y: &mut [f32], n_in: us
             "lengths of factors of rank {}",
             factors.rank
         );
-        if t <= FEW_ROWS {
+        if crate::rows::are_few(t) {
             few.push(group);
         } else {
             let x = x.part(group.rows.start * n_in..group.rows.end * n_in);

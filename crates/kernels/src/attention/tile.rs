@@ -5,6 +5,7 @@
 use super::{AttentionShape, CachePage, CachedSegment, Segment};
 use crate::floats::{Floats, SharedFloats, widen};
 use crate::gemm::{MatMut, MatRef, grown, multiply, multiply_rounded};
+use crate::rows::are_always_many;
 use crate::shared::SharedMut;
 use crate::simd::{LANES, exp, max_of, sum_lanes, tanh};
 use core::cell::RefCell;
@@ -23,6 +24,8 @@ pub(super) struct Job<'a> {
     pub(super) q_len: usize,
     /// Position of the first query.
     pub(super) offset: usize,
+    /// Whether a tile of few rows goes by the arithmetic of many.
+    always_many: bool,
     rows: Rows<'a>,
 }
 
@@ -44,7 +47,13 @@ enum Rows<'a> {
 impl<'a> Job<'a> {
     pub(super) fn packed(segment: &Segment, k: Floats<'a>, v: Floats<'a>) -> Self {
         let rows = Rows::Packed { first: segment.q_start, k, v };
-        Self { q_start: segment.q_start, q_len: segment.q_len, offset: 0, rows }
+        Self {
+            q_start: segment.q_start,
+            q_len: segment.q_len,
+            offset: 0,
+            always_many: are_always_many(),
+            rows,
+        }
     }
 
     pub(super) fn cached(s: &CachedSegment<'a>, shape: &AttentionShape) -> Self {
@@ -62,7 +71,12 @@ impl<'a> Job<'a> {
             s.kv_len
         );
         let rows = Rows::Paged { pages: s.pages, page_tokens: s.page_tokens };
-        Self { q_start: s.q_start, q_len: s.q_len, offset: s.kv_len - s.q_len, rows }
+        let offset = s.kv_len - s.q_len;
+        Self { q_start: s.q_start, q_len: s.q_len, offset, always_many: are_always_many(), rows }
+    }
+
+    fn are_few(&self, rows: usize) -> bool {
+        rows <= FEW && !self.always_many
     }
 
     /// The key tiles (first position, count) that queries `first..first + count` can see.
@@ -213,7 +227,7 @@ pub(super) fn scores(
 ) {
     let group = shape.group();
     let rows = count * group;
-    if rows <= FEW {
+    if job.are_few(rows) {
         few_scores(scaled_q, key_rows, s);
     } else {
         let q = MatRef::new(scaled_q, rows, shape.head_dim, shape.head_dim);
@@ -292,7 +306,7 @@ pub(super) fn forward_tile(
             );
             softmax_update(s, keys.1, highest, sum, acc, d);
             let values = job.values(shape, kv_head, keys, &mut scratch.kv);
-            if rows <= FEW {
+            if job.are_few(rows) {
                 few_sums(s, values, acc);
             } else {
                 let p = MatRef::new(s, rows, keys.1, KEYS);

@@ -11,8 +11,8 @@ use taper_quant::QuantizedTensor;
 const FEATURES: usize = 4;
 /// Most rows of x that are multiplied with what was decoded once.
 const ROWS: usize = 8;
-/// Sums of one dot product, since each waits for the one before.
-const CHAINS: usize = 4;
+/// Sums of one dot product, since each waits for the one before; as many however many rows there are, so that a row's bits do not depend on them.
+const CHAINS: usize = 2;
 
 /// Calls `each` with the dot products of some rows of x (rows of `n_in`) and all rows of w in `features`: that of row `row` and of row `first + i` of w as
 /// `sums[row - first_row][i]`, given `(first_row, first, sums)`. Where there is a version for the type, the processor and the size, else nothing is done.
@@ -96,10 +96,10 @@ unsafe fn one_row<S: Runs>(
         unsafe {
             source.rounded(feature * n_in, n_in / RUN, |run, w| {
                 let sum = add_product(chains[0], _mm512_loadu_si512(x.add(run).cast()), w);
-                chains = [chains[1], chains[2], chains[3], sum];
+                chains = [chains[1], sum];
             });
         }
-        *total = _mm512_add_ps(_mm512_add_ps(chains[0], chains[1]), _mm512_add_ps(chains[2], chains[3]));
+        *total = _mm512_add_ps(chains[0], chains[1]);
     }
     store(&mut sums[0], sums_of_four(totals));
 }
@@ -121,17 +121,18 @@ unsafe fn rows<const R: usize, S: Runs>(
         core::array::from_fn(|row| x[row.min(t - 1) * n_in..].as_chunks::<RUN>().0[..n_in / RUN].as_ptr());
     let mut totals = [[_mm512_setzero_ps(); FEATURES]; R];
     for (i, feature) in features.enumerate() {
-        let mut lanes = [_mm512_setzero_ps(); R];
+        let mut lanes = [[_mm512_setzero_ps(); CHAINS]; R];
         // SAFETY: by the caller's promise; `run` is below `n_in / RUN`.
         unsafe {
             source.rounded(feature * n_in, n_in / RUN, |run, w| {
-                for (lane, row) in lanes.iter_mut().zip(rows) {
-                    *lane = add_product(*lane, _mm512_loadu_si512(row.add(run).cast()), w);
+                for (chains, row) in lanes.iter_mut().zip(rows) {
+                    let sum = add_product(chains[0], _mm512_loadu_si512(row.add(run).cast()), w);
+                    *chains = [chains[1], sum];
                 }
             });
         }
-        for (totals, lane) in totals.iter_mut().zip(lanes) {
-            totals[i] = lane;
+        for (totals, chains) in totals.iter_mut().zip(lanes) {
+            totals[i] = _mm512_add_ps(chains[0], chains[1]);
         }
     }
     for (sums, totals) in sums.iter_mut().zip(totals) {

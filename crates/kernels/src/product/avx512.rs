@@ -87,42 +87,41 @@ pub(crate) fn dots(x: &[bf16], w: [&[bf16]; 4], n_in: usize, sums: &mut [[f32; 4
     }
 }
 
-/// One row of x: the rows of weights one after the other, as they lie, so that the processor sees one stream.
+/// One row of x: the rows of weights one after the other, as they lie, so that the processor sees one stream. The sums are those of
+/// [`dots_of`], bit for bit.
 ///
 /// # Safety
 /// `x` leads to `n_in` elements, each of `w` has as many.
 #[target_feature(enable = "avx512f,avx512bw,avx512bf16")]
 unsafe fn one_row(x: *const bf16, w: [&[bf16]; 4], n_in: usize, sums: &mut [f32; 4]) {
-    for (w, sum) in w.iter().zip(sums) {
-        let mut lanes = [_mm512_setzero_ps(); 4];
-        for from in (0..n_in).step_by(128) {
-            for (i, lane) in lanes.iter_mut().enumerate() {
-                let at = from + 32 * i;
-                let left = n_in.saturating_sub(at);
-                let mask = if left >= 32 { u32::MAX } else { (1 << left) - 1 };
-                let here = w.as_ptr().wrapping_add(at);
-                // Some rows ahead: the stream does not end with the row.
-                _mm_prefetch::<_MM_HINT_T0>(here.wrapping_add(AHEAD).cast());
-                // SAFETY: the masks leave out what is beyond the rows.
-                let (column, one) = unsafe {
-                    (
-                        _mm512_maskz_loadu_epi16(mask, here.cast()),
-                        _mm512_maskz_loadu_epi16(mask, x.wrapping_add(at).cast()),
-                    )
-                };
-                // SAFETY: both are registers of 16 pairs of bf16.
-                *lane = unsafe {
-                    _mm512_dpbf16_ps(
-                        *lane,
-                        core::mem::transmute::<__m512i, __m512bh>(one),
-                        core::mem::transmute::<__m512i, __m512bh>(column),
-                    )
-                };
-            }
+    let mut lanes = [_mm512_setzero_ps(); 4];
+    for (w, lane) in w.iter().zip(&mut lanes) {
+        for at in (0..n_in).step_by(32) {
+            let left = n_in - at;
+            let mask = if left >= 32 { u32::MAX } else { (1 << left) - 1 };
+            let here = w.as_ptr().wrapping_add(at);
+            // Some rows ahead: the stream does not end with the row.
+            _mm_prefetch::<_MM_HINT_T0>(here.wrapping_add(AHEAD).cast());
+            // SAFETY: the masks leave out what is beyond the rows.
+            let (column, one) = unsafe {
+                (
+                    _mm512_maskz_loadu_epi16(mask, here.cast()),
+                    _mm512_maskz_loadu_epi16(mask, x.wrapping_add(at).cast()),
+                )
+            };
+            // SAFETY: both are registers of 16 pairs of bf16.
+            *lane = unsafe {
+                _mm512_dpbf16_ps(
+                    *lane,
+                    core::mem::transmute::<__m512i, __m512bh>(one),
+                    core::mem::transmute::<__m512i, __m512bh>(column),
+                )
+            };
         }
-        let halves = [_mm512_add_ps(lanes[0], lanes[1]), _mm512_add_ps(lanes[2], lanes[3])];
-        *sum += _mm512_reduce_add_ps(_mm512_add_ps(halves[0], halves[1]));
     }
+    let four = sums_of_four(lanes);
+    // SAFETY: four floats each.
+    unsafe { _mm_storeu_ps(sums.as_mut_ptr(), _mm_add_ps(_mm_loadu_ps(sums.as_ptr()), four)) };
 }
 
 /// # Safety
