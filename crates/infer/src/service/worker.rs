@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
+use taper_kernels::rows;
 use taper_models::CausalLm;
 use taper_text::Tokenizer;
 
@@ -123,7 +124,9 @@ impl Worker {
             if goes_on { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
         };
         // Within the pool, since a loop that is shared out from outside of it wakes and waits for a thread each time.
-        let outcome = rayon::scope(|_| catch_unwind(AssertUnwindSafe(|| scheduler.step(&mut emit))));
+        // A thread of the pool that waits can be handed this while it is within a step of another service.
+        let step = || rows::by_number(|| scheduler.step(&mut emit));
+        let outcome = rayon::scope(|_| catch_unwind(AssertUnwindSafe(step)));
         let reason = match outcome {
             Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
