@@ -17,8 +17,8 @@ use taper_hub::{HashCache, ModelSection, ModelSource};
 use taper_infer::{AdapterPoolOptions, EngineOptions, Service, ServiceOptions, longest_sequence};
 use taper_models::{CausalLm, LoadOptions};
 use taper_serve::{
-    API_KEYS_VARIABLE, ApiKeys, App, AppOptions, Drained, Limits, Model, ModelFacts, ServeSection,
-    Server, ServerOptions, Shutdown, TlsFiles, parse_bytes,
+    API_KEYS_VARIABLE, ApiKeys, App, AppOptions, Drained, Limits, Model, ModelFacts, ServeSection, Server,
+    ServerOptions, Shutdown, TlsFiles, parse_bytes,
 };
 use taper_text::ChatTemplate;
 use taper_train::TrainMethod;

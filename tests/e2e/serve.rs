@@ -69,7 +69,8 @@ fn a_recipes_adapter_is_served_under_its_name_and_answers_as_generate_does() {
     let desk = Desk::trained();
     let served = Served::new(&desk, &["recipe.toml", "--served-model-name", "tiny"]);
     let models = served.get("/v1/models");
-    let ids: Vec<&str> = models["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap()).collect();
+    let ids: Vec<&str> =
+        models["data"].as_array().unwrap().iter().map(|m| m["id"].as_str().unwrap()).collect();
     assert_eq!(ids, ["tiny", "colours"]);
     assert_eq!(models["data"][1]["parent"], "tiny");
     assert!(!models.to_string().contains(desk.path("").to_str().unwrap()), "no path is told");
@@ -93,10 +94,16 @@ fn prompts_are_logged_only_where_that_was_asked_for_and_the_log_can_be_json() {
     let (_, err) = served.end();
     let lines: Vec<Value> = err.lines().filter_map(|line| serde_json::from_str(line).ok()).collect();
     let id_of = |message: &str| {
-        let line = lines.iter().find(|line| line["message"] == message).unwrap_or_else(|| panic!("{message}: {err}"));
+        let line = lines
+            .iter()
+            .find(|line| line["message"] == message)
+            .unwrap_or_else(|| panic!("{message}: {err}"));
         line["request_id"].clone()
     };
-    assert!(lines.iter().any(|line| line["prompt"].as_str().is_some_and(|p| p.contains("a secret word"))), "{err}");
+    assert!(
+        lines.iter().any(|line| line["prompt"].as_str().is_some_and(|p| p.contains("a secret word"))),
+        "{err}"
+    );
     assert_eq!(id_of("prompt"), id_of("request"));
     assert_eq!(id_of("generation ended"), id_of("request"));
 }
@@ -107,16 +114,19 @@ fn what_cannot_be_served_ends_with_2_and_says_why() {
     let serve = |args: &[&str]| desk.taper(&[&["serve"], args].concat()).exits(2);
     serve(&[]).tells(&["--model"]);
     serve(&["recipe.toml"]).tells(&["nothing has been trained yet", "taper train recipe.toml"]);
-    serve(&["--model", "base", "--host", "0.0.0.0"]).tells(&["can be reached from other machines", "--api-key-file"]);
+    serve(&["--model", "base", "--host", "0.0.0.0"])
+        .tells(&["can be reached from other machines", "--api-key-file"]);
     serve(&["--model", "base", "--host", "nowhere"]).tells(&["`nowhere`", "--host"]);
     serve(&["--model", "base", "--max-batch", "0"]).tells(&["`max_batch` is 0", "--max-batch"]);
     serve(&["--model", "base", "--cache-memory", "much"]).tells(&["\"much\"", "2GiB"]);
     serve(&["--model", "base", "--max-model-len", "99999"]).tells(&["this model's is 2048"]);
-    serve(&["--model", "base", "--port", "0", "--adapter", "a=absent"]).tells(&["cannot serve the adapter `a`"]);
+    serve(&["--model", "base", "--port", "0", "--adapter", "a=absent"])
+        .tells(&["cannot serve the adapter `a`"]);
     serve(&["--model", "base", "--adapter", "../a=x"]).tells(&["expected a name of letters"]);
     serve(&["--model", "base", "--adapter", "base=x", "--port", "0"]).tells(&["the base is named so"]);
     serve(&["--model", "base", "--api-key-file", "absent"]).tells(&["absent"]);
-    serve(&["--model", "base", "--cors-origin", "app.example"]).tells(&["is no origin", "https://app.example"]);
+    serve(&["--model", "base", "--cors-origin", "app.example"])
+        .tells(&["is no origin", "https://app.example"]);
     serve(&["--model", "base", "--tls-cert", "x"]).tells(&["--tls-key"]);
     serve(&["--model", "base", "--allow-adapter-loading"]).tells(&["--adapter-root"]);
     serve(&["recipe.toml", "--quantize", "q8_0"]).tells(&["`--quantize` is for `--model`", "model.quantize"]);
@@ -125,7 +135,10 @@ fn what_cannot_be_served_ends_with_2_and_says_why() {
 #[test]
 fn an_adapter_of_another_base_is_not_served_unless_forced() {
     let desk = Desk::trained();
-    taper_testkit::tiny_checkpoint(&desk.path("other"), &taper_testkit::TinySpec { seed: 9, ..crate::desk::spec() });
+    taper_testkit::tiny_checkpoint(
+        &desk.path("other"),
+        &taper_testkit::TinySpec { seed: 9, ..crate::desk::spec() },
+    );
     let adapter = "colours=runs/colours/adapter";
     desk.taper(&["serve", "--model", "other", "--adapter", adapter, "--port", "0"])
         .exits(2)

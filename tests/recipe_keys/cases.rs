@@ -65,7 +65,8 @@ const DIVERGING: &[&str] = &[
 
 /// The cases of the binary.
 pub(crate) fn cases() -> Vec<Case> {
-    [top(), model(), adapter(), data(), train(), optimizer(), schedule(), eval(), gate(), export(), serve()].concat()
+    [top(), model(), adapter(), data(), train(), optimizer(), schedule(), eval(), gate(), export(), serve()]
+        .concat()
 }
 
 fn top() -> Vec<Case> {

@@ -238,6 +238,7 @@ fn answers(ran: &Ran) -> Value {
 
 fn of_models(ran: &Ran, key: &str) -> Value {
     let models = answers(ran)["models"].as_array().cloned();
-    models
-        .map_or(Value::Null, |models| models.iter().map(|model| model[key].clone()).collect::<Vec<_>>().into())
+    models.map_or(Value::Null, |models| {
+        models.iter().map(|model| model[key].clone()).collect::<Vec<_>>().into()
+    })
 }

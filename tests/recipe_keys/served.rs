@@ -30,8 +30,7 @@ fn asked(told: &Value) -> Value {
         .proxy(None)
         .build();
     let agent: ureq::Agent = config.into();
-    let models: Value =
-        agent.get(format!("{url}/v1/models")).call().unwrap().body_mut().read_json().unwrap();
+    let models: Value = agent.get(format!("{url}/v1/models")).call().unwrap().body_mut().read_json().unwrap();
     let model = &models["data"][0]["id"];
     let four = json!({ "model": model, "prompt": "Hello", "n": 4, "max_tokens": 100, "ignore_eos": true });
     let completed = agent.post(format!("{url}/v1/completions")).send_json(&four).unwrap();

@@ -207,7 +207,8 @@ impl World {
             return ran.clone();
         }
         let args: Vec<&str> = args.iter().map(String::as_str).collect();
-        let ran = Arc::new(self.command(&args, matches!(case.verb, "eval" | "export" | "serve").then_some(recipe)));
+        let ran =
+            Arc::new(self.command(&args, matches!(case.verb, "eval" | "export" | "serve").then_some(recipe)));
         if !with_key {
             self.unchanged.lock().unwrap().insert(cached, ran.clone());
         }

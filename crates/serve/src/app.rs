@@ -6,8 +6,8 @@ use crate::guard::Guard;
 use crate::metrics::Metrics;
 use crate::{ApiKeys, Error, Limits};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use taper_infer::{AdapterInfo, GrammarCompiler, GrammarError, Service, ServiceOptions};
 use taper_text::{ChatTemplate, Tokenizer};
@@ -151,8 +151,7 @@ impl App {
         }
         let refused = |why: String| Error::Adapter { name: name.to_owned(), why };
         let template = (self.own_template)(folder).map_err(refused)?;
-        let info =
-            self.service.adapters().add(name, folder, replace).map_err(|e| refused(e.to_string()))?;
+        let info = self.service.adapters().add(name, folder, replace).map_err(|e| refused(e.to_string()))?;
         let format = template.map(|template| ChatFormat::new(template, &self.tokenizer));
         self.catalogue.set_format(name, format);
         Ok(info)

@@ -30,7 +30,7 @@ impl Guard {
                 "the request's Host is not one of this server's; `--allowed-host` adds names",
             ));
         }
-        match one(request.headers(), header::ORIGIN)? {
+        match one(request.headers(), &header::ORIGIN)? {
             Some(origin) if !self.allows(origin) && !is_same_origin(origin, request.headers()) => {
                 Err(ApiError::forbidden(
                     "origin_not_allowed",
@@ -71,8 +71,8 @@ pub(crate) fn tell_browser(headers: &mut HeaderMap, origin: HeaderValue, asked: 
 }
 
 /// The header's text when there is one of it.
-fn one(headers: &HeaderMap, name: header::HeaderName) -> Result<Option<&str>, ApiError> {
-    let mut values = headers.get_all(&name).iter();
+fn one<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Result<Option<&'a str>, ApiError> {
+    let mut values = headers.get_all(name).iter();
     let (first, second) = (values.next(), values.next());
     if second.is_some() {
         return Err(ApiError::malformed(format!("the request has more than one `{name}`")));
@@ -84,7 +84,7 @@ fn one(headers: &HeaderMap, name: header::HeaderName) -> Result<Option<&str>, Ap
 
 /// The request's Host, lower case; that of its address where it has one there, and then both must be the same.
 fn host_of<B>(request: &Request<B>) -> Result<String, ApiError> {
-    let header = one(request.headers(), header::HOST)?.map(str::to_ascii_lowercase);
+    let header = one(request.headers(), &header::HOST)?.map(str::to_ascii_lowercase);
     let address = request.uri().authority().map(|authority| authority.as_str().to_ascii_lowercase());
     match (header, address) {
         (Some(header), Some(address)) if header != address => {

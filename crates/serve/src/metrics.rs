@@ -239,7 +239,8 @@ impl Asked {
         let mut metric = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
         for info in &adapters {
             let labels = label("adapter", &info.name);
-            ConstGauge::new(if info.is_resident { info.bytes as f64 } else { 0.0 }).encode(metric.encode_family(&labels)?)?;
+            ConstGauge::new(if info.is_resident { info.bytes as f64 } else { 0.0 })
+                .encode(metric.encode_family(&labels)?)?;
         }
         Ok(())
     }

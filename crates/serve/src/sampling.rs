@@ -28,7 +28,8 @@ pub(crate) fn openai(app: &App, fields: &mut Fields<'_>, stop_ids: &[u32]) -> Ge
     config.min_new_tokens = fields.count("min_tokens", 0..=app.max_model_len).unwrap_or(0);
     config.ignore_eos = fields.boolean("ignore_eos").unwrap_or(false);
     if config.ignore_eos && !config.stop_token_ids.is_empty() {
-        fields.refuse("ignore_eos", "`ignore_eos` writes on over `stop_token_ids` too: leave one of them out");
+        fields
+            .refuse("ignore_eos", "`ignore_eos` writes on over `stop_token_ids` too: leave one of them out");
     }
     config.stop_token_ids.extend(stop_ids);
     config

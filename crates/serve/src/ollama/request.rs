@@ -27,7 +27,7 @@ enum Job {
     Run {
         about: About,
         request: Box<ServiceRequest>,
-        wire: OllamaWire,
+        wire: Box<OllamaWire>,
         stream: bool,
     },
 }
@@ -57,7 +57,7 @@ async fn serve(app: &Arc<App>, job: Job) -> Result<Response<Body>, ApiError> {
         Job::Load(told) => Ok(json_response(StatusCode::OK, &told)),
         Job::Run { about, request, wire, stream } => {
             let run = Run::start(app, about, vec![*request])?;
-            if stream { Ok(streamed(run, wire)) } else { answer(run, wire).await }
+            if stream { Ok(streamed(run, *wire)) } else { answer(run, *wire).await }
         }
     }
 }
@@ -249,7 +249,7 @@ fn job(
         model: asked.model.clone(),
         adapters: asked.adapter_names(),
     };
-    let wire = OllamaWire::new(kind, asked.model, ids.clone(), parser);
+    let wire = Box::new(OllamaWire::new(kind, asked.model, ids.clone(), parser));
     let request = Box::new(ServiceRequest { adapters, grammar, ..ServiceRequest::new(ids, config) });
     Ok(Job::Run { about, request, wire, stream })
 }

@@ -76,7 +76,14 @@ fn prepare(app: &Arc<App>, request_id: String, bytes: &[u8]) -> Result<ChatJob, 
     fields.finish()?;
     let calls = Calls::new(app, &format, offer, form)?;
     let text = render_prompt(&format, &conversation, &render)? + calls.opening();
-    let request = one_request(app, &asked, &text, config, room, Extras { logprobs, top, cache_salt, grammar: calls.grammar.clone() })?;
+    let request = one_request(
+        app,
+        &asked,
+        &text,
+        config,
+        room,
+        Extras { logprobs, top, cache_salt, grammar: calls.grammar.clone() },
+    )?;
     log_prompt(app, &request_id, &text);
     let model = asked.model.clone();
     Ok(ChatJob {
@@ -126,7 +133,12 @@ struct Calls {
 }
 
 impl Calls {
-    fn new(app: &App, format: &ChatFormat, offer: Option<Offer>, form: Option<Form>) -> Result<Self, ApiError> {
+    fn new(
+        app: &App,
+        format: &ChatFormat,
+        offer: Option<Offer>,
+        form: Option<Form>,
+    ) -> Result<Self, ApiError> {
         let Some(offer) = offer else {
             let grammar = form.map(|form| form.compile(app)).transpose()?;
             return Ok(Self { offer: None, format: None, forced: false, grammar });
@@ -139,13 +151,15 @@ impl Calls {
             return Err(ApiError::unsupported("tools", format!("this model's chat template {why}")));
         };
         if let Some(form) = form {
-            let message = format!("`{}` beside `tools` is not supported: a tool call has a form of its own", form.param);
+            let message = format!(
+                "`{}` beside `tools` is not supported: a tool call has a form of its own",
+                form.param
+            );
             return Err(ApiError::unsupported(form.param, message));
         }
-        let forced = offer.forced_schema(tools).map(|schema| Form {
-            grammar: Grammar::JsonSchema(schema),
-            param: "tool_choice",
-        });
+        let forced = offer
+            .forced_schema(tools)
+            .map(|schema| Form { grammar: Grammar::JsonSchema(schema), param: "tool_choice" });
         let grammar = forced.map(|form| form.compile(app)).transpose()?;
         Ok(Self { offer: Some(offer), format: Some(tools), forced: grammar.is_some(), grammar })
     }

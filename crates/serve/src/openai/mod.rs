@@ -38,7 +38,7 @@ impl Head {
     }
 
     /// An answer or chunk of that kind.
-    fn object(&self, object: &str, choices: Vec<Value>) -> Value {
+    fn object(&self, object: &str, choices: &[Value]) -> Value {
         json!({
             "id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices,
         })

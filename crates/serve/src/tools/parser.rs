@@ -93,8 +93,7 @@ impl ToolParser {
 
     /// Calls between tags, text around them.
     fn tagged(&mut self, said: &mut Vec<Said>) {
-        loop {
-            let Some(at) = self.held.find(OPEN) else { break };
+        while let Some(at) = self.held.find(OPEN) {
             let inner = at + OPEN.len();
             let Some(length) = self.held[inner..].find(CLOSE) else {
                 // The text before it is certain, but for the space between it and the call.

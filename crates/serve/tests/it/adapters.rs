@@ -33,7 +33,10 @@ fn adapters_are_models_and_can_be_scaled_and_summed() {
     let (desk, _root, _guard) = desk();
     let base = text(&desk, &json!({}));
     for name in ["one", "two"] {
-        assert_eq!(load(&desk, name, name).ok().body, format!("Success: LoRA adapter '{name}' added successfully."));
+        assert_eq!(
+            load(&desk, name, name).ok().body,
+            format!("Success: LoRA adapter '{name}' added successfully.")
+        );
     }
     let one = text(&desk, &json!({ "model": "one" }));
     let two = text(&desk, &json!({ "model": "two" }));
@@ -134,7 +137,8 @@ fn clients_name_folders_in_the_root_and_reach_nothing_else() {
 #[test]
 fn an_adapter_with_a_template_of_its_own_is_asked_in_it() {
     let (desk, root, _guard) = desk();
-    fs_err::write(root.join("one/chat_template.jinja"), "{% for m in messages %}{{ m.content }}{% endfor %}").unwrap();
+    fs_err::write(root.join("one/chat_template.jinja"), "{% for m in messages %}{{ m.content }}{% endfor %}")
+        .unwrap();
     load(&desk, "one", "one").ok();
     let tokens = |model: &str| {
         desk.chat(&json!({ "model": model })).ok().json()["usage"]["prompt_tokens"].as_u64().unwrap()

@@ -25,7 +25,8 @@ fn an_answer_has_openais_shape_and_repeats_with_its_seed() {
     assert_eq!(usage["total_tokens"].as_u64().unwrap(), prompt + 6);
     assert!(usage["prompt_tokens_details"]["cached_tokens"].as_u64().unwrap() <= prompt);
     assert_eq!(desk.chat(&json!({})).json()["choices"], body["choices"], "greedy repeats");
-    let sampled = |seed: i64| desk.chat(&json!({ "temperature": 1.5, "seed": seed })).ok().json()["choices"].clone();
+    let sampled =
+        |seed: i64| desk.chat(&json!({ "temperature": 1.5, "seed": seed })).ok().json()["choices"].clone();
     assert_eq!(sampled(3), sampled(3));
     assert!((4..10).any(|seed| sampled(seed) != sampled(3)));
 }
@@ -39,7 +40,7 @@ fn choices_are_drawn_apart() {
         choices.iter().map(|c| c["message"]["content"].as_str().unwrap()).collect();
     assert_eq!((choices.len(), choices[3]["index"].as_u64()), (4, Some(3)));
     assert!(texts.len() > 1);
-    assert_eq!(body["usage"]["completion_tokens"].as_u64().unwrap() <= 24, true);
+    assert!(body["usage"]["completion_tokens"].as_u64().unwrap() <= 24);
 }
 
 #[test]
@@ -67,7 +68,8 @@ fn a_stream_is_the_answer_in_pieces_in_openais_order() {
     let (last, rest) = rest.split_last().unwrap();
     assert_eq!(last["choices"][0]["delta"], json!({}));
     assert_eq!(last["choices"][0]["finish_reason"], "length");
-    let text: String = rest[1..].iter().map(|e| e["choices"][0]["delta"]["content"].as_str().unwrap()).collect();
+    let text: String =
+        rest[1..].iter().map(|e| e["choices"][0]["delta"]["content"].as_str().unwrap()).collect();
     assert_eq!(text, whole["choices"][0]["message"]["content"].as_str().unwrap());
     let (plain, _) = desk.chat(&json!({ "stream": true })).ok().events();
     assert!(plain.iter().all(|event| !event.as_object().unwrap().contains_key("usage")));
@@ -93,7 +95,8 @@ fn log_probabilities_are_told_for_each_token_whole_and_streamed() {
         .filter_map(|event| event["choices"][0]["logprobs"]["content"].as_array().cloned())
         .flatten()
         .collect();
-    let of = |key: &str, entries: &[Value]| entries.iter().map(|entry| entry[key].clone()).collect::<Vec<_>>();
+    let of =
+        |key: &str, entries: &[Value]| entries.iter().map(|entry| entry[key].clone()).collect::<Vec<_>>();
     assert_eq!(of("token", &streamed), of("token", &content));
     assert_near(&of("logprob", &streamed), &of("logprob", &content));
 }

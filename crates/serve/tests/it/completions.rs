@@ -11,7 +11,10 @@ fn an_answer_has_openais_shape_and_16_tokens_unless_said() {
     assert_eq!(body["object"], "text_completion");
     assert_eq!(body["usage"]["completion_tokens"], 16);
     let choice = &body["choices"][0];
-    assert_eq!((&choice["index"], &choice["logprobs"], &choice["finish_reason"]), (&json!(0), &Value::Null, &json!("length")));
+    assert_eq!(
+        (&choice["index"], &choice["logprobs"], &choice["finish_reason"]),
+        (&json!(0), &Value::Null, &json!("length"))
+    );
 }
 
 /// As lm-evaluation-harness asks: ids, echo, one token, greedy; it reads the log-probabilities behind the context and without the
@@ -28,7 +31,8 @@ fn a_harness_can_score_texts() {
     let numbers = |i: usize| choices[i]["logprobs"]["token_logprobs"].as_array().unwrap();
     assert_near(numbers(0), numbers(1));
     let logprobs = &choices[0]["logprobs"];
-    let (own, top) = (logprobs["token_logprobs"].as_array().unwrap(), logprobs["top_logprobs"].as_array().unwrap());
+    let (own, top) =
+        (logprobs["token_logprobs"].as_array().unwrap(), logprobs["top_logprobs"].as_array().unwrap());
     assert_eq!((own.len(), top.len()), (ids.len() + 1, ids.len() + 1));
     assert!(own[0].is_null() && top[0].is_null());
     for (own, top) in own.iter().zip(top).skip(1) {
@@ -36,7 +40,8 @@ fn a_harness_can_score_texts() {
         assert!(own.as_f64().unwrap() <= best && best <= 0.0);
     }
     // The last was written greedily.
-    let best = top[ids.len()].as_object().unwrap().values().map(|v| v.as_f64().unwrap()).fold(f64::MIN, f64::max);
+    let best =
+        top[ids.len()].as_object().unwrap().values().map(|v| v.as_f64().unwrap()).fold(f64::MIN, f64::max);
     assert_eq!(own[ids.len()].as_f64().unwrap(), best);
     let text = choices[0]["text"].as_str().unwrap();
     assert!(text.starts_with("red blue green"), "{text}");
@@ -54,7 +59,8 @@ fn a_harness_can_score_texts() {
 #[test]
 fn prompts_are_strings_or_ids_one_or_several() {
     let desk = Desk::new();
-    let ids = desk.post("/tokenize", &json!({ "model": "tiny", "prompt": "red blue" })).ok().json()["tokens"].clone();
+    let ids = desk.post("/tokenize", &json!({ "model": "tiny", "prompt": "red blue" })).ok().json()["tokens"]
+        .clone();
     let text = |prompt: Value| desk.complete(&json!({ "prompt": prompt })).ok().json()["choices"].clone();
     let one = text(json!("red blue"));
     assert_eq!(text(ids.clone()), one);
@@ -76,10 +82,7 @@ fn a_stream_is_the_answer_in_pieces() {
     let with = json!({ "echo": true, "stream": true, "stream_options": { "include_usage": true } });
     let (events, is_done) = desk.complete(&with).ok().events();
     assert!(is_done);
-    let text: String = events
-        .iter()
-        .filter_map(|event| event["choices"].get(0)?["text"].as_str())
-        .collect();
+    let text: String = events.iter().filter_map(|event| event["choices"].get(0)?["text"].as_str()).collect();
     assert_eq!(text, whole["choices"][0]["text"].as_str().unwrap());
     assert_eq!(events.last().unwrap()["usage"], whole["usage"]);
 }

@@ -29,7 +29,10 @@ fn every_field_of_a_conversation_has_its_type_and_range() {
         ("messages", json!([{ "role": "user", "content": 3 }])),
         ("messages", json!([{ "role": "user", "content": [{ "type": "image_url", "image_url": {} }] }])),
         ("messages", json!([{ "role": "user", "content": "x", "name": 3 }])),
-        ("messages", json!([{ "role": "assistant", "tool_calls": [{ "function": { "name": "f", "arguments": "{" } }] }])),
+        (
+            "messages",
+            json!([{ "role": "assistant", "tool_calls": [{ "function": { "name": "f", "arguments": "{" } }] }]),
+        ),
         ("messages", json!(vec![json!({ "role": "user", "content": "x" }); 1100])),
         ("temperature", json!(2.1)),
         ("temperature", json!(-0.1)),
@@ -235,7 +238,9 @@ fn a_template_that_refuses_says_so() {
 #[test]
 fn addresses_and_methods_that_are_not_there() {
     let desk = Desk::new();
-    for (path, says) in [("/v1/embeddings", "no embeddings"), ("/v1/responses", "Responses"), ("/nothing", "nothing at this")] {
+    for (path, says) in
+        [("/v1/embeddings", "no embeddings"), ("/v1/responses", "Responses"), ("/nothing", "nothing at this")]
+    {
         let reply = desk.post(path, &json!({}));
         assert_eq!(told(&reply).0, 404);
         assert!(reply.body.contains(says));

@@ -56,7 +56,8 @@ fn bodies_over_the_limit_are_refused_told_or_not() {
     let chunk = format!("2710\r\n{}\r\n", "x".repeat(10_000));
     let chunked = format!("{head}transfer-encoding: chunked\r\n\r\n{chunk}{chunk}0\r\n\r\n");
     assert!(desk.raw(chunked.as_bytes()).starts_with("HTTP/1.1 413"));
-    let zipped = format!("{head}content-encoding: gzip\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}");
+    let zipped =
+        format!("{head}content-encoding: gzip\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}");
     assert!(desk.raw(zipped.as_bytes()).starts_with("HTTP/1.1 415"));
     lives(&desk);
 }
@@ -92,7 +93,10 @@ fn connections_beyond_the_limit_are_turned_away_and_room_comes_back() {
     let answer = desk.raw(ask);
     assert!(answer.starts_with("HTTP/1.1 503") && answer.contains("retry-after: 1"), "{answer}");
     drop(held);
-    crate::support::wait_until("room", || desk.raw(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").starts_with("HTTP/1.1 200"));
+    crate::support::wait_until("room", || {
+        desk.raw(b"GET /health HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            .starts_with("HTTP/1.1 200")
+    });
 }
 
 /// Who goes away in the middle of an answer frees his place at once.
@@ -103,7 +107,8 @@ fn a_client_that_goes_away_ends_its_request() {
         setup.service.max_waiting = 1;
     });
     for stream in [true, false] {
-        let body = chat_body(&json!({ "stream": stream, "max_tokens": 2000, "ignore_eos": true })).to_string();
+        let body =
+            chat_body(&json!({ "stream": stream, "max_tokens": 2000, "ignore_eos": true })).to_string();
         let mut client = desk.connect();
         let head = format!(
             "POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {}\r\n\r\n{body}",
@@ -150,7 +155,8 @@ fn a_request_that_takes_too_long_is_ended_whole_and_streamed() {
     let reply = desk.chat(&long);
     assert_eq!((reply.status, reply.header("x-should-retry")), (504, Some("false")));
     assert_eq!(reply.json()["error"]["code"], "request_timeout");
-    let (events, is_done) = desk.chat(&crate::support::merged(&long, &json!({ "stream": true }))).ok().events();
+    let (events, is_done) =
+        desk.chat(&crate::support::merged(&long, &json!({ "stream": true }))).ok().events();
     assert!(is_done);
     assert_eq!(events.last().unwrap()["error"]["code"], "request_timeout");
     crate::support::wait_until("an idle engine", || desk.metric("vllm:num_requests_running") == 0.0);

@@ -4,7 +4,8 @@ use crate::support::{Desk, Reply, merged, tools_template};
 use serde_json::{Value, json};
 
 fn generate(desk: &Desk, with: &Value) -> Reply {
-    let body = json!({ "model": "tiny", "prompt": "Hello", "options": { "temperature": 0, "num_predict": 8 } });
+    let body =
+        json!({ "model": "tiny", "prompt": "Hello", "options": { "temperature": 0, "num_predict": 8 } });
     desk.post("/api/generate", &merged(&body, with))
 }
 
@@ -19,9 +20,14 @@ fn chat(desk: &Desk, with: &Value) -> Reply {
 fn generate_streams_lines_unless_told_not_to() {
     let desk = Desk::new();
     let whole = generate(&desk, &json!({ "stream": false })).ok().json();
-    assert_eq!((&whole["model"], &whole["done"], &whole["done_reason"]), (&json!("tiny"), &json!(true), &json!("length")));
+    assert_eq!(
+        (&whole["model"], &whole["done"], &whole["done_reason"]),
+        (&json!("tiny"), &json!(true), &json!("length"))
+    );
     assert_eq!(whole["eval_count"], 8);
-    for key in ["total_duration", "load_duration", "prompt_eval_count", "prompt_eval_duration", "eval_duration"] {
+    for key in
+        ["total_duration", "load_duration", "prompt_eval_count", "prompt_eval_duration", "eval_duration"]
+    {
         assert!(whole[key].is_u64(), "{key}");
     }
     assert!(whole["created_at"].as_str().unwrap().ends_with('Z'));
@@ -34,7 +40,10 @@ fn generate_streams_lines_unless_told_not_to() {
     let text: String = rest.iter().map(|line| line["response"].as_str().unwrap()).collect();
     assert_eq!(text, whole["response"].as_str().unwrap());
     assert!(rest.iter().all(|line| line["done"] == false));
-    assert_eq!((&last["done"], &last["response"], &last["eval_count"]), (&json!(true), &json!(""), &json!(8)));
+    assert_eq!(
+        (&last["done"], &last["response"], &last["eval_count"]),
+        (&json!(true), &json!(""), &json!(8))
+    );
     // The same words as OpenAI's clients get.
     let openai = desk.chat(&json!({ "max_tokens": 8 })).ok().json();
     assert_eq!(openai["choices"][0]["message"]["content"], whole["response"]);
@@ -49,7 +58,10 @@ fn chat_is_generate_with_messages() {
     let lines = chat(&desk, &json!({})).ok().lines();
     let text: String = lines.iter().map(|line| line["message"]["content"].as_str().unwrap()).collect();
     assert_eq!(text, whole["message"]["content"].as_str().unwrap());
-    assert_eq!(chat(&desk, &json!({ "model": "tiny:latest", "stream": false })).ok().json()["message"], whole["message"]);
+    assert_eq!(
+        chat(&desk, &json!({ "model": "tiny:latest", "stream": false })).ok().json()["message"],
+        whole["message"]
+    );
 }
 
 #[test]
@@ -58,7 +70,10 @@ fn a_context_goes_on_where_the_last_answer_ended() {
     let first = generate(&desk, &json!({ "stream": false })).ok().json();
     let next = generate(&desk, &json!({ "stream": false, "context": first["context"] })).ok().json();
     let before = first["context"].as_array().unwrap().len() as u64;
-    assert_eq!(next["prompt_eval_count"].as_u64().unwrap(), before + first["prompt_eval_count"].as_u64().unwrap());
+    assert_eq!(
+        next["prompt_eval_count"].as_u64().unwrap(),
+        before + first["prompt_eval_count"].as_u64().unwrap()
+    );
     let raw = generate(&desk, &json!({ "stream": false, "raw": true })).ok().json();
     assert!(raw["prompt_eval_count"].as_u64() < first["prompt_eval_count"].as_u64());
 }
@@ -67,7 +82,8 @@ fn a_context_goes_on_where_the_last_answer_ended() {
 fn answers_are_held_to_json_and_without_a_prompt_the_model_is_there() {
     let desk = Desk::new();
     let schema = json!({ "type": "object", "properties": { "a": { "const": 1 } }, "required": ["a"], "additionalProperties": false });
-    let with = json!({ "stream": false, "format": schema, "options": { "temperature": 0, "num_predict": 200 } });
+    let with =
+        json!({ "stream": false, "format": schema, "options": { "temperature": 0, "num_predict": 200 } });
     let text = chat(&desk, &with).ok().json()["message"]["content"].clone();
     let value: Value = serde_json::from_str(text.as_str().unwrap()).unwrap();
     assert_eq!(value, json!({ "a": 1 }));

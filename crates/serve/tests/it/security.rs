@@ -24,7 +24,9 @@ fn every_address_but_health_and_the_page_needs_a_key() {
     for path in ["/health", "/v1/health", "/ping", "/ready", "/"] {
         assert_eq!(get(&desk, path, &[]).status, 200, "{path}");
     }
-    for path in ["/v1/models", "/metrics", "/version", "/api/tags", "/api/version", "/lora-adapters", "/nothing"] {
+    for path in
+        ["/v1/models", "/metrics", "/version", "/api/tags", "/api/version", "/lora-adapters", "/nothing"]
+    {
         let reply = get(&desk, path, &[]);
         assert_eq!(reply.status, 401, "{path}");
         assert_eq!(reply.header("www-authenticate"), Some("Bearer"));
@@ -33,8 +35,15 @@ fn every_address_but_health_and_the_page_needs_a_key() {
         assert_ne!(with("Bearer second-key-2"), 401, "{path}");
     }
     for path in [
-        "/v1/chat/completions", "/v1/completions", "/tokenize", "/detokenize", "/api/generate", "/api/chat", "/api/show",
-        "/v1/load_lora_adapter", "/v1/unload_lora_adapter",
+        "/v1/chat/completions",
+        "/v1/completions",
+        "/tokenize",
+        "/detokenize",
+        "/api/generate",
+        "/api/chat",
+        "/api/show",
+        "/v1/load_lora_adapter",
+        "/v1/unload_lora_adapter",
     ] {
         assert_eq!(desk.post(path, &json!({})).status, 401, "{path}");
     }
@@ -56,7 +65,8 @@ fn an_address_that_others_reach_needs_a_key_or_a_word() {
     assert!(matches!(refused, Error::Open { .. }), "{refused}");
     assert!(Server::bind(&ServerOptions { has_keys: true, ..options.clone() }).is_ok());
     assert!(Server::bind(&ServerOptions { insecure_no_auth: true, ..options.clone() }).is_ok());
-    let taken = Server::bind(&ServerOptions { address: "127.0.0.1:0".parse().unwrap(), ..options.clone() }).unwrap();
+    let taken =
+        Server::bind(&ServerOptions { address: "127.0.0.1:0".parse().unwrap(), ..options.clone() }).unwrap();
     let again = Server::bind(&ServerOptions { address: taken.local_addr(), ..options });
     assert!(matches!(again.err(), Some(Error::Bind { .. })));
 }
@@ -128,7 +138,8 @@ fn over_tls_the_same_and_plain_clients_get_nothing() {
     let files = TlsFiles { cert: cert.clone(), key: key.clone() };
     let desk = Desk::with(|setup| setup.server.tls = Some(files));
     let root = ureq::tls::Certificate::from_pem(made.cert.pem().as_bytes()).unwrap();
-    let tls = ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::new_with_certs(&[root])).build();
+    let tls =
+        ureq::tls::TlsConfig::builder().root_certs(ureq::tls::RootCerts::new_with_certs(&[root])).build();
     let agent: ureq::Agent = ureq::Agent::config_builder().tls_config(tls).proxy(None).build().into();
     let url = format!("https://localhost:{}/v1/models", desk.address.port());
     assert_eq!(sent(agent.get(&url).call()).json()["data"][0]["id"], "tiny");
@@ -141,8 +152,13 @@ fn over_tls_the_same_and_plain_clients_get_nothing() {
     let bind = |cert: &std::path::Path, key: &std::path::Path| {
         let tls = Some(TlsFiles { cert: cert.to_owned(), key: key.to_owned() });
         let address = "127.0.0.1:0".parse().unwrap();
-        let options =
-            ServerOptions { address, tls, has_keys: false, insecure_no_auth: false, drain_timeout: Duration::ZERO };
+        let options = ServerOptions {
+            address,
+            tls,
+            has_keys: false,
+            insecure_no_auth: false,
+            drain_timeout: Duration::ZERO,
+        };
         Server::bind(&options).err().unwrap()
     };
     fs_err::write(&wrong, other.signing_key.serialize_pem()).unwrap();

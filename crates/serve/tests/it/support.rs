@@ -103,8 +103,7 @@ impl Desk {
             has_template: true,
         };
         change(&mut setup);
-        let spec =
-            TinySpec { tie_word_embeddings: false, initializer_range: 0.3, ..TinySpec::default() };
+        let spec = TinySpec { tie_word_embeddings: false, initializer_range: 0.3, ..TinySpec::default() };
         let files = tiny_checkpoint(&folder.path().join("base"), &spec);
         setup.server.has_keys = !setup.app.keys.is_empty();
         let server = Server::bind(&setup.server).unwrap();

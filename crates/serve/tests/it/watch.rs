@@ -47,7 +47,10 @@ fn the_models_are_listed_as_openais_clients_need_them() {
     let list = desk.get("/v1/models").ok().json();
     assert_eq!(list["object"], "list");
     let model = &list["data"][0];
-    assert_eq!((&model["id"], &model["object"], &model["owned_by"]), (&json!("tiny"), &json!("model"), &json!("taper")));
+    assert_eq!(
+        (&model["id"], &model["object"], &model["owned_by"]),
+        (&json!("tiny"), &json!("model"), &json!("taper"))
+    );
     assert!(model["created"].is_u64() && model["parent"].is_null());
     assert_eq!(model["max_model_len"], 2048);
 }
