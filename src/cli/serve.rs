@@ -22,7 +22,7 @@ Ctrl-C or SIGTERM: no more requests are taken (/ready says 503), those in flight
 #[command(after_help = SERVE_HELP)]
 pub(crate) struct ServeArgs {
     /// A recipe: serve its base and the adapter of its run, as its `[serve]` says
-    #[arg(required_unless_present = "model", conflicts_with = "model")]
+    #[arg(conflicts_with = "model")]
     pub(crate) recipe: Option<PathBuf>,
     /// Override a key of the recipe, for example `--set serve.port=9000`; may be given more than once
     #[arg(long = "set", value_name = "KEY=VALUE", requires = "recipe")]

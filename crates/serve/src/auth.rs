@@ -127,7 +127,7 @@ mod tests {
         fs_err::write(&file, "# none\n").unwrap();
         assert!(matches!(ApiKeys::read(Some(&file), None), Err(Error::NoKey { .. })));
         assert!(matches!(ApiKeys::read(Some(&folder.path().join("absent")), None), Err(Error::Io(_))));
-        for (key, says) in [("short", "shorter"), ("with a space", "a header cannot")] {
+        for (key, says) in [("brief", "shorter"), ("with a space", "a header cannot")] {
             let error = ApiKeys::read(None, Some(key)).unwrap_err().to_string();
             assert!(error.contains(says) && !error.contains(key), "{error}");
         }

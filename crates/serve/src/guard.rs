@@ -71,7 +71,7 @@ pub(crate) fn tell_browser(headers: &mut HeaderMap, origin: HeaderValue, asked: 
 }
 
 /// The header's text when there is one of it.
-fn one<'h>(headers: &'h HeaderMap, name: &header::HeaderName) -> Result<Option<&'h str>, ApiError> {
+fn one<'a>(headers: &'a HeaderMap, name: &header::HeaderName) -> Result<Option<&'a str>, ApiError> {
     let mut values = headers.get_all(name).iter();
     let (first, second) = (values.next(), values.next());
     if second.is_some() {

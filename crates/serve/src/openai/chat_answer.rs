@@ -34,9 +34,9 @@ pub(super) async fn answer(mut run: Run, mut wire: ChatWire) -> Result<Response<
         gathered.tokens.extend(news.tokens);
         gathered.end = news.end.or(gathered.end.take());
     }
-    let choices =
+    let choices: Vec<Value> =
         all.into_iter().enumerate().map(|(index, gathered)| choice(&wire, index, gathered)).collect();
-    let mut body = wire.head.object("chat.completion", choices);
+    let mut body = wire.head.object("chat.completion", &choices);
     body["usage"] = usage_json(wire.usage);
     Ok(json_response(StatusCode::OK, &body))
 }

@@ -99,7 +99,7 @@ impl ChatWire {
         }
     }
 
-    fn chunk(&self, choices: Vec<Value>, usage: Value) -> Bytes {
+    fn chunk(&self, choices: &[Value], usage: Value) -> Bytes {
         let mut chunk = self.head.object(OBJECT, choices);
         if self.include_usage {
             chunk["usage"] = usage;
@@ -111,8 +111,8 @@ impl ChatWire {
         &self,
         index: usize,
         delta: &Value,
-        logprobs: Value,
-        finish: Value,
+        logprobs: &Value,
+        finish: Option<&str>,
         stop: Option<Value>,
     ) -> Bytes {
         let mut choice = json!({ "index": index, "delta": delta });
@@ -121,7 +121,7 @@ impl ChatWire {
         if let Some(stop) = stop {
             choice["stop_reason"] = stop;
         }
-        self.chunk(vec![choice], Value::Null)
+        self.chunk(&[choice], Value::Null)
     }
 }
 
@@ -132,7 +132,7 @@ impl Wire for ChatWire {
 
     fn open(&mut self) -> Vec<Bytes> {
         let role = json!({ "role": "assistant", "content": "" });
-        (0..self.choices.len()).map(|i| self.delta(i, &role, Value::Null, Value::Null, None)).collect()
+        (0..self.choices.len()).map(|i| self.delta(i, &role, &Value::Null, None, None)).collect()
     }
 
     fn event(&mut self, index: usize, event: Event) -> Vec<Bytes> {
@@ -159,11 +159,11 @@ impl Wire for ChatWire {
                     json!({ "tool_calls": [call_json(&call, Some(place))] })
                 }
             };
-            chunks.push(self.delta(index, &delta, logprobs, Value::Null, None));
+            chunks.push(self.delta(index, &delta, &logprobs, None, None));
         }
         if let Some((reason, stop)) = end {
             let logprobs = if tokens.is_empty() { Value::Null } else { self.logprobs_json(&tokens) };
-            chunks.push(self.delta(index, &json!({}), logprobs, reason.into(), Some(stop)));
+            chunks.push(self.delta(index, &json!({}), &logprobs, Some(reason), Some(stop)));
         }
         chunks
     }
@@ -171,7 +171,7 @@ impl Wire for ChatWire {
     fn close(&mut self) -> Vec<Bytes> {
         let mut chunks = Vec::new();
         if self.include_usage {
-            chunks.push(self.chunk(Vec::new(), usage_json(self.usage)));
+            chunks.push(self.chunk(&[], usage_json(self.usage)));
         }
         chunks.push(sse_done());
         chunks

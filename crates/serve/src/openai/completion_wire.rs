@@ -115,7 +115,7 @@ impl CompletionWire {
         json!({ "text": text, "index": index, "logprobs": logprobs, "finish_reason": reason, "stop_reason": stop })
     }
 
-    fn chunk(&self, choices: Vec<Value>, usage: Value) -> Bytes {
+    fn chunk(&self, choices: &[Value], usage: Value) -> Bytes {
         let mut chunk = self.head.object(OBJECT, choices);
         if self.told.include_usage {
             chunk["usage"] = usage;
@@ -135,7 +135,7 @@ pub(super) async fn answer(mut run: Run, mut wire: CompletionWire) -> Result<Res
 
 fn whole(wire: &mut CompletionWire) -> Value {
     let choices: Vec<Value> = (0..wire.choices.len()).map(|index| wire.choice(index)).collect();
-    let mut body = wire.head.object(OBJECT, choices);
+    let mut body = wire.head.object(OBJECT, &choices);
     body["usage"] = usage_json(wire.usage);
     body
 }
@@ -158,13 +158,13 @@ impl Wire for CompletionWire {
             return Vec::new();
         }
         let choice = self.choice(index);
-        vec![self.chunk(vec![choice], Value::Null)]
+        vec![self.chunk(&[choice], Value::Null)]
     }
 
     fn close(&mut self) -> Vec<Bytes> {
         let mut chunks = Vec::new();
         if self.told.include_usage {
-            chunks.push(self.chunk(Vec::new(), usage_json(self.usage)));
+            chunks.push(self.chunk(&[], usage_json(self.usage)));
         }
         chunks.push(sse_done());
         chunks

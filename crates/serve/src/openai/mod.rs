@@ -38,11 +38,10 @@ impl Head {
     }
 
     /// An answer or chunk of that kind.
-    fn object(&self, object: &str, choices: Vec<Value>) -> Value {
-        let mut told =
-            json!({ "id": self.id, "object": object, "created": self.created, "model": self.model });
-        told["choices"] = choices.into();
-        told
+    fn object(&self, object: &str, choices: &[Value]) -> Value {
+        json!({
+            "id": self.id, "object": object, "created": self.created, "model": self.model, "choices": choices,
+        })
     }
 }
 

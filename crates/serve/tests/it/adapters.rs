@@ -30,7 +30,7 @@ fn text(desk: &Desk, with: &Value) -> String {
 
 #[test]
 fn adapters_are_models_and_can_be_scaled_and_summed() {
-    let (desk, ..) = desk();
+    let (desk, _root, _guard) = desk();
     let base = text(&desk, &json!({}));
     for name in ["one", "two"] {
         assert_eq!(
@@ -72,7 +72,7 @@ fn adapters_are_models_and_can_be_scaled_and_summed() {
 
 #[test]
 fn unloaded_it_is_gone_and_another_of_its_name_is_another() {
-    let (desk, ..) = desk();
+    let (desk, _root, _guard) = desk();
     load(&desk, "a", "one").ok();
     let one = text(&desk, &json!({ "model": "a" }));
     let taken = load(&desk, "a", "two");

@@ -1,6 +1,6 @@
 //! Prompts as they are: echo, log-probabilities, several prompts.
 
-use crate::support::Desk;
+use crate::support::{Desk, assert_near};
 use serde_json::{Value, json};
 
 #[test]
@@ -28,7 +28,8 @@ fn a_harness_can_score_texts() {
     let body = desk.complete(&with).ok().json();
     let choices = body["choices"].as_array().unwrap();
     assert_eq!(choices.len(), 2);
-    assert_eq!(choices[0]["logprobs"], choices[1]["logprobs"]);
+    let numbers = |i: usize| choices[i]["logprobs"]["token_logprobs"].as_array().unwrap();
+    assert_near(numbers(0), numbers(1));
     let logprobs = &choices[0]["logprobs"];
     let (own, top) =
         (logprobs["token_logprobs"].as_array().unwrap(), logprobs["top_logprobs"].as_array().unwrap());
@@ -50,7 +51,7 @@ fn a_harness_can_score_texts() {
     let with = json!({ "prompt": ids, "echo": true, "max_tokens": 0, "logprobs": 1 });
     let none = desk.complete(&with).ok().json();
     let alone = none["choices"][0]["logprobs"]["token_logprobs"].as_array().unwrap();
-    assert_eq!(alone[..], own[..ids.len()]);
+    assert_near(alone, &own[..ids.len()]);
     assert_eq!(none["usage"]["completion_tokens"], 0);
     assert_eq!(none["choices"][0]["text"], "red blue green");
 }
@@ -83,7 +84,7 @@ fn a_stream_is_the_answer_in_pieces() {
     assert!(is_done);
     let text: String = events.iter().filter_map(|event| event["choices"].get(0)?["text"].as_str()).collect();
     assert_eq!(text, whole["choices"][0]["text"].as_str().unwrap());
-    assert_eq!(events.last().unwrap()["usage"], whole["usage"].clone().clone());
+    assert_eq!(events.last().unwrap()["usage"], whole["usage"]);
 }
 
 #[test]

@@ -307,3 +307,15 @@ pub(crate) fn wait_until(what: &str, mut holds: impl FnMut() -> bool) {
         std::thread::sleep(Duration::from_millis(5));
     }
 }
+
+/// Hold numbers to others: what is in the cache or in the batch beside it changes the last bits of a logit.
+#[track_caller]
+pub(crate) fn assert_near(left: &[Value], right: &[Value]) {
+    assert_eq!(left.len(), right.len());
+    for (a, b) in left.iter().zip(right) {
+        match (a.as_f64(), b.as_f64()) {
+            (Some(a), Some(b)) => assert!((a - b).abs() < 1e-4, "{a} and {b}"),
+            _ => assert_eq!(a, b),
+        }
+    }
+}
