@@ -88,8 +88,8 @@ pub fn numbers(text: &str) -> Vec<f64> {
     let mut found = Vec::new();
     let mut at = 0;
     while at < chars.len() {
-        let begins = digit(at) || (chars[at] == '.' && digit(at + 1));
-        if !begins {
+        let starts = digit(at) || (chars[at] == '.' && digit(at + 1));
+        if !starts {
             at += 1;
             continue;
         }

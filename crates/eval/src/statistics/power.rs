@@ -58,9 +58,9 @@ pub fn power_of_gain(n: u64, disagreement: f64, gain: f64) -> Option<f64> {
         return Some(super::distributions::normal_cdf(distance / noise.max(f64::MIN_POSITIVE)));
     }
     let share_won = 0.5 + 0.5 * gain / disagreement;
-    // Further from the mean there is less than 1e-15 of the distribution.
+    // Further from the mean there is less than 1e-9 of the distribution.
     let middle = n as f64 * disagreement;
-    let reach = 8.5 * (middle * (1.0 - disagreement)).sqrt() + 40.0;
+    let reach = 6.5 * (middle * (1.0 - disagreement)).sqrt() + 30.0;
     let (from, to) = ((middle - reach).max(0.0) as u64, ((middle + reach) as u64).min(n));
     let mut lost = 0;
     let mut power = 0.0;

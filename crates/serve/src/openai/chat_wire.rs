@@ -115,9 +115,8 @@ impl ChatWire {
         finish: Option<&str>,
         stop: Option<Value>,
     ) -> Bytes {
-        let mut choice = json!({ "index": index, "delta": delta });
-        choice["logprobs"] = logprobs;
-        choice["finish_reason"] = finish;
+        let mut choice =
+            json!({ "index": index, "delta": delta, "logprobs": logprobs, "finish_reason": finish });
         if let Some(stop) = stop {
             choice["stop_reason"] = stop;
         }

@@ -73,10 +73,10 @@ mod tests {
             return 0;
         }
         let mut best = if skips > 0 { by_trying(weights, row + 1, used, skips - 1) } else { i64::MIN / 2 };
-        for column in 0..used.len() {
+        for (column, weight) in weights[row].iter().enumerate() {
             if !used[column] {
                 used[column] = true;
-                best = best.max(weights[row][column] + by_trying(weights, row + 1, used, skips));
+                best = best.max(weight + by_trying(weights, row + 1, used, skips));
                 used[column] = false;
             }
         }
