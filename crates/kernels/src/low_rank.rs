@@ -315,7 +315,7 @@ mod tests {
                 .collect();
             let mut y = case.y.clone();
             add_low_rank((&case.x).into(), &groups, &mut y, case.n_in, case.n_out);
-            assert_close(&y, &plain(&case), 2e-5, &format!("case {stream}"));
+            assert_close(&y, &plain(&case), 2e-4, &format!("case {stream}"));
         }
     }
 
@@ -349,7 +349,7 @@ mod tests {
                 let off = y.iter().zip(&want).map(|(y, w)| (f64::from(*y) - w).abs()).fold(0.0, f64::max);
                 assert!(off <= 1e-2 * (1.0 + largest), "case {stream}: {off} of {largest}");
             } else {
-                assert_close(&y, &want, 2e-5, &format!("case {stream}"));
+                assert_close(&y, &want, 2e-4, &format!("case {stream}"));
             }
         }
     }
