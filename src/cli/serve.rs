@@ -80,8 +80,12 @@ pub(crate) struct ListenArgs {
     /// A name that the server goes by besides those of this machine; may be given more than once
     #[arg(long, value_name = "NAME")]
     pub(crate) allowed_host: Vec<String>,
-    /// A web page that may use the server, as https://app.example; may be given more than once
-    #[arg(long, value_name = "ORIGIN")]
+    /// Web pages that may use the server
+    #[arg(
+        long,
+        value_name = "ORIGIN",
+        help = "A web page that may use the server, as https://app.example; may be given more than once"
+    )]
     pub(crate) cors_origin: Vec<String>,
     /// Without the page at /
     #[arg(long)]
