@@ -3,7 +3,7 @@
 //! - [`Server::bind`] takes the address before a model is loaded; [`Server::run`] serves an [`App`] until it is asked to end, then
 //!   takes no more requests, lets those in flight end and returns.
 //! - [`App`] is what is served: a base, its adapters, the limits.
-//! - Clients speak OpenAI's API ([`openai`]), vLLM's extras of it, or Ollama's ([`ollama`]).
+//! - Clients speak OpenAI's API (`openai`), vLLM's extras of it, or Ollama's (`ollama`).
 //!
 //! A request goes this way: the guard (Host, Origin, key), its body within a limit, its fields with their types and ranges, the chat
 //! template and the tokenizer (both off the threads that serve connections), the service's bounded queue, and back as events that
