@@ -116,8 +116,11 @@ impl Worker {
         let mut emit = |key: usize, event: Event| {
             let ends = matches!(event, Event::Finished(_) | Event::Failed(_));
             let Some(caller) = callers.get_mut(&key) else { return ControlFlow::Break(()) };
-            (caller.sink)(event);
+            // Of what was given up nothing more is heard.
             let goes_on = !caller.is_cancelled.load(Ordering::Relaxed);
+            if goes_on {
+                (caller.sink)(event);
+            }
             if ends {
                 callers.remove(&key);
             }
