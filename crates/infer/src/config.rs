@@ -88,21 +88,6 @@ impl GenerationConfig {
         !self.ignore_eos && (eos_ids.contains(&id) || self.stop_token_ids.contains(&id))
     }
 
-    /// Every token id that the model, of a vocabulary of so many rows, does not have.
-    pub fn check_vocabulary(&self, vocab: usize) -> Problems {
-        let mut problems = Problems::new();
-        let mut require = |key: &str, id: u32| {
-            if id as usize >= vocab {
-                let message =
-                    format!("`{key}` has the token id {id}, the model's vocabulary ends at {vocab}");
-                problems.push(Problem::error("out-of-range", message).at(Location::default().with_key(key)));
-            }
-        };
-        self.logit_bias.keys().for_each(|id| require("logit_bias", *id));
-        self.stop_token_ids.iter().for_each(|id| require("stop_token_ids", *id));
-        problems
-    }
-
     /// Every value that is out of its range.
     pub fn check(&self) -> Problems {
         let mut problems = Problems::new();
@@ -194,20 +179,6 @@ mod tests {
         };
         assert!(biased(1024).check().is_empty());
         assert_eq!(biased(1025).check().iter().count(), 1);
-    }
-
-    #[test]
-    fn ids_outside_the_vocabulary_are_named() {
-        let config = GenerationConfig {
-            logit_bias: BTreeMap::from([(9, 1.0), (10, 1.0)]),
-            stop_token_ids: vec![3, 12],
-            ..GenerationConfig::default()
-        };
-        assert!(config.check_vocabulary(13).is_empty());
-        let told: Vec<_> = config.check_vocabulary(10).iter().map(|p| p.message.clone()).collect();
-        assert_eq!(told.len(), 2);
-        assert!(told[0].contains("`logit_bias` has the token id 10"), "{told:?}");
-        assert!(told[1].contains("`stop_token_ids` has the token id 12"), "{told:?}");
     }
 
     #[test]

@@ -117,7 +117,7 @@ impl<'a> Scheduler<'a> {
         self.active.drain(..).map(|sequence| sequence.key).collect()
     }
 
-    /// Passes over all that is in the batch: one for all sequences that can share one, and one for each adapter that cannot.
+    /// Passes over all that is in the batch, apart for what is written and what is read: sequences share them, but for adapters that cannot.
     ///
     /// # Errors
     /// When the arithmetic or the tokenizer fails, which leaves the batch as it was before the pass.
@@ -182,12 +182,12 @@ impl<'a> Scheduler<'a> {
         }
     }
 
-    /// Begin with what an earlier request left, but for the last token, whose logits are wanted.
+    /// Begin with what an earlier request left.
     fn find_prefix(&mut self, sequence: &mut Sequence<'_>) {
         if !self.keeps_prefixes || sequence.request.prompt_logprobs.is_some() {
             return;
         }
-        let keys = sequence.keys(sequence.tokens.len() - 1, self.model.config().rope.switch_length());
+        let keys = sequence.keys(sequence.findable(), self.model.config().rope.switch_length());
         let pages = self.prefixes.find(&keys);
         if !pages.is_empty() {
             let cache = KvCache::beginning_with(pages, self.model.num_blocks(), &self.meter);

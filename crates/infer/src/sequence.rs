@@ -102,6 +102,11 @@ impl<'a> Sequence<'a> {
         self.read_together.saturating_sub(self.cached)
     }
 
+    /// How many leading tokens may come from kept pages: of what is read together, all but the text's last, whose logits are wanted.
+    pub(crate) fn findable(&self) -> usize {
+        self.read_together.min(self.tokens.len() - 1)
+    }
+
     /// Note that a place in the batch was found.
     pub(crate) fn begin(&mut self) {
         self.clock.began.get_or_insert_with(Instant::now);
@@ -191,7 +196,7 @@ impl<'a> Sequence<'a> {
 
     /// Whether this token ends the text.
     pub(crate) fn is_stop(&self, id: u32) -> bool {
-        !self.request.config.ignore_eos && self.stop_ids.contains(&id)
+        self.request.config.is_stop(id, &self.stop_ids)
     }
 
     /// What the caller hears of the prompt, once.
