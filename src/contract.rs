@@ -8,7 +8,7 @@ use crate::workspace::Base;
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use taper_data::TokenizedExample;
-use taper_eval::{EvalResult, Verdict};
+use taper_eval::{Evaluation, Verdict};
 use taper_export::{
     BaseInUse, CONTRACT_FILE, CONTRACT_SCHEMA, Contract, DataFacts, FileFacts, GoldenPrompt, LayerScale,
     ScaleFacts, Score,
@@ -140,17 +140,14 @@ pub(crate) fn scores(session: &Session) -> anyhow::Result<(Vec<Score>, Option<Ve
     let results: serde_json::Value =
         serde_json::from_slice(&fs_err::read(&path)?).map_err(|e| broken(e.to_string()))?;
     let mut scores = Vec::new();
-    for evaluation in results["evaluations"].as_array().into_iter().flatten() {
-        let of = |name: &str| -> anyhow::Result<Option<EvalResult>> {
-            serde_json::from_value(evaluation[name].clone()).map_err(|e| broken(e.to_string()))
-        };
-        let (base, trained) = (of("base")?, of("candidate")?);
-        for measured in trained.iter().flat_map(|result| &result.measured) {
-            let base = base.as_ref().and_then(|base| base.measured(measured.metric)).map(|m| m.value);
+    let evaluations: Vec<Evaluation> =
+        serde_json::from_value(results["evaluations"].clone()).map_err(|e| broken(e.to_string()))?;
+    for evaluation in &evaluations {
+        for measured in evaluation.trained().into_iter().flat_map(|result| &result.measured) {
             scores.push(Score {
-                evaluation: evaluation["name"].as_str().unwrap_or_default().to_owned(),
+                evaluation: evaluation.name.clone(),
                 metric: measured.metric.name().to_owned(),
-                base,
+                base: evaluation.base().and_then(|base| base.measured(measured.metric)).map(|m| m.value),
                 adapter: measured.value,
                 n: measured.n,
             });

@@ -1,6 +1,7 @@
 //! `taper`: fine-tune small language models from JSONL by a recipe, prove the adapter, export it, generate with it.
 
 mod adapters;
+mod candidates;
 mod card;
 mod cli;
 mod commands;

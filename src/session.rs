@@ -2,11 +2,11 @@
 
 use crate::cli::FolderArgs;
 use crate::output::say;
+use crate::tasks::HeldOut;
 use crate::workspace::{Base, check_device, prepare, resolve, run_folder};
 use std::path::PathBuf;
 use taper_data::PreparedData;
 use taper_diagnostics::write_bytes_atomically;
-use taper_eval::EvalTask;
 use taper_models::CausalLm;
 use taper_recipe::{ResolvedRun, resolved_toml};
 use taper_train::TrainMethod;
@@ -19,7 +19,7 @@ pub(crate) struct Session {
     pub(crate) base: Base,
     pub(crate) data: PreparedData,
     /// The evaluations, ready for any candidate.
-    pub(crate) tasks: Vec<EvalTask>,
+    pub(crate) tasks: Vec<HeldOut>,
 }
 
 impl Session {

@@ -12,6 +12,7 @@ use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
 use taper_diagnostics::{ExitCode, write_bytes_atomically};
+use taper_eval::report::words::headline;
 use taper_eval::{CurvePoint, GateStatus, Report, RunFacts};
 use taper_hub::{Fingerprint, HashCache};
 use taper_train::{Metrics, Outcome};
@@ -25,7 +26,7 @@ pub(crate) fn write(
     took: Duration,
 ) -> anyhow::Result<ExitCode> {
     let facts = facts(session, Some(outcome), exports)?;
-    let report = Report { facts: &facts, evaluations: &judged.evaluations, gates: &judged.gates };
+    let report = report(session, &facts, judged);
     let files = report.write(&session.folder).or_fault()?;
     if session.run.recipe.adapter.is_some() {
         contract::add_scores(session, false)?;
@@ -57,30 +58,38 @@ fn ending(code: ExitCode) -> &'static str {
     }
 }
 
-/// The figures and the gates, a line each.
+/// A run's report.
+pub(crate) fn report<'a>(session: &Session, facts: &'a RunFacts, judged: &'a Judged) -> Report<'a> {
+    let section = session.run.recipe.report;
+    Report { facts, evaluations: &judged.evaluations, gates: &judged.gates, section }
+}
+
+/// What can be said, the figures and the gates, a line each.
 pub(crate) fn tell(judged: &Judged) {
     for evaluation in &judged.evaluations {
         for comparison in &evaluation.comparisons {
             say(&format!(
-                "{}: {} {:.4} -> {:.4} (n={}, p={:.2e}): {}",
+                "{}: {} {} {:.4} -> {} {:.4} (n={}, p={:.2e}): {}",
                 evaluation.name,
                 comparison.metric,
+                comparison.reference,
                 comparison.base,
                 comparison.candidate,
+                comparison.value,
                 comparison.n,
-                comparison.p_value,
+                comparison.adjusted_p_value,
                 comparison.verdict
             ));
         }
+        say(&format!("{}: {}", evaluation.name, headline(evaluation)));
     }
     for gate in &judged.gates {
         let status = match gate.status {
-            GateStatus::Passed => "passed",
-            GateStatus::Failed => "FAILED",
-            _ => "not decided",
+            GateStatus::Failed => "FAILED".to_owned(),
+            other => other.to_string(),
         };
-        let value = gate.value.map_or("not measured".to_owned(), |v| format!("{v:.4}"));
-        say(&format!("gate {}: {} is {value}, limit {}: {status}", gate.eval, gate.name, gate.limit));
+        let eval = gate.eval.as_deref().unwrap_or("-");
+        say(&format!("gate {eval}: {}: {}: {status}", gate.text, gate.detail));
     }
 }
 
@@ -105,9 +114,15 @@ pub(crate) fn facts(
         setup: setup(session, outcome),
         data: data(session),
         curve: curve(&session.path("metrics.jsonl"))?,
+        checkpoints: Vec::new(),
+        best_step: match outcome {
+            Some(Outcome::Finished { weights_of_step, .. }) => Some(*weights_of_step),
+            _ => None,
+        },
         files: files(session, exports),
         usage: usage(session),
         notes,
+        lineage: Vec::new(),
     })
 }
 

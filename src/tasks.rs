@@ -1,19 +1,42 @@
 //! The evaluations of a recipe, made ready before anything is trained: one that cannot be made must not cost a training first.
 
+use crate::fault::OrFault;
 use crate::workspace::Base;
-use taper_data::{Example, ExampleKeys, PreparedData};
-use taper_diagnostics::{Problem, Problems, Severity};
-use taper_eval::{EvalSection, EvalTask, Renderer};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::path::Path;
+use taper_data::{DataSection, Example, ExampleKeys, PreparedData};
+use taper_diagnostics::{Location, Problem, Problems, Severity};
+use taper_eval::{EvalSection, EvalTask, Prompting, Renderer, TouchKind, choose_shots};
 use taper_infer::longest_sequence;
 use taper_models::ModelConfig;
 use taper_recipe::ResolvedRun;
 
-/// Every `[[eval]]` ready for any candidate, and what is wrong with those that are not.
+/// One evaluation with its examples, ready for the base and, made ready again, for any other model.
+pub(crate) struct HeldOut {
+    /// As the base reads it.
+    pub(crate) task: EvalTask,
+    source: Source,
+}
+
+/// What an evaluation is made from.
+struct Source {
+    section: EvalSection,
+    data: DataSection,
+    examples: Vec<Example>,
+    /// Examples that can be shown before a question.
+    pool: Vec<Example>,
+    schema: Option<Value>,
+    /// Examples that stand among those trained on, by their places; `None` where that was not looked at.
+    touched: Option<BTreeMap<usize, TouchKind>>,
+}
+
+/// Every `[[eval]]` ready, and what is wrong with those that are not.
 pub(crate) fn prepare_tasks(
     run: &ResolvedRun,
     base: &Base,
     data: &PreparedData,
-) -> (Vec<EvalTask>, Problems) {
+) -> (Vec<HeldOut>, Problems) {
     let (mut tasks, mut problems) = (Vec::new(), Problems::new());
     for (index, section) in run.recipe.eval.iter().enumerate() {
         // What is wrong with the test data has been told by its own name.
@@ -21,7 +44,7 @@ pub(crate) fn prepare_tasks(
             continue;
         }
         let mut found = Problems::new();
-        match task(run, section, base, data, &mut found) {
+        match HeldOut::prepare(run, section, base, data, &mut found) {
             Ok(task) => tasks.push(task),
             Err(errors) => found.extend(errors),
         }
@@ -33,35 +56,99 @@ pub(crate) fn prepare_tasks(
     (tasks, problems)
 }
 
-/// One evaluation, ready; what a person should know of its data goes to `notes`.
-fn task(
-    run: &ResolvedRun,
-    section: &EvalSection,
-    base: &Base,
-    data: &PreparedData,
-    notes: &mut Problems,
-) -> Result<EvalTask, Problems> {
-    let encoder = base.encoder(&run.recipe.data);
-    let renderer =
-        Renderer { tokenizer: &base.tokenizer, template: base.template.as_ref(), encoder: &encoder };
-    let own: Vec<Example>;
-    let examples = if section.data.is_empty() {
-        &data.test.examples
-    } else {
-        let dataset = taper_data::load(section.data.paths(), &run.recipe.data).map_err(of_data)?;
-        notes.extend(dataset.report.notes);
-        // Left out as `data.on_error = "skip"` asks, and never silently.
-        let skipped = dataset.report.skipped.iter().cloned();
-        skipped.for_each(|row| notes.push(Problem { severity: Severity::Warning, ..row }));
-        own = dataset.examples;
-        refuse_overlap(section, &own, &data.train.keys)?;
-        &own
+impl HeldOut {
+    /// What a person should know of its data goes to `notes`.
+    fn prepare(
+        run: &ResolvedRun,
+        section: &EvalSection,
+        base: &Base,
+        data: &PreparedData,
+        notes: &mut Problems,
+    ) -> Result<Self, Problems> {
+        let recipe = &run.recipe;
+        let examples = if section.data.is_empty() {
+            data.test.examples.clone()
+        } else {
+            let own = load(section.data.paths(), &recipe.data, notes)?;
+            refuse_overlap(section, &own, &data.train.keys)?;
+            own
+        };
+        let most_shots = recipe.candidate.iter().filter_map(|candidate| candidate.few_shot).max();
+        let most_shots = most_shots.unwrap_or(0).max(section.few_shot);
+        let pool = match most_shots {
+            0 => Vec::new(),
+            _ if section.few_shot_data.is_empty() => load(recipe.data.train.paths(), &recipe.data, notes)?,
+            _ => load(section.few_shot_data.paths(), &recipe.data, notes)?,
+        };
+        let found = choose_shots(&pool, &examples, most_shots, section.seed).len();
+        if found < most_shots {
+            let message = format!("{most_shots} examples are to be shown before a question, and there are {found}");
+            return Err(one(Problem::error("too-few-examples", message)
+                .hint("examples whose input is asked cannot be shown; name more in `few_shot_data`, or lower `few_shot`")));
+        }
+        let schema = section.schema.as_deref().map(read_schema).transpose().map_err(one)?;
+        let (section, data) = (section.clone(), recipe.data.clone());
+        let source = Source { section, data, examples, pool, schema, touched: None };
+        let task = source.task_for(base, source.section.few_shot)?;
+        Ok(Self { task, source })
+    }
+
+    /// Whether its items were held against the training data.
+    pub(crate) fn knows_overlap(&self) -> bool {
+        self.source.touched.is_some()
+    }
+
+    /// The evaluation for a model that reads text in its own way, or with another number of examples shown.
+    pub(crate) fn task_for(&self, base: &Base, few_shot: usize) -> anyhow::Result<EvalTask> {
+        self.source.task_for(base, few_shot).map_err(taper_data::Error::Problems).or_fault()
+    }
+}
+
+impl Source {
+
+    fn task_for(&self, base: &Base, few_shot: usize) -> Result<EvalTask, Problems> {
+        let encoder = base.encoder(&self.data);
+        let renderer =
+            Renderer { tokenizer: &base.tokenizer, template: base.template.as_ref(), encoder: &encoder };
+        let shots = choose_shots(&self.pool, &self.examples, few_shot, self.section.seed);
+        let prompting = Prompting { shots, schema: self.schema.as_ref() };
+        let touched = self.touched.clone().unwrap_or_default();
+        let task = EvalTask::prepare(&self.section, &self.examples, &prompting, &renderer, &touched)
+            .map_err(of_eval)?;
+        let config = ModelConfig::read(&base.files.config)
+            .map_err(|error| one(Problem::from_error("unusable-config", &error)))?;
+        let too_long = task.check_length(longest_sequence(&config));
+        if too_long.is_empty() { Ok(task) } else { Err(too_long) }
+    }
+}
+
+/// The longest schema that is read.
+const MOST_SCHEMA_BYTES: u64 = 4 << 20;
+
+fn read_schema(path: &Path) -> Result<Value, Problem> {
+    let fault = |message: String| {
+        let hint = "`schema` names a file with a JSON Schema of the answers, relative to the recipe";
+        Problem::error("schema", message).at(Location::file(path)).hint(hint)
     };
-    let task = EvalTask::prepare(section, examples, &renderer).map_err(of_eval)?;
-    let config = ModelConfig::read(&base.files.config)
-        .map_err(|error| one(Problem::from_error("unusable-config", &error)))?;
-    let too_long = task.check_length(longest_sequence(&config));
-    if too_long.is_empty() { Ok(task) } else { Err(too_long) }
+    let length = fs_err::metadata(path).map_err(|error| fault(error.to_string()))?.len();
+    if length > MOST_SCHEMA_BYTES {
+        return Err(fault(format!("the schema has {length} bytes, the limit is {MOST_SCHEMA_BYTES}")));
+    }
+    let text = fs_err::read(path).map_err(|error| fault(error.to_string()))?;
+    serde_json::from_slice(&text).map_err(|error| fault(format!("the schema is not JSON: {error}")))
+}
+
+fn load(
+    paths: &[std::path::PathBuf],
+    section: &DataSection,
+    notes: &mut Problems,
+) -> Result<Vec<Example>, Problems> {
+    let dataset = taper_data::load(paths, section).map_err(of_data)?;
+    notes.extend(dataset.report.notes);
+    // Left out as `data.on_error = "skip"` asks, and never silently.
+    let skipped = dataset.report.skipped.iter().cloned();
+    skipped.for_each(|row| notes.push(Problem { severity: Severity::Warning, ..row }));
+    Ok(dataset.examples)
 }
 
 /// A text that was trained on says nothing about texts that were not.

@@ -4,11 +4,10 @@ use crate::cli::{CommonArgs, FolderArgs, ModelArgs, QuantizeArgs, RecipeArgs};
 use crate::contract::TEMPLATE_FILE;
 use crate::fault::{OrFault, user_error};
 use crate::output::say;
-use crate::tasks::prepare_tasks;
+use crate::tasks::{HeldOut, prepare_tasks};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use taper_data::{DataSection, PreparedData, TextEncoder, TokenCache};
-use taper_eval::EvalTask;
 use taper_hub::{HubOptions, ModelFiles, ModelSection, ModelSource};
 use taper_models::{CausalLm, LoadOptions};
 use taper_recipe::ResolvedRun;
@@ -122,7 +121,7 @@ pub(crate) fn model_section(args: &QuantizeArgs, base: &str, dtype: &str) -> any
 }
 
 /// Read, tokenise and check the data of a recipe and of its evaluations; warnings are told, errors end the verb.
-pub(crate) fn prepare(run: &ResolvedRun, base: &Base) -> anyhow::Result<(PreparedData, Vec<EvalTask>)> {
+pub(crate) fn prepare(run: &ResolvedRun, base: &Base) -> anyhow::Result<(PreparedData, Vec<HeldOut>)> {
     let mut data = read_data(run, base);
     tell_data(&data);
     let (tasks, problems) = prepare_tasks(run, base, &data);

@@ -1,6 +1,7 @@
-//! `taper eval`: the evaluation part alone, base against what the run trained, as it lies on the disk.
+//! `taper eval`: the evaluation part alone, base against what the run trained and every other candidate, as they lie on the disk.
 
 use super::export::Exports;
+use crate::candidates::{Candidate, Loaded, Stage, base_name, candidates, trained_name};
 use crate::cli::EvalArgs;
 use crate::contract;
 use crate::fault::{OrFault, user_error};
@@ -13,13 +14,16 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use taper_diagnostics::ExitCode;
-use taper_eval::{EvalResult, EvalTask, Evaluation, GateOutcome, Report, exit_code, judge};
-use taper_hub::{InitChoice, ModelFiles};
+use taper_eval::gate::Requirement;
+use taper_eval::{Answers, EvalTask, Evaluation, GateOutcome, ResponseCache, Roles, Work, exit_code, judge};
+use taper_hub::ModelFiles;
 use taper_models::CausalLm;
 use taper_peft::LoadMode;
 
 /// Evaluations and the gates held against them.
 pub(crate) struct Judged {
+    /// What the candidates answered, by evaluation.
+    answers: Vec<Vec<Answers>>,
     pub(crate) evaluations: Vec<Evaluation>,
     pub(crate) gates: Vec<GateOutcome>,
 }
@@ -45,7 +49,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<ExitCode> {
     }
     let Some(judged) = evaluate_session(&session)? else { return Ok(tell_interrupted(&session)) };
     let facts = summary::facts(&session, None, &Exports::default())?;
-    let report = Report { facts: &facts, evaluations: &judged.evaluations, gates: &judged.gates };
+    let report = summary::report(&session, &facts, &judged);
     let files = report.write(&session.folder).or_fault()?;
     contract::add_scores(&session, args.force)?;
     summary::tell(&judged);
@@ -56,35 +60,98 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<ExitCode> {
     Ok(judged.exit_code())
 }
 
-/// Evaluate the base and what was trained over every `[[eval]]`; `None` when interrupted.
+/// Evaluate every candidate over every `[[eval]]`; `None` when interrupted.
 pub(crate) fn evaluate_session(session: &Session) -> anyhow::Result<Option<Judged>> {
-    let recipe = &session.run.recipe;
-    let tasks = &session.tasks;
-    let mut bases = vec![None; tasks.len()];
-    let mut results = Vec::with_capacity(tasks.len());
-    if !tasks.is_empty() {
-        let mut model = None;
-        if recipe.model.init == InitChoice::Pretrained {
-            let base = model.insert(session.load_base()?);
-            for (task, slot) in tasks.iter().zip(&mut bases) {
-                let Some(result) = answer("base", base.as_ref(), session, task)? else { return Ok(None) };
-                *slot = Some(result);
-            }
-        }
-        let (name, candidate) = load_trained(session, model)?;
-        for task in tasks {
-            let Some(result) = answer(name, candidate.as_ref(), session, task)? else { return Ok(None) };
-            results.push(result);
+    let stages = [Stage::Trained, Stage::Exported];
+    let Some(answers) = answer_all(session, &stages)? else { return Ok(None) };
+    judged(session, answers, &stages).map(Some)
+}
+
+/// Evaluate the candidates that there are before anything is exported; `None` when interrupted.
+pub(crate) fn evaluate_trained(session: &Session) -> anyhow::Result<Option<Judged>> {
+    let Some(answers) = answer_all(session, &[Stage::Trained])? else { return Ok(None) };
+    judged(session, answers, &[Stage::Trained]).map(Some)
+}
+
+/// Evaluate what was exported too, where a candidate asks for it and there is something; `None` when interrupted.
+pub(crate) fn evaluate_exported(
+    session: &Session,
+    mut earlier: Judged,
+    exports: &Exports,
+) -> anyhow::Result<Option<Judged>> {
+    let asks = session.run.recipe.candidate.iter().any(|section| Stage::of(section) == Stage::Exported);
+    if !asks || session.tasks.is_empty() {
+        return Ok(Some(earlier));
+    }
+    if !exports.done.is_empty() && exports.failure.is_none() {
+        let Some(answers) = answer_all(session, &[Stage::Exported])? else { return Ok(None) };
+        for (all, more) in earlier.answers.iter_mut().zip(answers) {
+            all.extend(more);
         }
     }
-    let evaluations = tasks
-        .iter()
-        .zip(bases)
-        .zip(results)
-        .map(|((task, base), result)| Evaluation::new(&task.section, &task.items, base, result).or_fault())
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    let gates = judge(&recipe.gate, &evaluations);
-    Ok(Some(Judged { evaluations, gates }))
+    judged(session, earlier.answers, &[Stage::Trained, Stage::Exported]).map(Some)
+}
+
+/// What the candidates of some stages answer, by evaluation.
+fn answer_all(session: &Session, stages: &[Stage]) -> anyhow::Result<Option<Vec<Vec<Answers>>>> {
+    let mut answers: Vec<Vec<Answers>> = session.tasks.iter().map(|_| Vec::new()).collect();
+    if session.tasks.is_empty() {
+        return Ok(Some(answers));
+    }
+    let cache = session.run.recipe.data.cache.then(ResponseCache::from_env).flatten();
+    let mut loaded = Loaded::default();
+    for candidate in candidates(session, stages)? {
+        let identity = candidate.identity(session)?;
+        for (index, all) in answers.iter_mut().enumerate() {
+            let own = candidate.own_task(session, index)?;
+            let task = own.as_ref().unwrap_or(&session.tasks[index].task);
+            let asked = Asked { session, task, identity: &identity, cache: cache.as_ref() };
+            let Some(found) = answer(&candidate, &asked, &mut loaded)? else { return Ok(None) };
+            all.push(found);
+        }
+        loaded.next();
+    }
+    Ok(Some(answers))
+}
+
+/// Score and compare the answers, and hold the gates that are for these stages.
+fn judged(session: &Session, answers: Vec<Vec<Answers>>, stages: &[Stage]) -> anyhow::Result<Judged> {
+    let evaluations = session.tasks.iter().zip(&answers).map(|(held_out, answers)| {
+        let roles = Roles {
+            reference: base_name(session).map(str::to_owned),
+            trained: trained_name(session).to_owned(),
+        };
+        let task = &held_out.task;
+        Evaluation::new(&task.scorer, task.facts(), answers.clone(), roles, held_out.knows_overlap()).or_fault()
+    });
+    let evaluations = evaluations.collect::<anyhow::Result<Vec<_>>>()?;
+    let gates = hold_gates(session, &evaluations, stages);
+    Ok(Judged { answers, evaluations, gates })
+}
+
+/// Gates that ask for a candidate of a later stage wait for it.
+fn hold_gates(session: &Session, evaluations: &[Evaluation], stages: &[Stage]) -> Vec<GateOutcome> {
+    let recipe = &session.run.recipe;
+    let is_later = |name: &str| {
+        let section = recipe.candidate.iter().find(|section| section.name == name);
+        section.is_some_and(|section| !stages.contains(&Stage::of(section)))
+    };
+    let requirements: Vec<Requirement> = requirements(session)
+        .into_iter()
+        .filter(|requirement| {
+            let names = [requirement.subject.candidate.as_deref(), requirement.other()];
+            !names.into_iter().flatten().any(is_later)
+        })
+        .collect();
+    let kept = recipe.candidate.iter().filter(|section| section.export.is_some() || section.server);
+    let kept: Vec<&str> = kept.map(|section| section.name.as_str()).filter(|name| !is_later(name)).collect();
+    judge(&requirements, evaluations, &kept)
+}
+
+/// What the recipe's gates ask; they have been read when the recipe was checked.
+fn requirements(session: &Session) -> Vec<Requirement> {
+    let recipe = &session.run.recipe;
+    recipe.gate.requirements(&recipe.eval, &recipe.candidate).unwrap_or_default()
 }
 
 /// Where what the run trained lies.
@@ -124,31 +191,44 @@ pub(crate) fn load_trained(
     Ok(("adapter", model))
 }
 
+/// A task and what is known of the one who answers it.
+struct Asked<'a> {
+    session: &'a Session,
+    task: &'a EvalTask,
+    identity: &'a str,
+    cache: Option<&'a ResponseCache>,
+}
+
 fn answer(
-    candidate: &str,
-    model: &dyn CausalLm,
-    session: &Session,
-    task: &EvalTask,
-) -> anyhow::Result<Option<EvalResult>> {
-    let interrupt = interrupt::flag()?;
-    let bar = progress_bar(candidate, task);
-    let result = taper_eval::evaluate(candidate, model, &session.base.tokenizer, task, &mut |progress| {
-        bar.set_position(progress.done as u64);
-        if interrupt.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-    })
-    .or_fault()?;
-    bar.finish_and_clear();
-    if let Some(result) = &result {
-        let values: Vec<String> =
-            result.measured.iter().map(|m| format!("{}={:.4}", m.metric, m.value)).collect();
-        say(&format!(
-            "eval={:?} candidate={candidate} n={} {}",
-            task.section.name,
-            result.records.len(),
-            values.join(" ")
-        ));
+    candidate: &Candidate<'_>,
+    asked: &Asked<'_>,
+    loaded: &mut Loaded,
+) -> anyhow::Result<Option<Answers>> {
+    let Asked { session, task, identity, cache } = *asked;
+    let (name, about) = (candidate.name.as_str(), candidate.about.as_str());
+    let times = requirements(session).iter().any(Requirement::needs_latency);
+    let work = Work::new(task, identity, cache, times);
+    let answers = if work.is_done() {
+        work.finish(name, about)
+    } else {
+        let model = candidate.model(session, loaded)?;
+        let interrupt = interrupt::flag()?;
+        let bar = progress_bar(name, task);
+        let answers = work.answer((name, about), model, candidate.tokenizer(session), &mut |progress| {
+            bar.set_position(progress.done as u64);
+            if interrupt.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        });
+        bar.finish_and_clear();
+        answers.or_fault()?
+    };
+    if let Some(answers) = &answers {
+        let cached = match answers.cached {
+            0 => String::new(),
+            cached => format!(" cached={cached}"),
+        };
+        say(&format!("eval={:?} candidate={name} n={}{cached}", task.section.name, answers.responses.len()));
     }
-    Ok(result)
+    Ok(answers)
 }
 
 fn progress_bar(candidate: &str, task: &EvalTask) -> ProgressBar {

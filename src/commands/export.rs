@@ -111,6 +111,11 @@ fn format_named(name: &str) -> anyhow::Result<ExportFormat> {
     })
 }
 
+/// Where a whole model in one file lies.
+pub(crate) fn gguf_file(session: &Session) -> PathBuf {
+    gguf::model_file(session)
+}
+
 /// Export what the recipe asks for, unless the run ends with a failed gate: what is not good enough is not shipped.
 pub(crate) fn export_if_passed(session: &Session, judged: &Judged) -> anyhow::Result<Exports> {
     if judged.exit_code() == ExitCode::Passed {

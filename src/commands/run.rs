@@ -14,10 +14,13 @@ pub(crate) fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if let Outcome::Interrupted { checkpoint, .. } = &outcome {
         return Ok(train::tell_interrupted(&session, checkpoint, "run"));
     }
-    let Some(judged) = eval::evaluate_session(&session)? else {
+    let Some(judged) = eval::evaluate_trained(&session)? else {
         return Ok(eval::tell_interrupted(&session));
     };
     let exports = export::export_if_passed(&session, &judged)?;
+    let Some(judged) = eval::evaluate_exported(&session, judged, &exports)? else {
+        return Ok(eval::tell_interrupted(&session));
+    };
     let code = summary::write(&session, &outcome, &judged, &exports, started.elapsed())?;
     exports.failure.map_or(Ok(code), Err)
 }

@@ -10,10 +10,8 @@ use crate::error::Result;
 use crate::example::ExampleKind;
 use crate::token_file::{self, ChunkKey, MAX_FILE_BYTES};
 use serde_json::Value;
-use std::io::{self, ErrorKind, Read};
 use std::path::{Path, PathBuf};
-use std::time::SystemTime;
-use taper_diagnostics::{Location, Problem, Problems, write_bytes_atomically};
+use taper_diagnostics::{KeptFiles, Location, Problem, Problems};
 use taper_text::{Content, ContentHash};
 
 /// Raise it with every change of what tokens, mask or facts an example becomes, and of the file's layout. A test holds the
@@ -21,102 +19,38 @@ use taper_text::{Content, ContentHash};
 const RULES: u64 = 1;
 /// Bytes of all files together; of more, those that were not used for the longest time are removed. A billion tokens.
 const MAX_BYTES: u64 = 4 << 30;
+/// What their names end with.
+const EXTENSION: &str = "tokens";
 /// Broken files that are told one by one.
 const MOST_TOLD: usize = 3;
 
-/// The folder in which tokens are kept.
+/// The folder in which tokens are kept: as confidential as the text they stand for.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TokenCache {
-    folder: PathBuf,
+    files: KeptFiles,
 }
 
 impl TokenCache {
     /// A cache in `folder`, which is the cache's own: old files in it are removed.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
-        Self { folder: folder.into() }
+        Self { files: KeptFiles::new(folder, EXTENSION, MAX_FILE_BYTES) }
     }
 
     /// `tokens` in the folder that `TAPER_CACHE_DIR` names, else in `taper` in the user's cache folder (`XDG_CACHE_HOME`, else
     /// `.cache` at home). `None` for a user who has no home.
     pub fn from_env() -> Option<Self> {
-        taper_diagnostics::cache_folder("tokens").map(Self::new)
+        KeptFiles::from_env("tokens", EXTENSION, MAX_FILE_BYTES).map(|files| Self { files })
     }
 
     /// The folder.
     pub fn folder(&self) -> &Path {
-        &self.folder
-    }
-
-    fn path(&self, key: &ChunkKey) -> PathBuf {
-        let name: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-        self.folder.join(name).with_extension("tokens")
-    }
-
-    /// A file's bytes; `None` when it is not there. One that is used is new again.
-    fn read(&self, key: &ChunkKey) -> io::Result<Option<Vec<u8>>> {
-        let file = match fs_err::File::open(self.path(key)) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            file => file?,
-        };
-        let mut bytes = Vec::new();
-        file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
-        if bytes.len() as u64 > MAX_FILE_BYTES {
-            return Err(io::Error::new(ErrorKind::FileTooLarge, "it is longer than any such file"));
-        }
-        Ok(Some(bytes))
-    }
-
-    /// Note that a file was used. In a folder that may only be read, nothing is noted and nothing is removed.
-    fn touch(&self, key: &ChunkKey) {
-        let file = fs_err::OpenOptions::new().append(true).open(self.path(key));
-        let _ = file.and_then(|file| file.file().set_modified(SystemTime::now()));
-    }
-
-    fn write(&self, key: &ChunkKey, bytes: &[u8]) -> io::Result<()> {
-        make_private(&self.folder)?;
-        write_bytes_atomically(&self.path(key), bytes)
-    }
-
-    /// Remove what was not used for the longest time, until at most `most` bytes are left.
-    fn sweep(&self, most: u64) -> io::Result<()> {
-        let mut files = Vec::new();
-        for entry in fs_err::read_dir(&self.folder)? {
-            let entry = entry?;
-            // Another run may remove it meanwhile.
-            let Ok(of_file) = entry.metadata() else { continue };
-            if of_file.is_file() {
-                files.push((of_file.modified()?, of_file.len(), entry.path()));
-            }
-        }
-        files.sort_by_key(|(used, ..)| std::cmp::Reverse(*used));
-        let mut bytes = 0u64;
-        for (_, length, path) in files {
-            bytes = bytes.saturating_add(length);
-            if bytes > most {
-                match fs_err::remove_file(path) {
-                    Err(error) if error.kind() != ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-            }
-        }
-        Ok(())
+        self.files.folder()
     }
 }
 
-/// Tokens are as confidential as the text they stand for: the folder is the user's alone.
-#[cfg(unix)]
-fn make_private(folder: &Path) -> io::Result<()> {
-    use std::os::unix::fs::DirBuilderExt;
-    let mut builder = std::fs::DirBuilder::new();
-    let made = builder.recursive(true).mode(0o700).create(folder);
-    made.map_err(|error| {
-        io::Error::new(error.kind(), format!("failed to make `{}`: {error}", folder.display()))
-    })
-}
-
-#[cfg(not(unix))]
-fn make_private(folder: &Path) -> io::Result<()> {
-    fs_err::create_dir_all(folder)
+/// The name of a chunk's file.
+fn name(key: &ChunkKey) -> String {
+    key.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// What a run takes from the cache and adds to it.
@@ -144,21 +78,21 @@ impl<'a> Reuse<'a> {
     /// What was kept of a chunk.
     pub(crate) fn take(&mut self, key: &ChunkKey, examples: usize) -> Option<Vec<Option<Encoded>>> {
         let (cache, _) = self.cache?;
-        let bytes = match cache.read(key) {
+        let bytes = match cache.files.read(&name(key)) {
             Ok(bytes) => bytes?,
             Err(error) => {
-                self.tell_broken(&cache.path(key), &format!("cannot be read: {error}"));
+                self.tell_broken(&cache.files.path(&name(key)), &format!("cannot be read: {error}"));
                 return None;
             }
         };
         match token_file::read(&bytes, key, examples) {
             Ok(kept) => {
                 self.reused += kept.iter().flatten().count();
-                cache.touch(key);
+                cache.files.touch(&name(key));
                 Some(kept)
             }
             Err(what) => {
-                self.tell_broken(&cache.path(key), what);
+                self.tell_broken(&cache.files.path(&name(key)), what);
                 None
             }
         }
@@ -168,7 +102,7 @@ impl<'a> Reuse<'a> {
     pub(crate) fn keep(&mut self, key: &ChunkKey, encoded: &[Result<Encoded>]) {
         let Some((cache, _)) = self.cache else { return };
         let Some(bytes) = token_file::write(key, encoded) else { return };
-        match cache.write(key, &bytes) {
+        match cache.files.write(&name(key), &bytes) {
             Ok(()) => self.grew = true,
             Err(error) => {
                 let message = format!("the tokens cannot be kept for the next run: {error}");
@@ -182,7 +116,7 @@ impl<'a> Reuse<'a> {
     /// Keep the folder within its bounds. Gives the number of examples that need not be encoded, and what was wrong.
     pub(crate) fn finish(mut self) -> (usize, Problems) {
         if let Some((cache, _)) = self.cache.filter(|_| self.grew)
-            && let Err(error) = cache.sweep(MAX_BYTES)
+            && let Err(error) = cache.files.sweep(MAX_BYTES)
         {
             let message = format!("old tokens cannot be removed: {error}");
             self.problems.push(Problem::warning("token-cache", message));
@@ -280,7 +214,6 @@ mod tests {
     use crate::section::Supervision;
     use serde_json::json;
     use std::collections::BTreeSet;
-    use std::time::Duration;
     use taper_text::{ChatTemplate, Message, Tokenizer, TokenizerFiles};
 
     fn message(value: Value) -> Message {
@@ -394,33 +327,5 @@ mod tests {
             (RULES, found.as_str()),
             (1, "82638249bde5a85104f83b5594bb6bac22d5218a635692a075278668cb929a03")
         );
-    }
-
-    #[test]
-    fn what_was_not_used_for_the_longest_time_is_removed_first() {
-        let folder = tempfile::tempdir().unwrap();
-        let cache = TokenCache::new(folder.path().join("new/tokens"));
-        for key in 0..4u8 {
-            cache.write(&[key; 32], &[key; 100]).unwrap();
-            let file = fs_err::OpenOptions::new().append(true).open(cache.path(&[key; 32])).unwrap();
-            let hours = Duration::from_secs(3600 * (9 - u64::from(key)));
-            file.file().set_modified(SystemTime::now() - hours).unwrap();
-        }
-        cache.touch(&[0; 32]);
-        cache.sweep(250).unwrap();
-        let left: Vec<u8> = (0..4).filter(|key| cache.read(&[*key; 32]).unwrap().is_some()).collect();
-        assert_eq!(left, [0, 3]);
-        cache.sweep(0).unwrap();
-        assert_eq!(cache.read(&[0; 32]).unwrap(), None);
-    }
-
-    #[cfg(unix)]
-    #[test]
-    fn the_folder_is_its_owners_alone() {
-        use std::os::unix::fs::PermissionsExt;
-        let folder = tempfile::tempdir().unwrap();
-        let cache = TokenCache::new(folder.path().join("taper/tokens"));
-        cache.write(&[0; 32], b"x").unwrap();
-        assert_eq!(fs_err::metadata(cache.folder()).unwrap().permissions().mode() & 0o777, 0o700);
     }
 }

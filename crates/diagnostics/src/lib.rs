@@ -7,12 +7,14 @@
 mod atomic;
 mod cache;
 mod exit;
+mod kept;
 mod problem;
 mod source;
 mod suggest;
 
 pub use atomic::{AtomicFile, sync_files, sync_folder, write_atomically, write_bytes_atomically};
 pub use cache::cache_folder;
+pub use kept::KeptFiles;
 pub use exit::ExitCode;
 pub use problem::{Diagnose, Located, Location, Problem, Problems, Severity, with_cause};
 pub use source::{TextSource, TooLong};

@@ -21,15 +21,27 @@ pub enum Error {
         /// Its name.
         eval: String,
     },
-    /// Two results that are not of the same items.
-    #[error("`{first}` and `{second}` were not evaluated on the same items: {difference}")]
+    /// Responses that are not one an item.
+    #[error("`{candidate}` has {responses} responses for the {items} items of `{eval}`")]
     NotPaired {
-        /// One candidate.
-        first: String,
-        /// The other one.
-        second: String,
-        /// Where they part.
-        difference: String,
+        /// The evaluation.
+        eval: String,
+        /// The candidate.
+        candidate: String,
+        /// Its responses.
+        responses: usize,
+        /// The items.
+        items: usize,
+    },
+    /// A value of the section that cannot be used.
+    #[error("`{key}` of the evaluation `{eval}` cannot be used: {reason}")]
+    Unusable {
+        /// The evaluation.
+        eval: String,
+        /// The key.
+        key: &'static str,
+        /// Why.
+        reason: String,
     },
     /// Generating or scoring failed.
     #[error("failed to evaluate `{candidate}` on `{eval}`")]
@@ -42,6 +54,14 @@ pub enum Error {
         place: Option<Box<Location>>,
         /// Why.
         source: Box<taper_infer::Error>,
+    },
+    /// A line of `samples.jsonl` that is no sample.
+    #[error("line {line} of the samples is no sample")]
+    Sample {
+        /// The line, from 1.
+        line: usize,
+        /// Why.
+        source: serde_json::Error,
     },
     /// A report could not be written.
     #[error("failed to write the report")]

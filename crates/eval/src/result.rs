@@ -1,46 +1,59 @@
 //! What one candidate scored on one evaluation.
 
-use crate::metrics::json_fields::JsonFields;
-use crate::metrics::loss::perplexity;
-use crate::statistics::{Interval, bootstrap, wilson};
-use crate::{EvalSection, Metric};
+use crate::metrics::classification::{ClassScore, Confusion, ZeroDivision, label_of};
+use crate::metrics::extraction::FieldTable;
+use crate::score::{ItemScore, Scorer};
+use crate::selection::Selection;
+use crate::statistics::Interval;
+use crate::{ItemFacts, Metric, Response, Scale};
 use serde::{Deserialize, Serialize};
-use taper_infer::FinishReason;
+
+/// What one candidate answered: what a replay needs of it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answers {
+    /// The candidate, for example `base` or `adapter`.
+    pub candidate: String,
+    /// What it is: a folder, an adapter, an endpoint.
+    pub about: String,
+    /// One response an item, in the order of the items.
+    pub responses: Vec<Response>,
+    /// How many of them were read from the cache.
+    pub cached: usize,
+}
 
 /// The scores of one candidate, item by item and together.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct EvalResult {
-    /// The candidate, for example `base` or `adapter`.
+    /// Its name.
+    #[serde(rename = "name")]
     pub candidate: String,
+    /// What it is.
+    pub about: String,
     /// The aggregates, in the order of the section's metrics; one without an item to measure is left out.
     pub measured: Vec<Measured>,
-    /// The items, in the order of the task.
+    /// Items without an answer, as when an endpoint failed. They are not scored.
+    pub errors: usize,
+    /// Tokens and times.
+    pub usage: Usage,
+    /// Labels expected and named, where metrics ask for labels.
+    pub classes: Option<Classes>,
+    /// Fields of JSON answers, where metrics ask for a schema.
+    pub fields: Option<FieldTable>,
+    /// The items, in the order of the evaluation.
     #[serde(skip)]
-    pub records: Vec<SampleRecord>,
+    pub records: Vec<Record>,
 }
 
-/// What one candidate did with one item.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct SampleRecord {
-    /// The item's id.
-    pub id: String,
-    /// What was written; `None` where nothing was asked.
-    pub output: Option<String>,
-    /// Why it ended.
-    pub finish_reason: Option<FinishReason>,
-    /// Tokens written, the stop token included.
-    pub completion_tokens: usize,
-    /// Whether the output equals the expected answer.
-    pub exact_match: Option<bool>,
-    /// The fields of a JSON answer.
-    pub json_fields: Option<JsonFields>,
-    /// Sum of the losses of the supervised tokens, in nats.
-    pub loss_sum: Option<f64>,
-    /// Number of the supervised tokens that were scored.
-    pub loss_tokens: usize,
+/// One item of one candidate.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Record {
+    /// What it did.
+    pub response: Response,
+    /// What it scores.
+    pub score: ItemScore,
 }
 
-/// One metric over all items.
+/// One metric over some items.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
     /// Which one.
@@ -49,33 +62,70 @@ pub struct Measured {
     pub value: f64,
     /// The items it was measured on.
     pub n: usize,
-    /// 95 %: Wilson's for a share, else the bootstrap over items; `None` where there is none.
+    /// 95 %: Wilson's for a share, Student's for a mean, else the bootstrap (BCa); `None` where there is none.
     pub interval: Option<Interval>,
+}
+
+/// How a metric is told and computed.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct MetricFacts {
+    /// Which one.
+    pub metric: Metric,
+    /// Its name for people.
+    pub title: String,
     /// Whether more is better.
     pub higher_is_better: bool,
+    /// In what it is told.
+    pub scale: Scale,
     /// How it was computed; numbers with different signatures must not be compared.
     pub signature: String,
 }
 
+/// Tokens and times of a candidate.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Usage {
+    /// Tokens of the prompts.
+    pub prompt_tokens: u64,
+    /// Tokens written.
+    pub completion_tokens: u64,
+    /// Half of the answers took at most this long, in milliseconds; `None` where it was not measured.
+    pub latency_p50_ms: Option<f64>,
+    /// All but one in twenty took at most this long.
+    pub latency_p95_ms: Option<f64>,
+}
+
+/// Labels expected and named.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Classes {
+    /// The labels, in the order of rows and columns.
+    pub labels: Vec<String>,
+    /// Rows: the expected label; columns: the one that was named, and at the end answers that name none.
+    pub counts: Vec<Vec<u64>>,
+    /// Each label against all others.
+    pub by_class: Vec<ClassScore>,
+}
+
 impl EvalResult {
-    /// The aggregates of the records.
-    pub fn new(candidate: &str, records: Vec<SampleRecord>, section: &EvalSection) -> Self {
-        let measured = section
-            .metrics
-            .iter()
-            .filter_map(|metric| {
-                let (value, n, interval) = aggregate(*metric, &records, section.seed)?;
-                Some(Measured {
-                    metric: *metric,
-                    value,
-                    n,
-                    interval,
-                    higher_is_better: metric.higher_is_better(),
-                    signature: signature(*metric, section),
-                })
-            })
-            .collect();
-        Self { candidate: candidate.into(), measured, records }
+    /// Score what a candidate answered.
+    pub(crate) fn new(answers: Answers, scorer: &Scorer, items: &[ItemFacts]) -> Self {
+        let score = |(item, response): (&ItemFacts, Response)| {
+            let score = scorer.score(item, &response);
+            Record { response, score }
+        };
+        let records: Vec<Record> = items.iter().zip(answers.responses).map(score).collect();
+        let all: Vec<usize> = (0..items.len()).collect();
+        let selection = Selection { scorer, items, indices: &all };
+        let metrics = &scorer.scoring().section.metrics;
+        Self {
+            candidate: answers.candidate,
+            about: answers.about,
+            measured: metrics.iter().filter_map(|metric| selection.measure(*metric, &records)).collect(),
+            errors: records.iter().filter(|record| record.response.error.is_some()).count(),
+            usage: Usage::of(&records),
+            classes: classes(scorer, items, &records),
+            fields: fields(scorer, &records),
+            records,
+        }
     }
 
     /// The aggregate of a metric.
@@ -84,102 +134,42 @@ impl EvalResult {
     }
 }
 
-/// A metric over some of the records; `None` when none of them has it.
-pub(crate) fn value_of<'a>(
-    metric: Metric,
-    records: impl Iterator<Item = &'a SampleRecord>,
-) -> Option<(f64, usize)> {
-    let mut n = 0;
-    match metric {
-        Metric::ExactMatch => {
-            let right: usize =
-                records.filter_map(|r| r.exact_match).inspect(|_| n += 1).map(usize::from).sum();
-            (n > 0).then(|| (right as f64 / n as f64, n))
-        }
-        Metric::JsonFields => {
-            let fields = records
-                .filter_map(|r| r.json_fields)
-                .inspect(|_| n += 1)
-                .fold(JsonFields::default(), JsonFields::plus);
-            (n > 0).then(|| (fields.f1(), n))
-        }
-        Metric::Perplexity => {
-            let (mut sum, mut tokens) = (0.0, 0);
-            for (record, loss) in records.filter_map(|r| Some((r, r.loss_sum?))) {
-                n += 1;
-                sum += loss;
-                tokens += record.loss_tokens;
-            }
-            perplexity(sum, tokens).map(|value| (value, n))
-        }
-    }
-}
-
-fn aggregate(metric: Metric, records: &[SampleRecord], seed: u64) -> Option<(f64, usize, Option<Interval>)> {
-    let (value, n) = value_of(metric, records.iter())?;
-    let interval = match metric {
-        Metric::ExactMatch => Some(wilson(records.iter().filter(|r| r.exact_match == Some(true)).count(), n)),
-        Metric::JsonFields | Metric::Perplexity => bootstrap(records.len(), seed, |drawn| {
-            value_of(metric, drawn.iter().map(|&i| &records[i])).map_or(f64::NAN, |(value, _)| value)
-        }),
-    };
-    Some((value, n, interval))
-}
-
-fn signature(metric: Metric, section: &EvalSection) -> String {
-    let normalize = section.normalize.name();
-    let most = section.max_new_tokens;
-    match metric {
-        Metric::ExactMatch => format!("exact_match|normalize:{normalize}|greedy|max_new_tokens:{most}|v2"),
-        Metric::JsonFields => {
-            format!("json_fields|micro_f1|normalize:{normalize}|greedy|max_new_tokens:{most}|v2")
-        }
-        Metric::Perplexity => "perplexity|supervised_tokens|v1".into(),
-    }
-}
-
-#[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    /// A record with a verdict on its answer and the loss of two tokens.
-    pub(crate) fn record(i: usize, right: bool, loss_sum: f64) -> SampleRecord {
-        SampleRecord {
-            id: format!("test.jsonl:{}", i + 1),
-            output: Some(format!("output {i}")),
-            finish_reason: Some(FinishReason::Stop),
-            completion_tokens: 3,
-            exact_match: Some(right),
-            json_fields: Some(JsonFields { expected: 2, given: 2, equal: if right { 2 } else { 1 } }),
-            loss_sum: Some(loss_sum),
-            loss_tokens: 2,
-        }
-    }
-
-    #[test]
-    fn aggregates_are_those_counted_by_hand() {
-        let section = EvalSection {
-            metrics: vec![Metric::ExactMatch, Metric::Perplexity, Metric::JsonFields],
-            ..EvalSection::default()
+impl Usage {
+    fn of(records: &[Record]) -> Self {
+        let sum = |of: fn(&Response) -> usize| records.iter().map(|record| of(&record.response) as u64).sum();
+        let mut latencies: Vec<f64> = records.iter().filter_map(|record| record.response.latency_ms).collect();
+        latencies.sort_by(f64::total_cmp);
+        // The least value that at least this share of them does not pass.
+        let at = |share: f64| {
+            let rank = (share * latencies.len() as f64).ceil() as usize;
+            latencies.get(rank.max(1) - 1).copied()
         };
-        let records =
-            vec![record(0, true, 1.0), record(1, false, 2.0), record(2, true, 3.0), record(3, false, 4.0)];
-        let result = EvalResult::new("base", records, &section);
-        let value = |metric| result.measured(metric).unwrap().value;
-        assert_eq!(value(Metric::ExactMatch), 0.5);
-        // 10 nats over 8 tokens; 6 of 8 + 8 fields equal.
-        assert!((value(Metric::Perplexity) - (10f64 / 8.0).exp()).abs() < 1e-12);
-        assert!((value(Metric::JsonFields) - 2.0 * 6.0 / 16.0).abs() < 1e-12);
-        assert!(result.measured.iter().all(|m| m.n == 4 && m.interval.unwrap().contains(m.value)));
-        assert!(!result.measured(Metric::Perplexity).unwrap().higher_is_better);
+        Self {
+            prompt_tokens: sum(|response| response.prompt_tokens),
+            completion_tokens: sum(|response| response.completion_tokens),
+            latency_p50_ms: at(0.5),
+            latency_p95_ms: at(0.95),
+        }
     }
+}
 
-    #[test]
-    fn what_was_not_measured_is_left_out_and_not_zero() {
-        let mut one = record(0, true, 1.0);
-        (one.exact_match, one.json_fields, one.loss_sum) = (None, None, None);
-        let section =
-            EvalSection { metrics: vec![Metric::ExactMatch, Metric::Perplexity], ..EvalSection::default() };
-        assert!(EvalResult::new("base", vec![one], &section).measured.is_empty());
+fn classes(scorer: &Scorer, items: &[ItemFacts], records: &[Record]) -> Option<Classes> {
+    let scoring = scorer.scoring();
+    if !scoring.section.metrics.iter().any(|metric| metric.needs_labels()) {
+        return None;
     }
+    let normalize = scoring.section.normalize;
+    let pairs = items.iter().zip(records).filter(|(_, record)| !record.score.tallies.is_empty());
+    let pairs = pairs.filter_map(|(item, record)| {
+        let expected = label_of(item.expected.as_deref()?, &scoring.labels, normalize)?;
+        Some((expected, record.score.label.as_deref()))
+    });
+    let confusion = Confusion::new(&scoring.labels, pairs);
+    let by_class = confusion.by_class(ZeroDivision::Zero);
+    Some(Classes { labels: confusion.labels, counts: confusion.counts, by_class })
+}
+
+fn fields(scorer: &Scorer, records: &[Record]) -> Option<FieldTable> {
+    let asks = scorer.scoring().section.metrics.iter().any(|metric| metric.needs_schema());
+    asks.then(|| FieldTable::of(records.iter().filter_map(|record| record.score.document.as_ref())))
 }

@@ -1,19 +1,24 @@
 //! Examples made ready: what a candidate is given, and what it should say.
 
-use crate::metrics::json_fields::json_fields;
+use crate::item::{ItemFacts, TouchKind, id_of};
+use crate::prompting::{Prompting, as_messages, with_answer};
+use crate::score::{Scorer, Scoring};
 use crate::{Error, EvalSection, Metric, Result};
+use serde_json::Value;
+use std::collections::BTreeMap;
+use std::sync::Arc;
 use taper_data::{Encode, Example, ExampleKind, Prompt, RowPlace};
-use taper_diagnostics::{Problem, Problems};
+use taper_diagnostics::{Problem, Problems, did_you_mean};
 use taper_kernels::rng::{shuffle, stream_of};
-use taper_text::{ChatTemplate, RenderOptions, Tokenizer, encode_prompt, encode_prompt_chat};
+use taper_text::{ChatTemplate, Message, RenderOptions, Tokenizer, encode_prompt, encode_prompt_chat};
 
 /// Problems after which the reading of examples ends.
 const MOST_PROBLEMS: usize = 20;
 
-/// What turns examples into tokens; the same for all candidates.
+/// What turns examples into tokens.
 #[derive(Clone, Copy)]
 pub struct Renderer<'a> {
-    /// The base's tokenizer.
+    /// The model's tokenizer.
     pub tokenizer: &'a Tokenizer,
     /// The chat template; `None` for a base without one, which can be given plain text only.
     pub template: Option<&'a ChatTemplate>,
@@ -21,53 +26,86 @@ pub struct Renderer<'a> {
     pub encoder: &'a dyn Encode,
 }
 
-/// One evaluation, ready for any candidate.
+/// One evaluation, ready for the candidates that read text by the same renderer.
 #[derive(Debug, Clone)]
 pub struct EvalTask {
     /// What is measured and how.
     pub section: EvalSection,
+    /// Answered examples shown before each question.
+    pub few_shot: usize,
     /// The items, in the order of the files.
     pub items: Vec<EvalItem>,
     /// Tokens that end an answer, besides those that the tokenizer declares.
     pub stop_token_ids: Vec<u32>,
+    /// What scores the answers.
+    pub scorer: Arc<Scorer>,
 }
 
 /// One example, ready.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EvalItem {
-    /// `file:line`, the file without its folder.
-    pub id: String,
+    /// What those who score it need.
+    pub facts: ItemFacts,
     /// The row.
     pub place: RowPlace,
-    /// What a person asked: the last turn before the answer, or the prompt.
-    pub input: String,
     /// The whole prompt as the model sees it; empty for plain text.
     pub prompt: String,
     /// Its ids; empty for plain text.
     pub prompt_ids: Vec<u32>,
-    /// The answer; `None` for plain text.
-    pub expected: Option<String>,
-    /// Ids of the whole example.
+    /// The same as turns, for an endpoint; empty for plain text.
+    pub messages: Vec<Message>,
+    /// Tools offered.
+    pub tools: Vec<Value>,
+    /// The whole example.
+    pub whole: ScoredIds,
+    /// Each choice as the answer.
+    pub choices: Vec<ScoredIds>,
+}
+
+/// A text and which of its tokens are scored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ScoredIds {
+    /// Its ids.
     pub input_ids: Vec<u32>,
-    /// Which of them are supervised.
-    pub loss_mask: Vec<bool>,
+    /// Which of them are scored.
+    pub mask: Vec<bool>,
+    /// Bytes of the text that these stand for; special tokens stand for none.
+    pub bytes: usize,
 }
 
 impl EvalTask {
-    /// Make the examples of an evaluation ready: a draw of `limit` of them, prompts rendered with the generation prompt.
+    /// Make the examples of an evaluation ready: a draw of `limit` of them, prompts rendered with the generation prompt. `touched` says
+    /// by index how an example stands among those trained on.
     ///
     /// # Errors
     /// When there is no example, a conversation has no template, or up to 20 examples cannot be rendered or cannot be measured
     /// as asked, each with its place.
-    pub fn prepare(section: &EvalSection, examples: &[Example], renderer: &Renderer<'_>) -> Result<Self> {
+    pub fn prepare(
+        section: &EvalSection,
+        examples: &[Example],
+        prompting: &Prompting<'_>,
+        renderer: &Renderer<'_>,
+        touched: &BTreeMap<usize, TouchKind>,
+    ) -> Result<Self> {
         let chosen = choose(examples.len(), section);
         if chosen.is_empty() {
             return Err(Error::NoExamples { eval: section.name.clone() });
         }
+        let facts: Vec<ItemFacts> = chosen
+            .iter()
+            .map(|index| facts(section, &examples[*index], touched.get(index).copied()))
+            .collect();
+        check_fields(section, chosen.iter().map(|index| &examples[*index]))?;
+        let scorer = Scorer::new(Scoring::new(section, prompting.schema.cloned(), facts.iter()))?;
         let mut problems = Problems::new();
         let mut items = Vec::with_capacity(chosen.len());
-        for index in chosen {
-            match prepare_item(section, &examples[index], renderer)? {
+        for (index, facts) in chosen.into_iter().zip(facts) {
+            let example = &examples[index];
+            let item = match scorer.unmeasurable(&facts) {
+                Some((metric, why)) => Err(unmeasurable(metric, why).at(example.place.location())),
+                None => prepare_item(section, facts, example, prompting, renderer)?,
+            };
+            match item {
                 Ok(item) => items.push(item),
                 Err(problem) => problems.push(problem),
             }
@@ -79,19 +117,20 @@ impl EvalTask {
             return Err(Error::Problems(problems));
         }
         let stop_token_ids = renderer.encoder.stop_ids();
-        Ok(Self { section: section.clone(), items, stop_token_ids })
+        let (section, few_shot) = (section.clone(), prompting.shots.len());
+        Ok(Self { section, few_shot, items, stop_token_ids, scorer: Arc::new(scorer) })
     }
-}
 
-impl EvalTask {
     /// The items that a model of at most `limit` tokens cannot be measured on, up to 20 of them: what is scored must fit as a
     /// whole, a prompt with at least one token behind it.
     pub fn check_length(&self, limit: usize) -> Problems {
         let mut problems = Problems::new();
         for item in &self.items {
-            let scored = self.section.metrics.contains(&Metric::Perplexity).then_some(item.input_ids.len());
+            let scored = self.section.needs_losses().then_some(item.whole.input_ids.len());
             let prompted = self.section.generates().then_some(item.prompt_ids.len() + 1);
-            let Some(tokens) = scored.max(prompted).filter(|tokens| *tokens > limit) else { continue };
+            let choices = item.choices.iter().map(|choice| choice.input_ids.len()).max();
+            let longest = scored.max(prompted).max(choices);
+            let Some(tokens) = longest.filter(|tokens| *tokens > limit) else { continue };
             let message =
                 format!("the example takes {tokens} tokens, the model's longest sequence is {limit}");
             let hint =
@@ -102,6 +141,11 @@ impl EvalTask {
             }
         }
         problems
+    }
+
+    /// What those who score the items need.
+    pub fn facts(&self) -> Vec<ItemFacts> {
+        self.items.iter().map(|item| item.facts.clone()).collect()
     }
 }
 
@@ -116,70 +160,112 @@ fn choose(examples: usize, section: &EvalSection) -> Vec<usize> {
     indices
 }
 
+fn facts(section: &EvalSection, example: &Example, touched: Option<TouchKind>) -> ItemFacts {
+    let text = |field: &String| example.fields.get(field).filter(|value| !value.is_null()).map(as_text);
+    let choices = example.fields.get(&section.choices).filter(|_| section.needs_choices());
+    let choices = choices.and_then(Value::as_array).map(|list| list.iter().map(as_text).collect());
+    ItemFacts {
+        id: id_of(&example.place),
+        input: input_of(example),
+        expected: example.answer(),
+        choices: choices.unwrap_or_default(),
+        slices: section.slices.iter().filter_map(|field| Some((field.clone(), text(field)?))).collect(),
+        cluster: section.cluster_by.as_ref().and_then(text),
+        touched,
+    }
+}
+
+fn as_text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+}
+
+/// A field by which scores are told apart must be in some row, one by which items belong together in each.
+fn check_fields<'a>(section: &EvalSection, examples: impl Iterator<Item = &'a Example> + Clone) -> Result<()> {
+    let mut problems = Problems::new();
+    for field in &section.slices {
+        if !examples.clone().any(|example| example.fields.contains_key(field)) {
+            let message = format!("no row of the evaluation `{}` has the field `{field}`", section.name);
+            problems.push(Problem::error("unknown-field", message).hint(near(field, examples.clone())));
+        }
+    }
+    if let Some(field) = &section.cluster_by {
+        for example in examples.filter(|example| !example.fields.contains_key(field)).take(MOST_PROBLEMS) {
+            let message = format!("the row has no field `{field}`, by which items belong together");
+            problems.push(Problem::error("unknown-field", message).at(example.place.location()));
+        }
+    }
+    if problems.is_empty() { Ok(()) } else { Err(Error::Problems(problems)) }
+}
+
+fn near<'a>(field: &str, mut examples: impl Iterator<Item = &'a Example>) -> String {
+    let known: Vec<&str> =
+        examples.next().map(|example| example.fields.keys().map(String::as_str).collect()).unwrap_or_default();
+    match did_you_mean(field, known.iter().copied()) {
+        Some(near) => format!("did you mean `{near}`?"),
+        None => "a field within another is named with a point, as `meta.site`".into(),
+    }
+}
+
+fn unmeasurable(metric: Metric, why: String) -> Problem {
+    let hint = format!("take `{metric}` out of `metrics`, or give such rows an `[[eval]]` of their own");
+    Problem::error("cannot-measure", why).hint(hint)
+}
+
 /// The outer error ends the reading, the inner one is about this example.
 fn prepare_item(
     section: &EvalSection,
-    example: &Example,
+    facts: ItemFacts,
+    row: &Example,
+    prompting: &Prompting<'_>,
     renderer: &Renderer<'_>,
 ) -> Result<Result<EvalItem, Problem>> {
-    if matches!(example.kind, ExampleKind::Chat { .. }) && renderer.template.is_none() {
+    if matches!(row.kind, ExampleKind::Chat { .. }) && renderer.template.is_none() {
         return Err(Error::NoTemplate { eval: section.name.clone() });
     }
-    let encoded = match renderer.encoder.encode(example) {
-        Ok(encoded) => encoded,
-        Err(error) => return Ok(Err(error.to_problem())),
+    let example = prompting.apply(row, section.system.as_deref());
+    let encode = |example: &Example| scored_ids(example, renderer).map_err(|error| error.to_problem());
+    let item = || -> Result<EvalItem, Problem> {
+        let whole = encode(&example)?;
+        let choices = facts.choices.iter().map(|choice| {
+            let mut scored = encode(&with_answer(&example, choice))?;
+            // The choice itself is scored, as others do, not that the text ends behind it.
+            let stop = renderer.encoder.stop_ids();
+            let ids = scored.input_ids.iter();
+            scored.mask.iter_mut().zip(ids).for_each(|(scored, id)| *scored &= !stop.contains(id));
+            Ok(scored)
+        });
+        let choices = choices.collect::<Result<Vec<_>, Problem>>()?;
+        let (prompt, prompt_ids) = prompt_of(&example, renderer).map_err(|error| {
+            Problem::from_error("cannot-render", &error).at(row.place.location())
+        })?;
+        let (messages, tools) = as_messages(&example);
+        Ok(EvalItem {
+            facts: facts.clone(),
+            place: row.place.clone(),
+            prompt,
+            prompt_ids,
+            messages,
+            tools,
+            whole,
+            choices,
+        })
     };
-    let expected = example.answer();
-    if let Some(problem) = unmeasurable(section, example, expected.as_deref()) {
-        return Ok(Err(problem));
-    }
-    let (prompt, prompt_ids) = match prompt_of(example, renderer) {
-        Ok(prompt) => prompt,
-        Err(error) => {
-            let problem = Problem::from_error("cannot-render", &error);
-            return Ok(Err(problem.at(example.place.location())));
-        }
-    };
-    Ok(Ok(EvalItem {
-        id: id_of(&example.place),
-        place: example.place.clone(),
-        input: input_of(example),
-        prompt,
-        prompt_ids,
-        expected,
-        input_ids: encoded.input_ids,
-        loss_mask: encoded.loss_mask,
-    }))
+    Ok(item())
 }
 
-fn unmeasurable(section: &EvalSection, example: &Example, expected: Option<&str>) -> Option<Problem> {
-    let generated = section.metrics.iter().find(|metric| **metric != Metric::Perplexity)?;
-    let at = example.place.location();
-    let Some(expected) = expected else {
-        let message = format!("`{generated}` needs a prompt and an answer, the row is plain text");
-        let hint = "measure `perplexity` alone, or evaluate on rows with an answer";
-        return Some(Problem::error("no-answer", message).at(at).hint(hint));
-    };
-    if expected.trim().is_empty() {
-        let message = format!("`{generated}` compares texts, and the expected answer has none");
-        let hint = "an answer that only calls tools can be measured by `perplexity`; give such rows an `[[eval]]` of their own";
-        return Some(Problem::error("no-answer", message).at(at).hint(hint));
-    }
-    if section.metrics.contains(&Metric::JsonFields)
-        && json_fields(expected, expected, section.normalize).is_none()
-    {
-        let message = "`json_fields` is measured, but the expected answer is not a JSON object or list";
-        let hint = "take `json_fields` out of `metrics`, or put it into an `[[eval]]` of its own";
-        return Some(Problem::error("not-json", message).at(at).hint(hint));
-    }
-    None
+fn scored_ids(example: &Example, renderer: &Renderer<'_>) -> taper_data::Result<ScoredIds> {
+    let encoded = renderer.encoder.encode(example)?;
+    let scored: Vec<u32> =
+        encoded.input_ids.iter().zip(&encoded.loss_mask).filter(|(_, scored)| **scored).map(|(id, _)| *id).collect();
+    let bytes = renderer.tokenizer.decode(&scored, true).map_or(0, |text| text.len());
+    Ok(ScoredIds { input_ids: encoded.input_ids, mask: encoded.loss_mask, bytes })
 }
 
 /// The prompt and its ids, as at inference.
 fn prompt_of(example: &Example, renderer: &Renderer<'_>) -> taper_text::Result<(String, Vec<u32>)> {
     match (example.prompt(), renderer.template) {
         (Some(Prompt::Chat { messages, tools }), Some(template)) => {
-            let tools = (!tools.is_empty()).then(|| serde_json::Value::Array(tools.to_vec()));
+            let tools = (!tools.is_empty()).then(|| Value::Array(tools.to_vec()));
             let options = RenderOptions { add_generation_prompt: true, tools, ..RenderOptions::default() };
             let text = template.render(messages, &options)?;
             Ok((text, encode_prompt_chat(renderer.tokenizer, template, messages, &options)?))
@@ -198,15 +284,6 @@ fn input_of(example: &Example) -> String {
         }
         ExampleKind::Completion { prompt, .. } => prompt.clone(),
         ExampleKind::Text(text) => text.clone(),
-    }
-}
-
-/// Without the folder: results of the same data are then equal wherever it lies.
-fn id_of(place: &RowPlace) -> String {
-    let file = place.file.file_name().unwrap_or(place.file.as_os_str()).to_string_lossy();
-    match place.element {
-        Some(element) => format!("{file}:{}[{element}]", place.line),
-        None => format!("{file}:{}", place.line),
     }
 }
 

@@ -10,14 +10,19 @@ use std::path::{Component, Path, PathBuf};
 use taper_diagnostics::{Diagnose, Problem};
 use taper_hub::ModelSource;
 
-/// Keys whose values are paths, besides `model.base`, `serve.adapters` and the `data` of each `[[eval]]`.
+/// Keys whose values are paths, besides those that name models, `serve.adapters` and those of lists of sections.
 const PATH_KEYS: [&str; 4] = ["data.train", "data.valid", "data.test", "model.chat_template"];
+/// Keys whose values are paths in each section of a list.
+const PATH_KEYS_OF_LISTS: [(&str, &str); 4] =
+    [("eval", "data"), ("eval", "few_shot_data"), ("eval", "schema"), ("candidate", "adapter")];
 
 /// Make every path absolute. A base that is neither a folder nor a hub id is a problem.
 pub(crate) fn make_absolute(root: &mut Node, found: &mut Findings) {
     let mut keys: Vec<String> = PATH_KEYS.iter().map(|k| (*k).to_owned()).collect();
-    if let Some(NodeKind::Array(evals)) = root.child("eval").map(|n| &n.kind) {
-        keys.extend((0..evals.len()).map(|i| format!("eval.{i}.data")));
+    for (list, key) in PATH_KEYS_OF_LISTS {
+        if let Some(NodeKind::Array(sections)) = root.child(list).map(|n| &n.kind) {
+            keys.extend((0..sections.len()).map(|i| format!("{list}.{i}.{key}")));
+        }
     }
     for key in keys {
         let Some(node) = at_mut(root, &key) else { continue };
@@ -29,8 +34,14 @@ pub(crate) fn make_absolute(root: &mut Node, found: &mut Findings) {
     if let Some(NodeKind::Table(adapters)) = at_mut(root, "serve.adapters").map(|node| &mut node.kind) {
         adapters.iter_mut().for_each(|(_, folder)| file(folder));
     }
-    if let Some(node) = at_mut(root, "model.base") {
-        base(node, found);
+    let mut models = vec!["model.base".to_owned()];
+    if let Some(NodeKind::Array(candidates)) = root.child("candidate").map(|n| &n.kind) {
+        models.extend((0..candidates.len()).map(|i| format!("candidate.{i}.model")));
+    }
+    for key in models {
+        if let Some(node) = at_mut(root, &key) {
+            model(&key, node, found);
+        }
     }
 }
 
@@ -55,8 +66,8 @@ fn file(node: &mut Node) {
     }
 }
 
-fn base(node: &mut Node, found: &mut Findings) {
-    let at = node.origin.location("model.base");
+fn model(key: &str, node: &mut Node, found: &mut Findings) {
+    let at = node.origin.location(key);
     let folder = folder_of(&node.origin);
     let NodeKind::Scalar(Value::String(text)) = &mut node.kind else { return };
     if text.trim().is_empty() {
@@ -69,7 +80,7 @@ fn base(node: &mut Node, found: &mut Findings) {
         Ok(ModelSource::Hub { .. } | ModelSource::HubGguf { .. }) => {}
         Err(error) => {
             let problem = Problem { hint: error.hint(), ..Problem::error("model", error.to_string()) };
-            found.push("model.base", problem.at(at));
+            found.push(key, problem.at(at));
         }
     }
 }
@@ -82,19 +93,28 @@ pub(crate) fn see_from_here(recipe: &mut Recipe) {
     let data = &mut recipe.data;
     for list in [&mut data.train, &mut data.valid, &mut data.test]
         .into_iter()
-        .chain(recipe.eval.iter_mut().map(|eval| &mut eval.data))
+        .chain(recipe.eval.iter_mut().flat_map(|eval| [&mut eval.data, &mut eval.few_shot_data]))
     {
         *list = list.paths().iter().map(|path| seen(path).unwrap_or_else(|| path.clone())).collect();
     }
-    if let Some(path) = &mut recipe.model.chat_template {
-        *path = seen(path).unwrap_or_else(|| path.clone());
-    }
-    for path in recipe.serve.adapters.values_mut() {
+    let of_evals = recipe.eval.iter_mut().filter_map(|eval| eval.schema.as_mut());
+    let of_candidates = recipe.candidate.iter_mut().filter_map(|candidate| candidate.adapter.as_mut());
+    for path in recipe
+        .model
+        .chat_template
+        .iter_mut()
+        .chain(recipe.serve.adapters.values_mut())
+        .chain(of_evals)
+        .chain(of_candidates)
+    {
         *path = seen(path).unwrap_or_else(|| path.clone());
     }
     // What is no folder would be taken for a hub id.
-    if let Some(path) = seen(Path::new(&recipe.model.base)).filter(|path| path.is_dir()) {
-        recipe.model.base = path.to_string_lossy().into_owned();
+    let of_candidates = recipe.candidate.iter_mut().filter_map(|candidate| candidate.model.as_mut());
+    for model in std::iter::once(&mut recipe.model.base).chain(of_candidates) {
+        if let Some(path) = seen(Path::new(model)).filter(|path| path.is_dir()) {
+            *model = path.to_string_lossy().into_owned();
+        }
     }
 }
 

@@ -159,6 +159,9 @@ fn ranges(recipe: &Recipe, root: &Node, found: &mut Findings) {
     for (i, eval) in recipe.eval.iter().enumerate() {
         sections.push((format!("eval.{i}"), eval.check()));
     }
+    for (i, candidate) in recipe.candidate.iter().enumerate() {
+        sections.push((format!("candidate.{i}"), candidate.check()));
+    }
     let of_types =
         Findings { keys: found.keys.clone(), sections: found.sections.clone(), ..Findings::default() };
     for (section, problems) in sections {

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use taper_data::DataSection;
-use taper_eval::{EvalSection, GateSection};
+use taper_eval::{CandidateSection, EvalSection, GateSection, ReportSection};
 use taper_export::ExportSection;
 use taper_hub::ModelSection;
 use taper_peft::AdapterSection;
@@ -44,9 +44,15 @@ pub struct Recipe {
     /// Evaluations of base and adapter on held-out data.
     #[serde(default)]
     pub eval: Vec<EvalSection>,
+    /// What is evaluated beside the base and what was trained.
+    #[serde(default)]
+    pub candidate: Vec<CandidateSection>,
     /// What the evaluations must reach for the run to pass.
     #[serde(default)]
     pub gate: GateSection,
+    /// What reports say of single items.
+    #[serde(default)]
+    pub report: ReportSection,
     /// What is written at the end.
     #[serde(default)]
     pub export: ExportSection,

@@ -4,7 +4,7 @@ use crate::node::Node;
 use crate::resolve::placed_key;
 use crate::sections::Recipe;
 use taper_diagnostics::{Location, Problem, Problems};
-use taper_eval::EvalSection;
+use taper_eval::{BASE, EvalSection, ExportedModel};
 use taper_export::ExportFormat;
 use taper_hub::InitChoice;
 use taper_peft::{Bias, PeftType};
@@ -26,6 +26,7 @@ pub(crate) fn across_sections(recipe: &Recipe, root: &Node) -> Problems {
     faults.validation(recipe);
     faults.length(recipe);
     faults.evaluations(recipe);
+    faults.candidates(recipe);
     faults.gates(recipe);
     for problem in check_together(&recipe.train, &recipe.optimizer, &recipe.schedule).iter() {
         let key = problem.location.as_ref().and_then(|l| l.key.clone()).unwrap_or_default();
@@ -205,20 +206,52 @@ impl Faults<'_> {
                     &format!("eval.{i}.{key}"),
                     Problem::warning(
                         "no-effect",
-                        format!("`{key}` has no effect: `perplexity` alone writes no answers"),
+                        format!("`{key}` has no effect: nothing that is measured asks for an answer"),
                     )
-                    .hint("remove it, or measure `exact_match` or `json_fields` too"),
+                    .hint("remove it, or measure `exact_match` or another metric of answers too"),
                 );
             }
         }
     }
 
+    fn candidates(&mut self, recipe: &Recipe) {
+        for (i, candidate) in recipe.candidate.iter().enumerate() {
+            let name = &candidate.name;
+            if recipe.candidate[..i].iter().any(|earlier| earlier.name == *name) {
+                self.push(
+                    &format!("candidate.{i}.name"),
+                    Problem::error("conflict", format!("two candidates are named `{name}`"))
+                        .hint("give each `[[candidate]]` a `name` of its own"),
+                );
+            }
+            let format = match candidate.export {
+                Some(ExportedModel::Merged) => ExportFormat::Merged,
+                Some(ExportedModel::Gguf) => ExportFormat::Gguf,
+                None => continue,
+            };
+            if !recipe.export.formats.contains(&format) {
+                self.push(
+                    &format!("candidate.{i}.export"),
+                    Problem::error("conflict", format!("the candidate `{name}` is no format that is exported"))
+                        .hint(format!("add \"{format}\" to `export.formats`")),
+                );
+            }
+        }
+        if !recipe.candidate.is_empty() && recipe.eval.is_empty() {
+            self.push(
+                "candidate",
+                Problem::error("no-effect", "there are candidates, but nothing to evaluate them on")
+                    .hint("add an `[[eval]]`, or remove the candidates"),
+            );
+        }
+    }
+
     fn gates(&mut self, recipe: &Recipe) {
-        for problem in recipe.gate.check_against(&recipe.eval).iter() {
+        for problem in recipe.gate.check_against(&recipe.eval, &recipe.candidate).iter() {
             self.push(&placed_key(problem, "gate"), problem.clone());
         }
-        let limits = recipe.gate.limits();
-        if recipe.gate.eval.is_some() && limits.is_empty() {
+        let Ok(requirements) = recipe.gate.requirements(&recipe.eval, &recipe.candidate) else { return };
+        if recipe.gate.eval.is_some() && requirements.iter().all(|requirement| requirement.key == "require") {
             self.push(
                 "gate.eval",
                 Problem::error("no-effect", "`gate.eval` is set, but there is no limit for it")
@@ -226,11 +259,11 @@ impl Faults<'_> {
             );
         }
         if recipe.model.init == InitChoice::Random {
-            for limit in limits.iter().filter(|limit| limit.kind.is_comparison()) {
-                let key = limit.kind.key();
+            for requirement in requirements.iter().filter(|requirement| requirement.other() == Some(BASE)) {
+                let problem = format!("`{requirement}` compares with the base, and there is none");
                 self.push(
-                    &format!("gate.{key}"),
-                    Problem::error("conflict", format!("`{key}` compares with the base, and there is none"))
+                    &format!("gate.{}", requirement.key),
+                    Problem::error("conflict", problem)
                         .hint("a model from random weights is held to limits of its own, for example `max_perplexity`"),
                 );
             }
@@ -245,6 +278,8 @@ fn without_effect(eval: &EvalSection) -> Vec<&'static str> {
         ("max_new_tokens", eval.max_new_tokens != default.max_new_tokens),
         ("batch_size", eval.batch_size != default.batch_size),
         ("normalize", eval.normalize != default.normalize),
+        ("temperature", eval.temperature != default.temperature),
+        ("stop", eval.stop != default.stop),
     ];
     let changed = changed.into_iter().filter(|(_, changed)| *changed && !eval.generates());
     changed.map(|(key, _)| key).collect()

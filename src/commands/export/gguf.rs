@@ -7,7 +7,7 @@ use crate::fault::OrFault;
 use crate::output::say;
 use crate::session::Session;
 use candle_core::DType;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use taper_export::{
     Exactness, GgufAdapterOptions, GgufOptions, Modelfile, ModelfileSource, WrittenGguf, chat_texts,
     read_gguf_adapter, write_gguf, write_gguf_adapter, write_modelfile,
@@ -16,11 +16,16 @@ use taper_hub::ModelFiles;
 use taper_models::CausalLm;
 use taper_peft::LoadMode;
 
+/// Where the whole model lies.
+pub(super) fn model_file(session: &Session) -> PathBuf {
+    let name = format!("{}-{}.gguf", session.run.name, session.run.recipe.export.gguf_type);
+    session.path("gguf").join(name)
+}
+
 /// The whole model in one file.
 pub(super) fn model(session: &Session) -> anyhow::Result<Artefact> {
-    let export = &session.run.recipe.export;
-    let folder = made(session, "gguf")?;
-    let file = folder.join(format!("{}-{}.gguf", session.run.name, export.gguf_type));
+    made(session, "gguf")?;
+    let file = model_file(session);
     let (exactness, model) = whole(session, &file)?;
     Ok(Artefact { folder: file, exactness, model })
 }

@@ -1,6 +1,7 @@
 //! `taper plan`: what a recipe will take, before it runs.
 
 mod probe;
+mod resolution;
 mod settings;
 mod tell;
 mod work;

@@ -1,14 +1,10 @@
 //! The plan, for people and for scripts.
 
-use super::Planned;
+use super::{Planned, resolution};
 use super::probe::Probed;
 use crate::output::say;
 use serde_json::{Value, json};
-use taper_eval::{EvalTask, Metric, detectable_gain, least_gain};
 use taper_train::plan::{Bytes, Cause, PhaseName};
-
-/// The share of answers in which base and adapter are taken to differ when nobody knows.
-const DISAGREEMENT: f64 = 0.2;
 
 pub(super) fn people(planned: &Planned<'_>) {
     let work = &planned.work;
@@ -30,7 +26,7 @@ pub(super) fn people(planned: &Planned<'_>) {
         grouped(longest.target_tokens as u64)
     ));
     memory(planned);
-    work.session.tasks.iter().filter_map(|task| resolution_line(planned, task)).for_each(|line| say(&line));
+    resolution::lines(work.session).iter().for_each(|line| say(line));
     match &planned.probed {
         Some(probed) => tell_probe(planned, probed),
         None => say("time        not known before a step was made: `--probe` makes two"),
@@ -95,38 +91,6 @@ fn seconds(planned: &Planned<'_>, probed: &Probed) -> f64 {
     probed.seconds_per_step * planned.work.tokens as f64 / probed.tokens.max(1) as f64
 }
 
-fn resolution_line(planned: &Planned<'_>, task: &EvalTask) -> Option<String> {
-    if !task.section.metrics.contains(&Metric::ExactMatch) {
-        return None;
-    }
-    let n = task.items.len();
-    let least = match least_gain(n) {
-        None => "too few to show any gain".to_owned(),
-        Some(least) => match detectable_gain(n, DISAGREEMENT) {
-            None => format!("no gain below {} points shows", points(least)),
-            Some(gain) => format!(
-                "no gain below {} points shows; one of {} does in 4 runs of 5, when a fifth of the answers differ",
-                points(least),
-                points(gain)
-            ),
-        },
-    };
-    let asked = planned.work.session.run.recipe.gate.min_exact_match_gain;
-    let asked =
-        asked.filter(|gain| *gain > 0.0 && planned.work.session.run.recipe.gate.is_for(&task.section.name));
-    let gate = match asked {
-        None => String::new(),
-        Some(gain) if can_show(n, gain) => format!("; the gate asks for {}", points(gain)),
-        Some(gain) => format!("; the gate asks for {}, which they can hardly show", points(gain)),
-    };
-    Some(format!("resolves    {}: {n} rows, {least}{gate}", task.section.name))
-}
-
-/// Whether `n` rows show a gain of that size in four runs of five.
-fn can_show(n: usize, gain: f64) -> bool {
-    detectable_gain(n, DISAGREEMENT.max(gain)).is_some_and(|least| least <= gain)
-}
-
 pub(super) fn json(planned: &Planned<'_>) -> Value {
     let work = &planned.work;
     let peak = planned.memory.peak();
@@ -161,25 +125,13 @@ pub(super) fn json(planned: &Planned<'_>) -> Value {
             "fits": planned.fits(),
         },
         "settings_that_fit": settings,
-        "evaluations": work.session.tasks.iter().map(resolution_json).collect::<Vec<_>>(),
+        "evaluations": work.session.tasks.iter().map(resolution::json).collect::<Vec<_>>(),
         "probe": planned.probed.as_ref().map(|probed| probe_json(planned, probed)),
     })
 }
 
 fn by_cause(bytes: &Bytes) -> Value {
     Cause::ALL.iter().map(|cause| (cause.name().to_owned(), json!(bytes.of(*cause)))).collect()
-}
-
-fn resolution_json(task: &EvalTask) -> Value {
-    let n = task.items.len();
-    let measured = task.section.metrics.contains(&Metric::ExactMatch);
-    json!({
-        "name": task.section.name,
-        "items": n,
-        "least_exact_match_gain": least_gain(n).filter(|_| measured),
-        "detectable_exact_match_gain": detectable_gain(n, DISAGREEMENT).filter(|_| measured),
-        "at_disagreement": DISAGREEMENT,
-    })
 }
 
 fn probe_json(planned: &Planned<'_>, probed: &Probed) -> Value {
@@ -223,10 +175,6 @@ fn explained(cause: Cause, planned: &Planned<'_>) -> String {
         Cause::Reading => "the weight that is being read".to_owned(),
         Cause::Overhead => "program, tokenizer, data, scratch of threads, slack of the allocator".to_owned(),
     }
-}
-
-fn points(share: f64) -> String {
-    format!("{:.1}", 100.0 * share)
 }
 
 /// Bytes in units of 1000, as memory is sold.

@@ -5,7 +5,7 @@ use crate::fault::OrFault;
 use crate::session::Session;
 use candle_core::DType;
 use taper_data::{Batch, DataLoader, TokenizedExample};
-use taper_eval::{EvalTask, Metric};
+use taper_eval::EvalTask;
 use taper_hub::InitChoice;
 use taper_models::{LoadOptions, ModelConfig, Quantize};
 use taper_nn::{Checkpoint, StoredFormat};
@@ -79,7 +79,7 @@ impl<'s> Work<'s> {
             longest: first.into_iter().next().unwrap_or_default(),
             reading_bytes: held.reading_bytes(&config),
             valid: valid.iter().map(BatchShape::from).max_by_key(|batch| batch.tokens),
-            evaluations: session.tasks.iter().map(evaluation_shape).collect(),
+            evaluations: session.tasks.iter().map(|held_out| evaluation_shape(&held_out.task)).collect(),
             overhead_bytes: overhead_bytes(resident_bytes().unwrap_or(0) + copied_bytes(tokenized), threads),
             config,
             trained,
@@ -143,15 +143,16 @@ fn copied_bytes(examples: &[TokenizedExample]) -> u64 {
 }
 
 fn evaluation_shape(task: &EvalTask) -> EvaluationShape {
-    let generates = task.section.generates();
-    let scores = task.section.metrics.contains(&Metric::Perplexity);
-    let scored = task.items.iter().filter(|_| scores).map(|item| BatchShape {
-        tokens: item.input_ids.len() as u64,
-        target_tokens: item.loss_mask.iter().skip(1).filter(|scored| **scored).count() as u64,
+    let section = &task.section;
+    let (generates, losses) = (section.generates(), section.needs_losses());
+    let whole = task.items.iter().filter(|_| losses).map(|item| &item.whole);
+    let scored = whole.chain(task.items.iter().flat_map(|item| &item.choices)).map(|scored| BatchShape {
+        tokens: scored.input_ids.len() as u64,
+        target_tokens: scored.mask.iter().skip(1).filter(|scored| **scored).count() as u64,
     });
     EvaluationShape {
         prompts: task.items.iter().filter(|_| generates).map(|item| item.prompt_ids.len() as u64).collect(),
-        max_new_tokens: task.section.max_new_tokens as u64,
+        max_new_tokens: section.max_new_tokens as u64,
         scored: scored.collect(),
     }
 }

@@ -1,9 +1,10 @@
 //! Numbers in answers, equal within a tolerance.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// Which number of a text is its answer.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum NumberPlace {
     /// The last one: where an answer comes after its reasoning.

@@ -1,0 +1,130 @@
+//! What a run leaves for people and for scripts.
+
+mod markdown;
+mod results;
+mod samples;
+pub mod words;
+
+pub use results::lm_eval_results;
+pub use samples::{SampleLine, StoredResponse, read_samples};
+
+use crate::gate::exit_code;
+use crate::{Error, Evaluation, GateOutcome, ReportSection, Result, Verdict};
+use serde::{Deserialize, Serialize};
+use std::path::{Path, PathBuf};
+use taper_diagnostics::{ExitCode, write_atomically, write_bytes_atomically};
+
+/// The version of `eval/results.json`.
+pub const RESULTS_SCHEMA: u32 = 2;
+
+/// What the one who ran it knows of the run.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct RunFacts {
+    /// The run's name.
+    pub title: String,
+    /// What it is for.
+    pub description: Option<String>,
+    /// Base, method, seed and so on: name and value.
+    pub setup: Vec<(String, String)>,
+    /// Files, rows, tokens and so on: name and value.
+    pub data: Vec<(String, String)>,
+    /// The training, from first to last.
+    pub curve: Vec<CurvePoint>,
+    /// Steps that left a checkpoint.
+    pub checkpoints: Vec<u64>,
+    /// The step whose weights were kept.
+    pub best_step: Option<u64>,
+    /// Files of the run and what is in them, relative to the run's folder.
+    pub files: Vec<(String, String)>,
+    /// Commands that use the result.
+    pub usage: Vec<String>,
+    /// What a reader should know: rows that were skipped, proofs of exports.
+    pub notes: Vec<String>,
+    /// Hashes of what went in and versions: name and value.
+    pub lineage: Vec<(String, String)>,
+}
+
+/// A point of the training.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct CurvePoint {
+    /// Optimiser steps made.
+    pub step: u64,
+    /// Training loss a token, nats.
+    pub loss: Option<f64>,
+    /// Validation loss a token, nats.
+    pub valid_loss: Option<f64>,
+}
+
+/// A run's report.
+#[derive(Debug, Clone)]
+pub struct Report<'a> {
+    /// The run.
+    pub facts: &'a RunFacts,
+    /// Its evaluations.
+    pub evaluations: &'a [Evaluation],
+    /// Its gates.
+    pub gates: &'a [GateOutcome],
+    /// How much is said of single items.
+    pub section: ReportSection,
+}
+
+/// Where a report lies.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReportFiles {
+    /// `eval/results.json`.
+    pub results: PathBuf,
+    /// `eval/samples.jsonl`.
+    pub samples: PathBuf,
+    /// `report.md`.
+    pub report: PathBuf,
+}
+
+impl Report<'_> {
+    /// How the run ends.
+    pub fn exit_code(&self) -> ExitCode {
+        exit_code(self.gates, self.evaluations)
+    }
+
+    /// The verdict of the first evaluation that has one.
+    pub fn verdict(&self) -> Option<Verdict> {
+        self.evaluations.iter().find_map(|evaluation| evaluation.verdict)
+    }
+
+    /// The report for people, as Markdown, fit for a pull request.
+    pub fn markdown(&self) -> String {
+        markdown::render(self)
+    }
+
+    /// The results for scripts; samples are not in it.
+    ///
+    /// # Errors
+    /// When a number cannot be put into JSON.
+    pub fn results_json(&self) -> Result<String> {
+        results::render(self)
+    }
+
+    /// The samples, a JSON object a line: what was asked, what was expected, what each candidate said and scored.
+    ///
+    /// # Errors
+    /// When a sample cannot be put into JSON.
+    pub fn samples_jsonl(&self) -> Result<String> {
+        samples::render(self.evaluations)
+    }
+
+    /// Write everything into the run's folder, each file whole or not at all.
+    ///
+    /// # Errors
+    /// What the disk says.
+    pub fn write(&self, folder: &Path) -> Result<ReportFiles> {
+        let files = ReportFiles {
+            results: folder.join("eval").join("results.json"),
+            samples: folder.join("eval").join("samples.jsonl"),
+            report: folder.join("report.md"),
+        };
+        let samples = self.samples_jsonl()?;
+        write_atomically(&files.samples, |writer| writer.write_all(samples.as_bytes())).map_err(Error::Write)?;
+        write_bytes_atomically(&files.results, self.results_json()?.as_bytes()).map_err(Error::Write)?;
+        write_bytes_atomically(&files.report, self.markdown().as_bytes()).map_err(Error::Write)?;
+        Ok(files)
+    }
+}
