@@ -7,7 +7,7 @@ use crate::output::say;
 use crate::tasks::prepare_tasks;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use taper_data::{DataSection, PreparedData, TextEncoder, TokenCache};
+use taper_data::{DataSection, PrepareOptions, PreparedData, TextEncoder, TokenCache};
 use taper_eval::EvalTask;
 use taper_hub::{HubOptions, ModelFiles, ModelSection, ModelSource};
 use taper_models::{CausalLm, LoadOptions};
@@ -140,7 +140,8 @@ pub(crate) fn prepare(run: &ResolvedRun, base: &Base) -> anyhow::Result<(Prepare
 pub(crate) fn read_data(run: &ResolvedRun, base: &Base) -> PreparedData {
     let section = &run.recipe.data;
     let (seed, cache) = (run.recipe.train.seed, TokenCache::from_env());
-    taper_data::prepare_with(section, Path::new(""), seed, &base.encoder(section), cache.as_ref())
+    let options = PrepareOptions { cache: cache.as_ref(), ..PrepareOptions::default() };
+    taper_data::prepare_with(section, Path::new(""), seed, &base.encoder(section), options)
 }
 
 fn tell_data(data: &PreparedData) {

@@ -1,6 +1,7 @@
 //! One example, before it becomes tokens.
 
 use serde_json::Value;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
@@ -42,6 +43,9 @@ pub struct Example {
     pub place: RowPlace,
     /// What it says.
     pub kind: ExampleKind,
+    /// What else of its row a caller asked for, by the name it was asked for with: see [`crate::load_with_fields`]. The model
+    /// never sees it.
+    pub fields: BTreeMap<String, Value>,
 }
 
 /// What an example says.
@@ -82,6 +86,11 @@ pub enum Prompt<'a> {
 }
 
 impl Example {
+    /// An example of which nothing else was asked for.
+    pub fn new(place: RowPlace, kind: ExampleKind) -> Self {
+        Self { place, kind, fields: BTreeMap::new() }
+    }
+
     /// The example without its answer. `None` for plain text, which has none.
     pub fn prompt(&self) -> Option<Prompt<'_>> {
         match &self.kind {
@@ -106,7 +115,8 @@ impl Example {
         }
     }
 
-    /// About how many bytes it takes in memory.
+    /// About how many bytes its words take in memory. Fields are not counted: they are kept only where all words of a set are,
+    /// and chunks, whose borders name the kept tokens, are cut by this size.
     pub(crate) fn size_bytes(&self) -> u64 {
         let bytes = match &self.kind {
             ExampleKind::Chat { messages, tools, .. } => {

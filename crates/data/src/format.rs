@@ -109,7 +109,7 @@ impl DatasetFormat {
             Self::Text => read.text(),
         });
         match kind {
-            Ok(kind) => Ok(Example { place: row.place.clone(), kind }),
+            Ok(kind) => Ok(Example::new(row.place.clone(), kind)),
             Err((key, fault)) => {
                 let key = Some(key).filter(|key| !key.is_empty());
                 Err(Error::Row { place: row.place.clone(), column: None, key, fault: fault.into() })
