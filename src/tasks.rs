@@ -5,9 +5,9 @@ use crate::workspace::Base;
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::path::Path;
-use taper_data::{DataSection, Example, ExampleKeys, PreparedData};
+use taper_data::{DataSection, Example, ExampleKeys, OverlapChoice, PreparedData, TouchKind};
 use taper_diagnostics::{Location, Problem, Problems, Severity};
-use taper_eval::{EvalSection, EvalTask, Prompting, Renderer, TouchKind, choose_shots};
+use taper_eval::{EvalSection, EvalTask, Prompting, Renderer, choose_shots};
 use taper_infer::longest_sequence;
 use taper_models::ModelConfig;
 use taper_recipe::ResolvedRun;
@@ -27,8 +27,8 @@ struct Source {
     /// Examples that can be shown before a question.
     pool: Vec<Example>,
     schema: Option<Value>,
-    /// Examples that stand among those trained on, by their places; `None` where that was not looked at.
-    touched: Option<BTreeMap<usize, TouchKind>>,
+    /// Examples that stand among those trained on, by their places.
+    touched: BTreeMap<usize, TouchKind>,
 }
 
 /// Every `[[eval]]` ready, and what is wrong with those that are not.
@@ -69,16 +69,15 @@ impl HeldOut {
         let examples = if section.data.is_empty() {
             data.test.examples.clone()
         } else {
-            let own = load(section.data.paths(), &recipe.data, notes)?;
-            refuse_overlap(section, &own, &data.train.keys)?;
-            own
+            load(section.data.paths(), &recipe.data, &section.fields(), notes)?
         };
+        let touched = touched_by(section, &examples, &recipe.data, &data.train.keys, notes)?;
         let most_shots = recipe.candidate.iter().filter_map(|candidate| candidate.few_shot).max();
         let most_shots = most_shots.unwrap_or(0).max(section.few_shot);
         let pool = match most_shots {
             0 => Vec::new(),
-            _ if section.few_shot_data.is_empty() => load(recipe.data.train.paths(), &recipe.data, notes)?,
-            _ => load(section.few_shot_data.paths(), &recipe.data, notes)?,
+            _ if section.few_shot_data.is_empty() => load(recipe.data.train.paths(), &recipe.data, &[], notes)?,
+            _ => load(section.few_shot_data.paths(), &recipe.data, &[], notes)?,
         };
         let found = choose_shots(&pool, &examples, most_shots, section.seed).len();
         if found < most_shots {
@@ -88,14 +87,9 @@ impl HeldOut {
         }
         let schema = section.schema.as_deref().map(read_schema).transpose().map_err(one)?;
         let (section, data) = (section.clone(), recipe.data.clone());
-        let source = Source { section, data, examples, pool, schema, touched: None };
+        let source = Source { section, data, examples, pool, schema, touched };
         let task = source.task_for(base, source.section.few_shot)?;
         Ok(Self { task, source })
-    }
-
-    /// Whether its items were held against the training data.
-    pub(crate) fn knows_overlap(&self) -> bool {
-        self.source.touched.is_some()
     }
 
     /// The evaluation for a model that reads text in its own way, or with another number of examples shown.
@@ -112,8 +106,7 @@ impl Source {
             Renderer { tokenizer: &base.tokenizer, template: base.template.as_ref(), encoder: &encoder };
         let shots = choose_shots(&self.pool, &self.examples, few_shot, self.section.seed);
         let prompting = Prompting { shots, schema: self.schema.as_ref() };
-        let touched = self.touched.clone().unwrap_or_default();
-        let task = EvalTask::prepare(&self.section, &self.examples, &prompting, &renderer, &touched)
+        let task = EvalTask::prepare(&self.section, &self.examples, &prompting, &renderer, &self.touched)
             .map_err(of_eval)?;
         let config = ModelConfig::read(&base.files.config)
             .map_err(|error| one(Problem::from_error("unusable-config", &error)))?;
@@ -141,9 +134,10 @@ fn read_schema(path: &Path) -> Result<Value, Problem> {
 fn load(
     paths: &[std::path::PathBuf],
     section: &DataSection,
+    fields: &[String],
     notes: &mut Problems,
 ) -> Result<Vec<Example>, Problems> {
-    let dataset = taper_data::load(paths, section).map_err(of_data)?;
+    let dataset = taper_data::load_with_fields(paths, section, fields).map_err(of_data)?;
     notes.extend(dataset.report.notes);
     // Left out as `data.on_error = "skip"` asks, and never silently.
     let skipped = dataset.report.skipped.iter().cloned();
@@ -151,18 +145,34 @@ fn load(
     Ok(dataset.examples)
 }
 
-/// A text that was trained on says nothing about texts that were not.
-fn refuse_overlap(
+/// How the examples stand among those trained on. A text that was trained on says nothing about texts that were not: it is refused,
+/// unless the recipe asks to have it reported.
+fn touched_by(
     section: &EvalSection,
     held_out: &[Example],
+    recipe: &DataSection,
     train: &[ExampleKeys],
-) -> Result<(), Problems> {
+    notes: &mut Problems,
+) -> Result<BTreeMap<usize, TouchKind>, Problems> {
     let held_out: Vec<ExampleKeys> = held_out.iter().map(ExampleKeys::of).collect();
-    match taper_data::overlap(train, &held_out).problem((&section.name, &held_out), ("train", train)) {
-        None => Ok(()),
-        Some(problem) => Err(one(problem
-            .hint("an evaluation on rows that were trained on proves nothing; take them out of one file"))),
+    let (this, other) = ((section.name.as_str(), held_out.as_slice()), ("train", train));
+    // What `data.test` has in common with the training data has been told by its own name.
+    if !section.data.is_empty()
+        && let Some(problem) = taper_data::overlap(train, &held_out).problem(this, other)
+    {
+        let problem = problem.hint("an evaluation on rows that were trained on proves nothing; take them out of one file");
+        match recipe.overlap {
+            OverlapChoice::Error => return Err(one(problem)),
+            OverlapChoice::Report => notes.push(Problem { severity: Severity::Warning, ..problem }),
+        }
     }
+    let touched = taper_data::touched(train, &held_out);
+    notes.extend(one_or_none(taper_data::near_duplicates(&touched, this, other)));
+    Ok(touched.iter().map(|found| (found.held_out_index, found.kind)).collect())
+}
+
+fn one_or_none(problem: Option<Problem>) -> Problems {
+    problem.map(one).unwrap_or_default()
 }
 
 fn of_data(error: taper_data::Error) -> Problems {

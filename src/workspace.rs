@@ -7,7 +7,7 @@ use crate::output::say;
 use crate::tasks::{HeldOut, prepare_tasks};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use taper_data::{DataSection, PreparedData, TextEncoder, TokenCache};
+use taper_data::{DataSection, PrepareOptions, PreparedData, TextEncoder, TokenCache};
 use taper_hub::{HubOptions, ModelFiles, ModelSection, ModelSource};
 use taper_models::{CausalLm, LoadOptions};
 use taper_recipe::ResolvedRun;
@@ -139,7 +139,9 @@ pub(crate) fn prepare(run: &ResolvedRun, base: &Base) -> anyhow::Result<(Prepare
 pub(crate) fn read_data(run: &ResolvedRun, base: &Base) -> PreparedData {
     let section = &run.recipe.data;
     let (seed, cache) = (run.recipe.train.seed, TokenCache::from_env());
-    taper_data::prepare_with(section, Path::new(""), seed, &base.encoder(section), cache.as_ref())
+    let fields: Vec<String> = run.recipe.eval.iter().flat_map(|eval| eval.fields()).collect();
+    let options = PrepareOptions { cache: cache.as_ref(), fields: &fields };
+    taper_data::prepare_with(section, Path::new(""), seed, &base.encoder(section), options)
 }
 
 fn tell_data(data: &PreparedData) {

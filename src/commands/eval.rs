@@ -122,7 +122,7 @@ fn judged(session: &Session, answers: Vec<Vec<Answers>>, stages: &[Stage]) -> an
             trained: trained_name(session).to_owned(),
         };
         let task = &held_out.task;
-        Evaluation::new(&task.scorer, task.facts(), answers.clone(), roles, held_out.knows_overlap()).or_fault()
+        Evaluation::new(&task.scorer, task.facts(), answers.clone(), roles).or_fault()
     });
     let evaluations = evaluations.collect::<anyhow::Result<Vec<_>>>()?;
     let gates = hold_gates(session, &evaluations, stages);

@@ -139,7 +139,8 @@ pub(crate) fn measured(ran: &Ran) -> Value {
 /// The values that the trained model reached.
 pub(crate) fn scores(ran: &Ran) -> Value {
     let values = |evaluation: &Value| {
-        let measured = evaluation["candidate"]["measured"].as_array().into_iter().flatten();
+        let trained = evaluation["candidates"].as_array().into_iter().flatten().find(|c| c["name"] == "adapter");
+        let measured = trained.and_then(|c| c["measured"].as_array()).into_iter().flatten();
         measured.map(|m| json!([m["metric"], m["value"]])).collect::<Vec<_>>().into()
     };
     of_evaluations(ran, values)

@@ -8,8 +8,8 @@ use divan::counter::ItemsCount;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use taper_data::{
-    DataLoader, DataLoaderOptions, DataSection, PreparedData, Supervision, TextEncoder, TokenCache,
-    prepare_with,
+    DataLoader, DataLoaderOptions, DataSection, PrepareOptions, PreparedData, Supervision, TextEncoder,
+    TokenCache, prepare_with,
 };
 use taper_text::{ChatTemplate, Tokenizer, TokenizerFiles};
 
@@ -44,7 +44,7 @@ impl Setup {
 
     fn prepare(&self, cache: Option<&TokenCache>) -> PreparedData {
         let encoder = TextEncoder::new(&self.tokenizer, Some(&self.template), Supervision::Assistant);
-        prepare_with(&self.section, self.folder.path(), 1, &encoder, cache)
+        prepare_with(&self.section, self.folder.path(), 1, &encoder, PrepareOptions { cache, fields: &[] })
     }
 }
 

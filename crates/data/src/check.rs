@@ -24,16 +24,17 @@
 use crate::encode::{Encode, EncodedFacts};
 use crate::overlap::{duplicates, overlap};
 use crate::prepare::{PreparedData, Split};
+use crate::section::OverlapChoice;
 use crate::tokenize::TokenizedExample;
 use taper_diagnostics::{Location, Problem, Problems, Severity};
 
 /// The checks that look at whole sets. Those of single rows are made by [`crate::prepare`] on the way.
-pub fn check_dataset(data: &PreparedData, encoder: &dyn Encode) -> Problems {
+pub fn check_dataset(data: &PreparedData, encoder: &dyn Encode, overlap: OverlapChoice) -> Problems {
     let mut problems = Problems::new();
     let train = &data.train;
     let found = data.splits().flat_map(|split| [double_bos(split, encoder), stop_token(split, encoder)]);
     let found = found.chain([unstable(train), straddling(train), specials(train)]).flatten();
-    found.chain(duplicates(train.name, &train.keys)).chain(overlaps(data)).for_each(|p| problems.push(p));
+    found.chain(duplicates(train.name, &train.keys)).chain(overlaps(data, overlap)).for_each(|p| problems.push(p));
     for split in [&data.train, &data.valid, &data.test] {
         if split.tokenized.is_empty() && (split.dropped > 0 || !split.report.skipped.is_empty()) {
             problems.push(emptied(split));
@@ -114,7 +115,11 @@ fn first_with(split: &Split, count: impl Fn(&EncodedFacts) -> usize) -> Option<L
     Some(split.tokenized[at].source.location())
 }
 
-fn overlaps(data: &PreparedData) -> Vec<Problem> {
+fn overlaps(data: &PreparedData, choice: OverlapChoice) -> Vec<Problem> {
+    let of_test = match choice {
+        OverlapChoice::Error => Severity::Error,
+        OverlapChoice::Report => Severity::Warning,
+    };
     let between = |held_out: &Split, other: &Split, severity: Severity, hint: &str| {
         let found = overlap(&other.keys, &held_out.keys);
         let problem = found.problem((held_out.name, &held_out.keys), (other.name, &other.keys))?;
@@ -125,7 +130,7 @@ fn overlaps(data: &PreparedData) -> Vec<Problem> {
     let chosen = "the checkpoint that is chosen by these rows is measured on them; take them out of one file";
     let found = [
         between(&data.valid, &data.train, Severity::Error, take_out),
-        between(&data.test, &data.train, Severity::Error, take_out),
+        between(&data.test, &data.train, of_test, take_out),
         between(&data.test, &data.valid, Severity::Warning, chosen),
     ];
     found.into_iter().flatten().collect()

@@ -3,6 +3,7 @@
 use crate::error::{Error, Result};
 use crate::example::Example;
 use crate::fault::RowFault;
+use crate::fields;
 use crate::format::{DatasetFormat, name_in_file};
 use crate::jsonl::{JsonlReader, Row};
 use crate::section::{DataSection, OnError};
@@ -90,24 +91,37 @@ impl fmt::Display for LoadReport {
 /// [`Error::Problems`]: with `on_error = "stop"` up to [`MOST_PROBLEMS`] faulty rows; in either case files that cannot be
 /// read or hold no example.
 pub fn load(paths: &[PathBuf], section: &DataSection) -> Result<Dataset> {
+    load_with_fields(paths, section, &[])
+}
+
+/// [`load`], and of each row the values that `fields` name, as [`Example::fields`].
+///
+/// A name is a column's; `meta.kind` is `kind` in the object `meta`, unless the row has a column of that very name. A value is
+/// kept as the row has it, `null` included; a row without the field has no entry. Columns that were asked for are not told as
+/// unread.
+///
+/// # Errors
+/// As for [`load`].
+pub fn load_with_fields(paths: &[PathBuf], section: &DataSection, fields: &[String]) -> Result<Dataset> {
     let mut examples = Vec::new();
-    let report = read(paths, section, &mut |example| examples.push(example))?;
+    let report = read(paths, section, fields, &mut |example| examples.push(example))?;
     Ok(Dataset { examples, report })
 }
 
-/// Read the files, giving each example to `take` as it comes; none after the first fault that stops a run.
+/// Read the files, giving each example with its `fields` to `take` as it comes; none after the first fault that stops a run.
 ///
 /// # Errors
 /// As for [`load`].
 pub(crate) fn read(
     paths: &[PathBuf],
     section: &DataSection,
+    fields: &[String],
     take: &mut dyn FnMut(Example),
 ) -> Result<LoadReport> {
     let mut report = LoadReport::default();
     let mut problems = Problems::new();
     for path in paths {
-        let mut file = FileLoad::new(path, section, MOST_PROBLEMS.saturating_sub(problems.len()));
+        let mut file = FileLoad::new(path, (section, fields), MOST_PROBLEMS.saturating_sub(problems.len()));
         let nothing_wrong = problems.is_empty();
         file.read(&mut report, &mut |example| {
             if nothing_wrong {
@@ -125,6 +139,8 @@ pub(crate) fn read(
 struct FileLoad<'a> {
     path: &'a Path,
     section: &'a DataSection,
+    /// Names of what is asked for beside the format's columns.
+    fields: &'a [String],
     /// The format and the line where it was first seen.
     format: Option<(DatasetFormat, usize)>,
     unused: Vec<String>,
@@ -136,10 +152,11 @@ struct FileLoad<'a> {
 }
 
 impl<'a> FileLoad<'a> {
-    fn new(path: &'a Path, section: &'a DataSection, most: usize) -> Self {
+    fn new(path: &'a Path, (section, fields): (&'a DataSection, &'a [String]), most: usize) -> Self {
         Self {
             path,
             section,
+            fields,
             format: None,
             unused: Vec::new(),
             rows: 0,
@@ -203,9 +220,10 @@ impl<'a> FileLoad<'a> {
             }
         };
         self.format.get_or_insert((format, row.place.line));
-        let example = format.example(row, section)?;
+        let mut example = format.example(row, section)?;
+        example.fields = fields::values(&row.columns, self.fields);
         for name in format.unused(&row.columns, section) {
-            if !self.unused.iter().any(|known| known == name) {
+            if !fields::is_asked(self.fields, name) && !self.unused.iter().any(|known| known == name) {
                 self.unused.push(name.to_owned());
             }
         }
@@ -286,6 +304,35 @@ mod tests {
             Error::Problems(problems) => problems,
             other => panic!("{other}"),
         })
+    }
+
+    #[test]
+    fn fields_that_are_asked_for_come_with_the_example_and_are_not_told_as_unread() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("a.jsonl");
+        let rows = [
+            r#"{"prompt": "q", "completion": "a", "site": "north", "meta": {"kind": {"of": [1]}, "by": 3}, "id": 1}"#,
+            r#"{"prompt": "q", "completion": "a", "meta.kind": "own", "meta": {"kind": "nested"}, "site": null}"#,
+            r#"{"prompt": "q", "completion": "a", "meta": "no object", "sites": 1}"#,
+        ];
+        fs::write(&path, rows.join("\n")).unwrap();
+        let asked = ["site", "meta.kind", "prompt"].map(String::from);
+        let dataset = load_with_fields(&[path.clone()], &DataSection::default(), &asked).unwrap();
+        let fields: Vec<String> =
+            dataset.examples.iter().map(|e| serde_json::to_string(&e.fields).unwrap()).collect();
+        assert_eq!(
+            fields,
+            [
+                r#"{"meta.kind":{"of":[1]},"prompt":"q","site":"north"}"#,
+                r#"{"meta.kind":"own","prompt":"q","site":null}"#,
+                r#"{"prompt":"q"}"#
+            ]
+        );
+        let note = dataset.report.notes.iter().next().unwrap();
+        assert_eq!(note.message, "columns are not read: `id`, `sites`");
+        let plain = load(&[path], &DataSection::default()).unwrap();
+        assert!(plain.examples.iter().all(|example| example.fields.is_empty()));
+        assert!(plain.report.notes.to_string().contains("`site`, `meta`, `id`"));
     }
 
     fn skipping() -> DataSection {

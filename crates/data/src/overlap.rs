@@ -1,6 +1,7 @@
 //! Rows that say the same: within a file, and between files that must not share any.
 
 use crate::example::{Example, ExampleKind, RowPlace};
+use crate::sketch::Sketches;
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use taper_diagnostics::Problem;
@@ -18,7 +19,8 @@ struct Keys {
     normalised: Key,
 }
 
-/// An example by what is compared of it, without its words: a set of any size is compared at some 150 bytes a row.
+/// An example by what is compared of it, without its words: a set of any size is compared at some 160 bytes a row and four bytes a
+/// word, at most 512, of its input.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExampleKeys {
     /// The row.
@@ -27,6 +29,7 @@ pub struct ExampleKeys {
     answer: Keys,
     /// The inputs of the answers before the last one.
     earlier: Box<[Keys]>,
+    sketches: Sketches,
 }
 
 /// Rows of which the keys are known.
@@ -49,7 +52,13 @@ impl ExampleKeys {
             input: Keys::of(kind, &example.input_key()),
             answer: Keys::of(kind, &example.answer_key()),
             earlier: example.earlier_input_keys().iter().map(|text| Keys::of(kind, text)).collect(),
+            sketches: Sketches::of(example),
         }
+    }
+
+    /// The wording of the inputs.
+    pub(crate) fn sketches(&self) -> &Sketches {
+        &self.sketches
     }
 
     /// The inputs of all answers, the last one's at the end.
@@ -80,19 +89,28 @@ pub struct Overlap {
 /// Which examples of `held_out` have an input that occurs in `train`, as the input of any answer there: in a
 /// conversation each turn of the assistant is one.
 pub fn overlap(train: &[ExampleKeys], held_out: &[ExampleKeys]) -> Overlap {
+    let found = duplicates_of(train, held_out);
+    let exact = found.iter().filter(|(.., is_exact)| *is_exact).count();
+    Overlap { pairs: found.into_iter().map(|(index, twin, _)| (index, twin)).collect(), exact }
+}
+
+/// The pairs of [`overlap`], each with whether it is equal to the byte.
+pub(crate) fn duplicates_of(train: &[ExampleKeys], held_out: &[ExampleKeys]) -> Vec<(usize, usize, bool)> {
     matching((train, ExampleKeys::all_inputs), (held_out, ExampleKeys::last_input))
 }
 
 /// Indices of the examples of `train` of which an input occurs in `held_out`, each with the index of the first one there.
 pub(crate) fn leaking<K: Keyed>(train: &[K], held_out: &[K]) -> Vec<(usize, usize)> {
-    matching((held_out, ExampleKeys::last_input), (train, ExampleKeys::all_inputs)).pairs
+    let found = matching((held_out, ExampleKeys::last_input), (train, ExampleKeys::all_inputs));
+    found.into_iter().map(|(index, twin, _)| (index, twin)).collect()
 }
 
-/// Which examples of `asked` have an input among those of `known`; each set comes with what counts as an input there.
+/// Which examples of `asked` have an input among those of `known`, with the first one there that has it and whether it has it to the
+/// byte; each set comes with what counts as an input there.
 fn matching<'a, K: Keyed, A, B>(
     (known, known_inputs): (&'a [K], impl Fn(&'a ExampleKeys) -> A),
     (asked, asked_inputs): (&'a [K], impl Fn(&'a ExampleKeys) -> B),
-) -> Overlap
+) -> Vec<(usize, usize, bool)>
 where
     A: Iterator<Item = &'a Keys>,
     B: Iterator<Item = &'a Keys>,
@@ -105,12 +123,12 @@ where
             normalised.entry(input.normalised).or_insert(index);
         }
     }
-    let mut found = Overlap::default();
+    let mut found = Vec::new();
     for (index, example) in asked.iter().map(Keyed::keys).enumerate() {
         let twin = asked_inputs(example).find_map(|input| exact.get(&input.exact));
-        found.exact += usize::from(twin.is_some());
+        let is_exact = twin.is_some();
         let twin = twin.or_else(|| asked_inputs(example).find_map(|input| normalised.get(&input.normalised)));
-        found.pairs.extend(twin.map(|&twin| (index, twin)));
+        found.extend(twin.map(|&twin| (index, twin, is_exact)));
     }
     found
 }
@@ -252,7 +270,7 @@ fn hash(kind: &str, text: &str) -> Key {
     u128::from(half(0)) << 64 | u128::from(half(1))
 }
 
-fn short(place: &RowPlace) -> String {
+pub(crate) fn short(place: &RowPlace) -> String {
     let name = place.file.file_name().unwrap_or(place.file.as_os_str()).to_string_lossy();
     match place.element {
         Some(element) => format!("{name}:{} `[{element}]`", place.line),
@@ -266,9 +284,10 @@ mod tests {
     use std::path::Path;
 
     fn examples(file: &str, pairs: &[(&str, &str)]) -> Vec<ExampleKeys> {
-        let example = |(at, (prompt, completion)): (usize, &(&str, &str))| Example {
-            place: RowPlace { file: Path::new(file).into(), line: at + 1, element: None },
-            kind: ExampleKind::Completion { prompt: (*prompt).into(), completion: (*completion).into() },
+        let example = |(at, (prompt, completion)): (usize, &(&str, &str))| {
+            let place = RowPlace { file: Path::new(file).into(), line: at + 1, element: None };
+            let (prompt, completion) = ((*prompt).into(), (*completion).into());
+            Example::new(place, ExampleKind::Completion { prompt, completion })
         };
         pairs.iter().enumerate().map(example).map(|example| ExampleKeys::of(&example)).collect()
     }
@@ -291,10 +310,9 @@ mod tests {
     fn conversation(line: usize, texts: &[&str]) -> ExampleKeys {
         let roles = ["user", "assistant"].into_iter().cycle();
         let messages = roles.zip(texts).map(|(role, text)| taper_text::Message::new(role, *text)).collect();
-        ExampleKeys::of(&Example {
-            place: RowPlace { file: Path::new("c.jsonl").into(), line, element: None },
-            kind: ExampleKind::Chat { messages, tools: Vec::new(), last_turn_only: false },
-        })
+        let place = RowPlace { file: Path::new("c.jsonl").into(), line, element: None };
+        let kind = ExampleKind::Chat { messages, tools: Vec::new(), last_turn_only: false };
+        ExampleKeys::of(&Example::new(place, kind))
     }
 
     #[test]

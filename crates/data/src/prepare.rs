@@ -79,22 +79,33 @@ impl PreparedData {
 /// What is wrong stands in [`PreparedData::problems`]: all of it, for all files. Nothing is tokenised with settings that
 /// are out of range.
 pub fn prepare(section: &DataSection, folder: &Path, seed: u64, encoder: &dyn Encode) -> PreparedData {
-    prepare_with(section, folder, seed, encoder, None)
+    prepare_with(section, folder, seed, encoder, PrepareOptions::default())
 }
 
-/// [`prepare`], with the tokens taken from `cache` where an earlier run has kept them there; unless `data.cache` is off. What
-/// comes out is the same, but for a problem with the code `token-cache` where a kept file is broken or none can be written.
+/// What a caller may ask for beside the recipe.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PrepareOptions<'a> {
+    /// Where tokens of an earlier run are, and are kept for the next, unless `data.cache` is off. What comes out is the same, but
+    /// for a problem with the code `token-cache` where a kept file is broken or none can be written.
+    pub cache: Option<&'a TokenCache>,
+    /// Names of fields that the examples of `test` are to have, as for [`crate::load_with_fields`]; in no file are they told as
+    /// unread. No token depends on them, and neither does a name in the cache.
+    pub fields: &'a [String],
+}
+
+/// [`prepare`] with options.
 pub fn prepare_with(
     section: &DataSection,
     folder: &Path,
     seed: u64,
     encoder: &dyn Encode,
-    cache: Option<&TokenCache>,
+    options: PrepareOptions<'_>,
 ) -> PreparedData {
+    let PrepareOptions { cache, fields } = options;
     let mut problems = section.check();
     if problems.has_errors() {
         for paths in [&section.train, &section.valid, &section.test] {
-            if let Err(error) = read(&paths.resolve(folder), section, &mut |_| {}) {
+            if let Err(error) = read(&paths.resolve(folder), section, fields, &mut |_| {}) {
                 collect(error, &mut problems);
             }
         }
@@ -103,7 +114,7 @@ pub fn prepare_with(
     let reuse = Reuse::new(cache.filter(|_| section.cache), encoder);
     let mut stream = Stream { section, encoder, reuse };
     let mut streamed = |paths: Vec<PathBuf>, keep_words| {
-        stream.read(&paths, keep_words).unwrap_or_else(|error| {
+        stream.read(&paths, fields, keep_words).unwrap_or_else(|error| {
             collect(error, &mut problems);
             Streamed::default()
         })
@@ -126,7 +137,7 @@ pub fn prepare_with(
     let (reused, of_cache) = stream.reuse.finish();
     problems.extend(of_cache);
     let mut prepared = PreparedData { train, valid, test, problems: Problems::new(), reused };
-    problems.extend(check_dataset(&prepared, encoder));
+    problems.extend(check_dataset(&prepared, encoder, section.overlap));
     prepared.problems = problems;
     prepared
 }

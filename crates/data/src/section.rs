@@ -55,6 +55,9 @@ pub struct DataSection {
     /// What to do with a row that cannot be read or used. "stop" lists up to 20 of them and ends; "skip" leaves them
     /// out, lists them in the report, and also leaves out training rows whose input occurs in `valid` or `test`.
     pub on_error: OnError,
+    /// What to do when inputs of `test`, or of an evaluation's own data, occur in `train`. "error" stops before step 1; "report" warns and
+    /// gives the scores with and without them. Inputs that are nearly those of training rows are always told, and never stop a run.
+    pub overlap: OverlapChoice,
     /// Which tokens are learned: every assistant turn, only the last one, or all tokens. "all" also learns to write the
     /// user's turns; rows of plain `text` are always learned as a whole.
     pub supervise: Supervision,
@@ -88,6 +91,7 @@ impl Default for DataSection {
             packing: false,
             truncation: Truncation::Error,
             on_error: OnError::Stop,
+            overlap: OverlapChoice::Error,
             supervise: Supervision::Assistant,
             system_prompt: None,
             apply_chat_template: true,
@@ -165,6 +169,17 @@ pub enum FormatChoice {
     Sharegpt,
     /// `text`: all of it is learned.
     Text,
+}
+
+/// What to do about held-out inputs that were trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum OverlapChoice {
+    /// They stop the run before step 1.
+    #[default]
+    Error,
+    /// They are told, and scores are given with and without them.
+    Report,
 }
 
 /// What to do with an example over `max_length` tokens.

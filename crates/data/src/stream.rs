@@ -49,14 +49,23 @@ pub(crate) struct Stream<'a> {
 }
 
 impl Stream<'_> {
-    /// Read and encode the files of one set. `keep_words`: whether the examples themselves are kept.
+    /// Read and encode the files of one set. `keep_words`: whether the examples themselves are kept, with their `fields`; where
+    /// they are not, the names only say which columns are no surprise.
     ///
     /// # Errors
     /// As for [`crate::load()`].
-    pub(crate) fn read(&mut self, paths: &[PathBuf], keep_words: bool) -> Result<Streamed> {
+    pub(crate) fn read(
+        &mut self,
+        paths: &[PathBuf],
+        fields: &[String],
+        keep_words: bool,
+    ) -> Result<Streamed> {
         let mut rows = Vec::new();
         let mut chunk = Chunk::new(&self.reuse);
-        let report = read(paths, self.section, &mut |example| {
+        let report = read(paths, self.section, fields, &mut |mut example| {
+            if !keep_words {
+                example.fields.clear();
+            }
             chunk.push(example);
             if chunk.is_full() {
                 let full = std::mem::replace(&mut chunk, Chunk::new(&self.reuse));
@@ -140,7 +149,7 @@ mod tests {
 
     fn example(kind: ExampleKind) -> Example {
         let place = RowPlace { file: Path::new("a.jsonl").into(), line: 1, element: None };
-        Example { place, kind }
+        Example::new(place, kind)
     }
 
     /// How many of these examples fill a chunk.

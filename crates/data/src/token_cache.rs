@@ -317,7 +317,7 @@ mod tests {
                 let encoder = TextEncoder::new(&tokenizer, Some(&template), supervise);
                 for kind in examples() {
                     let place = RowPlace { file: Path::new("a.jsonl").into(), line: 1, element: None };
-                    let encoded = encoder.encode(&Example { place, kind });
+                    let encoded = encoder.encode(&Example::new(place, kind));
                     hash.add(&token_file::write(&[0; 32], &[encoded]).unwrap());
                 }
             }

@@ -4,9 +4,10 @@ use crate::compare::{Comparison, adjust};
 use crate::result::{Answers, EvalResult, Measured, MetricFacts};
 use crate::score::{Scorer, Scoring};
 use crate::selection::Selection;
-use crate::{Error, ItemFacts, Metric, Result, TouchKind, Verdict};
+use crate::{Error, ItemFacts, Metric, Result, Verdict};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+use taper_data::TouchKind;
 
 /// The results of all candidates on one evaluation, compared.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -30,8 +31,8 @@ pub struct Evaluation {
     /// The same for the items with each value of a field. Few items say little, and of many slices one is soon far from the rest by
     /// chance: verdicts are adjusted over the slices of a field.
     pub slices: Vec<Slice>,
-    /// Items whose input is among those trained on, and the scores without them; `None` where that was not looked at.
-    pub overlap: Option<TouchReport>,
+    /// Items whose input is among those trained on, and the scores without them.
+    pub overlap: TouchReport,
     /// How many different candidates were evaluated on this data so far on this machine; `None` where that is not known. The more
     /// often one chooses by a test set, the less it says.
     pub uses: Option<u64>,
@@ -65,7 +66,7 @@ pub struct Slice {
 }
 
 /// Items whose input is among those trained on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct TouchReport {
     /// How many.
     pub touched: usize,
@@ -90,7 +91,7 @@ pub struct Roles {
 
 impl Evaluation {
     /// Score and compare what the candidates answered. Everything follows from what is given, so that a replay from the stored
-    /// responses gives the same. `overlap` says whether the items were held against the training data.
+    /// responses gives the same.
     ///
     /// # Errors
     /// When a candidate's responses are not as many as the items.
@@ -99,7 +100,6 @@ impl Evaluation {
         items: Vec<ItemFacts>,
         answers: Vec<Answers>,
         roles: Roles,
-        overlap: bool,
     ) -> Result<Self> {
         let section = &scorer.scoring().section;
         if let Some(wrong) = answers.iter().find(|answers| answers.responses.len() != items.len()) {
@@ -129,7 +129,7 @@ impl Evaluation {
             comparisons: Vec::new(),
             verdict: None,
             slices: Vec::new(),
-            overlap: None,
+            overlap: TouchReport::default(),
             uses: None,
             scoring: scorer.scoring().clone(),
             items,
@@ -137,7 +137,7 @@ impl Evaluation {
         this.comparisons = this.compare_all(scorer);
         this.verdict = this.reference.is_some().then(|| this.decisive().map_or(Verdict::Inconclusive, |c| c.verdict));
         this.slices = this.slice(scorer);
-        this.overlap = overlap.then(|| this.touched(scorer));
+        this.overlap = this.touched(scorer);
         Ok(this)
     }
 

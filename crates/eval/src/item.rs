@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use taper_data::RowPlace;
+use taper_data::{RowPlace, TouchKind};
 
 /// One item of an evaluation, the same for every candidate.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -25,18 +25,6 @@ pub struct ItemFacts {
     /// How its input stands among the training examples, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub touched: Option<TouchKind>,
-}
-
-/// How like an item's input is to one that was trained on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum TouchKind {
-    /// To the byte.
-    Exact,
-    /// But for case and white space.
-    Normalised,
-    /// Most of its words stand there in the same order.
-    Near,
 }
 
 impl ItemFacts {

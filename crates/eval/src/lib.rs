@@ -30,7 +30,7 @@ pub use error::{Error, Result};
 pub use evaluate::{Progress, Work};
 pub use evaluation::{Evaluation, Part, Roles, Slice, TouchReport};
 pub use gate::{GateOutcome, GateSection, GateStatus, exit_code, judge};
-pub use item::{ItemFacts, TouchKind};
+pub use item::ItemFacts;
 pub use prompting::{Prompting, choose_shots};
 pub use report::{CurvePoint, Report, ReportFiles, RunFacts};
 pub use response::Response;

@@ -1,13 +1,13 @@
 //! Examples made ready: what a candidate is given, and what it should say.
 
-use crate::item::{ItemFacts, TouchKind, id_of};
+use crate::item::{ItemFacts, id_of};
 use crate::prompting::{Prompting, as_messages, with_answer};
 use crate::score::{Scorer, Scoring};
 use crate::{Error, EvalSection, Metric, Result};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use taper_data::{Encode, Example, ExampleKind, Prompt, RowPlace};
+use taper_data::{Encode, Example, ExampleKind, Prompt, RowPlace, TouchKind};
 use taper_diagnostics::{Problem, Problems, did_you_mean};
 use taper_kernels::rng::{shuffle, stream_of};
 use taper_text::{ChatTemplate, Message, RenderOptions, Tokenizer, encode_prompt, encode_prompt_chat};

@@ -4,8 +4,8 @@ use fs_err as fs;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use taper_data::{
-    DataSection, Encode, Encoded, Example, ExplainedToken, OnError, PreparedData, Result, Supervision,
-    TextEncoder, TokenCache, Truncation, prepare_with,
+    DataSection, Encode, Encoded, Example, ExplainedToken, OnError, PrepareOptions, PreparedData, Result,
+    Supervision, TextEncoder, TokenCache, Truncation, prepare_with,
 };
 use taper_text::{ChatTemplate, Tokenizer, TokenizerFiles};
 use tempfile::TempDir;
@@ -58,6 +58,8 @@ struct Desk {
     template: String,
     /// What the template's clock shows; `None` for the machine's.
     clock: Option<u64>,
+    /// Fields that are asked for.
+    fields: Vec<String>,
 }
 
 impl Desk {
@@ -76,7 +78,7 @@ impl Desk {
         let rows: String = (0..ROWS).map(row).collect();
         fs::write(folder.path().join("train.jsonl"), rows).unwrap();
         let section = DataSection { train: ["train.jsonl"].into_iter().collect(), ..DataSection::default() };
-        Self { folder, section, template: CHATML.to_owned(), clock: Some(0) }
+        Self { folder, section, template: CHATML.to_owned(), clock: Some(0), fields: Vec::new() }
     }
 
     fn cache(&self) -> TokenCache {
@@ -98,7 +100,13 @@ impl Desk {
         }
         let inner = TextEncoder::new(&tokenizer, Some(&template), self.section.supervise);
         let encoder = Counting { inner, encoded: AtomicUsize::new(0) };
-        let data = prepare_with(&self.section, self.folder.path(), 1, &encoder, cache);
+        let data = prepare_with(
+            &self.section,
+            self.folder.path(),
+            1,
+            &encoder,
+            PrepareOptions { cache, fields: &self.fields },
+        );
         (data, encoder.encoded.into_inner())
     }
 
@@ -130,6 +138,31 @@ fn a_second_run_encodes_nothing_and_sees_the_same() {
     assert_eq!((second.reused, encoded), (ROWS, 0));
     assert_eq!(second.train.tokenized.len(), ROWS);
     assert!(seen(&first) == seen(&second) && seen(&first) == seen(&desk.without_cache()));
+}
+
+#[test]
+fn fields_are_on_the_test_examples_alone_and_change_no_name_in_the_cache() {
+    let mut desk = Desk::new();
+    let long = "x".repeat(1 << 20);
+    // Twenty rows whose field would fill more than one chunk, if it counted.
+    let row = |i: usize| {
+        format!(
+            "{{\"prompt\": \"test {i}\", \"completion\": \"a\", \"other\": {{\"is\": [{i}, \"{long}\"]}}}}\n"
+        )
+    };
+    fs::write(desk.folder.path().join("test.jsonl"), (0..20).map(row).collect::<String>()).unwrap();
+    desk.section.test = ["test.jsonl"].into_iter().collect();
+    let (plain, _) = desk.prepare();
+    assert!(plain.problems.to_string().contains("`other`"), "{}", plain.problems);
+    desk.fields = vec!["other.is".into()];
+    let (with, encoded) = desk.prepare();
+    assert_eq!((with.reused, encoded), (ROWS + 20, 0));
+    assert!(!with.problems.to_string().contains("`other`"), "{}", with.problems);
+    for (i, example) in with.test.examples.iter().enumerate() {
+        assert_eq!(example.fields["other.is"][0], i);
+    }
+    assert_eq!(with.test.tokenized, plain.test.tokenized);
+    assert!(plain.test.examples.iter().all(|example| example.fields.is_empty()));
 }
 
 #[test]

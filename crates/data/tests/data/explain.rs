@@ -7,7 +7,7 @@ use taper_text::Message;
 fn sample() -> Vec<Example> {
     let messages = vec![Message::new("user", "a b"), Message::new("assistant", "\n")];
     let kind = ExampleKind::Chat { messages, tools: Vec::new(), last_turn_only: false };
-    vec![Example { place: place(3), kind }]
+    vec![Example::new(place(3), kind)]
 }
 
 #[test]

@@ -21,7 +21,7 @@ fn load(tokenizer: &str, template: &str) -> (Tokenizer, ChatTemplate) {
 fn chat(last_turn_only: bool) -> Example {
     let turns = [("user", "one"), ("assistant", "two"), ("user", "three"), ("assistant", "four")];
     let messages = turns.map(|(role, text)| Message::new(role, text)).to_vec();
-    Example { place: place(1), kind: ExampleKind::Chat { messages, tools: Vec::new(), last_turn_only } }
+    Example::new(place(1), ExampleKind::Chat { messages, tools: Vec::new(), last_turn_only })
 }
 
 /// The text of the learned tokens.
@@ -46,14 +46,14 @@ fn training_ids_begin_with_the_ids_that_generation_is_given() {
     let (tokenizer, template) = load("tokenizer_chatml", "chatml.jinja");
     let encoder = TextEncoder::new(&tokenizer, Some(&template), Supervision::LastAssistant);
     let completion = ExampleKind::Completion { prompt: "one ".into(), completion: "two".into() };
-    for example in [chat(false), Example { place: place(1), kind: completion }] {
+    for example in [chat(false), Example::new(place(1), completion)] {
         let prompt = encoder.encode_prompt(&example).unwrap().unwrap();
         let encoded = encoder.encode(&example).unwrap();
         assert!(encoded.input_ids.starts_with(&prompt));
         assert_eq!(encoded.loss_mask.iter().position(|&learned| learned), Some(prompt.len()));
         assert_eq!((encoded.facts.answers, encoded.facts.answers_without_stop), (1, 0));
     }
-    let text = Example { place: place(1), kind: ExampleKind::Text("one".into()) };
+    let text = Example::new(place(1), ExampleKind::Text("one".into()));
     assert_eq!(encoder.encode_prompt(&text).unwrap(), None);
 }
 

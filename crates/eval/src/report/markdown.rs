@@ -214,7 +214,10 @@ fn cells_of(part: &Part, names: &[&str], metric: Metric) -> String {
 }
 
 fn overlap(out: &mut String, evaluation: &Evaluation) {
-    let Some(overlap) = evaluation.overlap.as_ref().filter(|overlap| overlap.touched > 0) else { return };
+    let overlap = &evaluation.overlap;
+    if overlap.touched == 0 {
+        return;
+    }
     let _ = write!(
         out,
         "\n### Overlap with the training data\n\n{} of {} items have an input that was trained on: {} to the byte, {} but for case and white \
