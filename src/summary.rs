@@ -12,7 +12,6 @@ use serde_json::json;
 use std::path::Path;
 use std::time::Duration;
 use taper_diagnostics::{ExitCode, write_bytes_atomically};
-use taper_eval::report::words::headline;
 use taper_eval::{CurvePoint, GateStatus, Report, RunFacts};
 use taper_hub::{Fingerprint, HashCache};
 use taper_train::{Metrics, Outcome};
@@ -81,7 +80,7 @@ pub(crate) fn tell(judged: &Judged) {
                 comparison.verdict
             ));
         }
-        say(&format!("{}: {}", evaluation.name, headline(evaluation)));
+        say(&format!("{}: {}", evaluation.name, evaluation.headline));
     }
     for gate in &judged.gates {
         let status = match gate.status {

@@ -1,6 +1,7 @@
 //! One evaluation with all that came of it.
 
 use crate::compare::{Comparison, adjust};
+use crate::report::words::headline;
 use crate::result::{Answers, EvalResult, Measured, MetricFacts};
 use crate::score::{Scorer, Scoring};
 use crate::selection::Selection;
@@ -28,6 +29,8 @@ pub struct Evaluation {
     pub comparisons: Vec<Comparison>,
     /// What can be said of the trained one against the base, by the first metric; `None` without a base.
     pub verdict: Option<Verdict>,
+    /// The same in a sentence.
+    pub headline: String,
     /// The same for the items with each value of a field. Few items say little, and of many slices one is soon far from the rest by
     /// chance: verdicts are adjusted over the slices of a field.
     pub slices: Vec<Slice>,
@@ -128,6 +131,7 @@ impl Evaluation {
             candidates,
             comparisons: Vec::new(),
             verdict: None,
+            headline: String::new(),
             slices: Vec::new(),
             overlap: TouchReport::default(),
             uses: None,
@@ -136,6 +140,7 @@ impl Evaluation {
         };
         this.comparisons = this.compare_all(scorer);
         this.verdict = this.reference.is_some().then(|| this.decisive().map_or(Verdict::Inconclusive, |c| c.verdict));
+        this.headline = headline(&this);
         this.slices = this.slice(scorer);
         this.overlap = this.touched(scorer);
         Ok(this)

@@ -11,6 +11,9 @@ pub struct ItemFacts {
     pub id: String,
     /// What a person asked: the last turn before the answer, or the prompt.
     pub input: String,
+    /// The whole prompt as the base sees it; empty for plain text.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub prompt: String,
     /// The answer; `None` for plain text.
     pub expected: Option<String>,
     /// Choices, where they are scored; the expected answer is one of them.

@@ -48,11 +48,9 @@ pub struct EvalItem {
     pub facts: ItemFacts,
     /// The row.
     pub place: RowPlace,
-    /// The whole prompt as the model sees it; empty for plain text.
-    pub prompt: String,
-    /// Its ids; empty for plain text.
+    /// The ids of the prompt; empty for plain text.
     pub prompt_ids: Vec<u32>,
-    /// The same as turns, for an endpoint; empty for plain text.
+    /// The prompt as turns, for an endpoint; empty for plain text.
     pub messages: Vec<Message>,
     /// Tools offered.
     pub tools: Vec<Value>,
@@ -167,6 +165,7 @@ fn facts(section: &EvalSection, example: &Example, touched: Option<TouchKind>) -
     ItemFacts {
         id: id_of(&example.place),
         input: input_of(example),
+        prompt: String::new(),
         expected: example.answer(),
         choices: choices.unwrap_or_default(),
         slices: section.slices.iter().filter_map(|field| Some((field.clone(), text(field)?))).collect(),
@@ -240,9 +239,8 @@ fn prepare_item(
         })?;
         let (messages, tools) = as_messages(&example);
         Ok(EvalItem {
-            facts: facts.clone(),
+            facts: ItemFacts { prompt, ..facts.clone() },
             place: row.place.clone(),
-            prompt,
             prompt_ids,
             messages,
             tools,

@@ -134,7 +134,7 @@ fn exact_match_counts_the_answers_that_the_model_gives() {
     let task = setup.prepare(&section, &setup.examples(&rows)).unwrap();
     assert_eq!(task.items[2].facts.id, "test.jsonl:3");
     assert_eq!(task.items[2].facts.input, questions[2]);
-    assert!(task.items[2].prompt.ends_with("<|im_start|>assistant\n"));
+    assert!(task.items[2].facts.prompt.ends_with("<|im_start|>assistant\n"));
     let result = setup.run("base", model.as_ref(), &task);
     let right: Vec<f64> =
         result.records.iter().map(|r| r.score.tallies[&Metric::ExactMatch].value(Metric::ExactMatch)).collect();
@@ -379,8 +379,8 @@ fn shown_examples_stand_before_the_question_and_are_not_scored() {
     let prompting = Prompting { shots: shots[..2].to_vec(), schema: None };
     let task = setup.prepare_with(&section, &examples, &prompting).unwrap();
     for (index, item) in task.items.iter().enumerate() {
-        assert!(item.prompt.starts_with("<|im_start|>system\nbe short"), "{}", item.prompt);
-        assert_eq!(item.prompt.matches("told").count(), 2);
+        assert!(item.facts.prompt.starts_with("<|im_start|>system\nbe short"), "{}", item.facts.prompt);
+        assert_eq!(item.facts.prompt.matches("told").count(), 2);
         assert_eq!(item.messages.len(), 6);
         let scored: Vec<u32> =
             item.whole.input_ids.iter().zip(&item.whole.mask).filter(|(_, m)| **m).map(|(id, _)| *id).collect();

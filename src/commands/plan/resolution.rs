@@ -149,3 +149,14 @@ pub(super) fn json(held_out: &HeldOut) -> Value {
         "at_disagreement": DISAGREEMENT,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::can_show;
+
+    #[test]
+    fn a_gain_shows_when_there_are_rows_enough() {
+        assert!(can_show(200, 0.3) && can_show(200, 0.1));
+        assert!(!can_show(200, 0.02) && !can_show(5, 0.5));
+    }
+}

@@ -217,10 +217,4 @@ mod tests {
         assert_eq!([1_500_000, 123_400_000, 2_250_000_000].map(size), ["1.5 MB", "123 MB", "2.25 GB"]);
         assert_eq!([12.0, 600.0, 7200.0].map(duration), ["12 s", "10 minutes", "2.0 hours"]);
     }
-
-    #[test]
-    fn a_gain_shows_when_there_are_rows_enough() {
-        assert!(can_show(200, 0.3) && can_show(200, 0.1));
-        assert!(!can_show(200, 0.02) && !can_show(5, 0.5));
-    }
 }

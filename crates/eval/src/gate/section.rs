@@ -126,9 +126,21 @@ impl GateSection {
         candidates: &[CandidateSection],
     ) -> Result<Vec<Requirement>, Vec<ParseError>> {
         let evals: Vec<&str> = evals.iter().map(|eval| eval.name.as_str()).collect();
-        let named = candidates.iter().map(|candidate| candidate.name.as_str());
-        let candidates: Vec<&str> = [BASE, ADAPTER, TRAINED].into_iter().chain(named).collect();
-        let names = Names { evals: &evals, candidates: &candidates };
+        let candidates: Vec<&str> = candidates.iter().map(|candidate| candidate.name.as_str()).collect();
+        self.requirements_of(&evals, &candidates)
+    }
+
+    /// The same by the names of the evaluations and of the candidates besides base and trained.
+    ///
+    /// # Errors
+    /// The requirements in words that cannot be read.
+    pub fn requirements_of(
+        &self,
+        evals: &[&str],
+        candidates: &[&str],
+    ) -> Result<Vec<Requirement>, Vec<ParseError>> {
+        let candidates: Vec<&str> = [BASE, ADAPTER, TRAINED].iter().chain(candidates).copied().collect();
+        let names = Names { evals, candidates: &candidates };
         let mut errors = Vec::new();
         let mut requirements: Vec<Requirement> =
             self.require.iter().filter_map(|text| parse(text, names).map_err(|e| errors.push(e)).ok()).collect();

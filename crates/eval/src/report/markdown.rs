@@ -1,6 +1,6 @@
 //! `report.md`: the verdict first, then the numbers; fit for a pull request. What it says of single items is at most where they stand.
 
-use super::words::{effect, effect_range, headline, p_value, range, value};
+use super::words::{effect, effect_range, p_value, range, value};
 use super::{CurvePoint, Report};
 use crate::{Comparison, EvalResult, Evaluation, GateOutcome, Metric, Part, SharedLevel, Verdict};
 use std::fmt::Write;
@@ -23,7 +23,7 @@ pub(super) fn render(report: &Report<'_>) -> String {
         out.push_str("\n**Nothing was evaluated.**\n");
     }
     for evaluation in report.evaluations {
-        let _ = write!(out, "\n{} **{}:** {}\n", mark(evaluation), cell_text(&evaluation.name), headline(evaluation));
+        let _ = write!(out, "\n{} **{}:** {}\n", mark(evaluation), cell_text(&evaluation.name), evaluation.headline);
     }
     if let Some(description) = &facts.description {
         paragraph(&mut out, description);

@@ -1,18 +1,23 @@
 //! What a run leaves for people and for scripts.
 
+mod ci;
+mod junit;
 mod markdown;
+mod page;
+mod redact;
 mod results;
 mod samples;
 pub mod words;
 
-pub use results::lm_eval_results;
+pub use ci::{github_annotations, open_metrics, step_summary};
+pub use results::{StoredResults, lm_eval_results};
 pub use samples::{SampleLine, StoredResponse, read_samples};
 
 use crate::gate::exit_code;
-use crate::{Error, Evaluation, GateOutcome, ReportSection, Result, Verdict};
+use crate::{Error, Evaluation, GateOutcome, GateSection, ReportSection, Result, Verdict};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
-use taper_diagnostics::{ExitCode, write_atomically, write_bytes_atomically};
+use taper_diagnostics::{ExitCode, write_bytes_atomically};
 
 /// The version of `eval/results.json`.
 pub const RESULTS_SCHEMA: u32 = 2;
@@ -64,8 +69,32 @@ pub struct Report<'a> {
     pub evaluations: &'a [Evaluation],
     /// Its gates.
     pub gates: &'a [GateOutcome],
+    /// What its gates ask.
+    pub gate: &'a GateSection,
+    /// The candidates of which is asked how much of the gain they keep.
+    pub kept: &'a [&'a str],
     /// How much is said of single items.
     pub section: ReportSection,
+    /// Some of the training examples, as the model saw them.
+    pub training_samples: &'a [TrainingSample],
+}
+
+/// A training example, token by token.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainingSample {
+    /// `file:line`.
+    pub id: String,
+    /// Its tokens.
+    pub tokens: Vec<TrainingToken>,
+}
+
+/// A token of a training example.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TrainingToken {
+    /// As it is written.
+    pub text: String,
+    /// Whether it was learned.
+    pub supervised: bool,
 }
 
 /// Where a report lies.
@@ -77,6 +106,12 @@ pub struct ReportFiles {
     pub samples: PathBuf,
     /// `report.md`.
     pub report: PathBuf,
+    /// `report.html`.
+    pub page: PathBuf,
+    /// `junit.xml`.
+    pub junit: PathBuf,
+    /// `eval/metrics.txt`.
+    pub metrics: PathBuf,
 }
 
 impl Report<'_> {
@@ -111,20 +146,46 @@ impl Report<'_> {
         samples::render(self.evaluations)
     }
 
+    /// The report as a page, at the level of `report.level`.
+    ///
+    /// # Errors
+    /// When something cannot be put into JSON.
+    pub fn html(&self) -> Result<String> {
+        page::render(self, &self.samples_jsonl()?)
+    }
+
+    /// The gates as JUnit's XML.
+    ///
+    /// # Errors
+    /// When the XML cannot be written.
+    pub fn junit(&self) -> Result<String> {
+        junit::render(self)
+    }
+
     /// Write everything into the run's folder, each file whole or not at all.
     ///
     /// # Errors
     /// What the disk says.
     pub fn write(&self, folder: &Path) -> Result<ReportFiles> {
+        let eval = folder.join("eval");
         let files = ReportFiles {
-            results: folder.join("eval").join("results.json"),
-            samples: folder.join("eval").join("samples.jsonl"),
+            results: eval.join("results.json"),
+            samples: eval.join("samples.jsonl"),
             report: folder.join("report.md"),
+            page: folder.join("report.html"),
+            junit: folder.join("junit.xml"),
+            metrics: eval.join("metrics.txt"),
         };
-        let samples = self.samples_jsonl()?;
-        write_atomically(&files.samples, |writer| writer.write_all(samples.as_bytes())).map_err(Error::Write)?;
-        write_bytes_atomically(&files.results, self.results_json()?.as_bytes()).map_err(Error::Write)?;
-        write_bytes_atomically(&files.report, self.markdown().as_bytes()).map_err(Error::Write)?;
+        for (path, text) in [
+            (&files.samples, self.samples_jsonl()?),
+            (&files.results, self.results_json()?),
+            (&files.report, self.markdown()),
+            (&files.page, self.html()?),
+            (&files.junit, self.junit()?),
+            (&files.metrics, open_metrics(self)),
+        ] {
+            write_bytes_atomically(path, text.as_bytes()).map_err(Error::Write)?;
+        }
         Ok(files)
     }
 }

@@ -1,8 +1,8 @@
 //! `eval/results.json`: everything that was measured, for scripts.
 
 use super::{RESULTS_SCHEMA, Report};
-use crate::{Error, Evaluation, GateOutcome, Pooling, Result, Verdict};
-use serde::Serialize;
+use crate::{Error, Evaluation, GateOutcome, GateSection, Pooling, Result, Verdict};
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 #[derive(Serialize)]
@@ -12,8 +12,31 @@ struct Results<'a> {
     verdict: Option<Verdict>,
     exit_code: u8,
     evaluations: &'a [Evaluation],
+    gate: &'a GateSection,
+    kept: &'a [&'a str],
     gates: &'a [GateOutcome],
     lm_eval: Value,
+}
+
+/// Results as they are read back; what can be computed from them again is not in it.
+#[derive(Debug, Clone, PartialEq, Deserialize)]
+pub struct StoredResults {
+    /// The version of the file.
+    pub schema: u32,
+    /// The run's name.
+    pub run: String,
+    /// The verdict.
+    pub verdict: Option<Verdict>,
+    /// How the run ended, exports aside.
+    pub exit_code: u8,
+    /// The evaluations.
+    pub evaluations: Vec<Evaluation>,
+    /// What the gates asked.
+    pub gate: GateSection,
+    /// The candidates of which was asked how much of the gain they keep.
+    pub kept: Vec<String>,
+    /// How they ended.
+    pub gates: Vec<GateOutcome>,
 }
 
 /// `schema`, `run`, `verdict`, `exit_code`, `evaluations`, `gates`, and `lm_eval`, a block as lm-evaluation-harness writes it.
@@ -24,6 +47,8 @@ pub(super) fn render(report: &Report<'_>) -> Result<String> {
         verdict: report.verdict(),
         exit_code: report.exit_code() as u8,
         evaluations: report.evaluations,
+        gate: report.gate,
+        kept: report.kept,
         gates: report.gates,
         lm_eval: lm_eval_results(report.evaluations),
     };
