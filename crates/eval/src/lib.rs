@@ -11,6 +11,7 @@ mod error;
 mod evaluate;
 mod evaluation;
 mod gate;
+pub mod html;
 mod markdown;
 pub mod metrics;
 mod report;
