@@ -4,11 +4,11 @@ const LONG = { chars: 1400, lines: 16 }; // beyond, a text is folded
 const MOST_CHARS = 60_000; // of a text that is put on the page
 
 function exampleCard(sample, view) {
-  const outcomes = view.metric ? told(outcomesOf(sample, view)) : [];
+  const outcomes = view.metric ? toldOutcomes(sample, view) : [];
   const chips = Object.entries(sample.slices ?? {}).map(([field, value]) => el("span", { classes: "chip" }, el("span", { classes: "quiet" }, legible(`${field} `)), el("bdi", {}, legible(value))));
   const touched = { exact: "also in the training data, word for word", normalised: "also in the training data", near: "nearly in the training data" }[sample.touched];
   return el("article", { classes: "example", "aria-label": `Example ${sample.id}` },
-    el("header", {}, outcomes.map((one) => badge(OUTCOMES[one].kind, OUTCOMES[one].icon, OUTCOMES[one].word)), el("code", { classes: "id" }, legible(sample.id)), chips,
+    el("header", {}, outcomes.map((one) => badge(...one)), el("code", { classes: "id" }, legible(sample.id)), chips,
       touched ? badge("unsure", "doubt", touched) : null),
     el("div", { classes: "asked" }, el("span", { classes: "label" }, "Input"), textBlock(sample.input ?? "", [legible(clipped(sample.input ?? ""))])),
     el("div", { classes: "sides" }, expectedSide(sample), side(sample, view, view.left, view.right, "left"), view.right === view.left ? null : side(sample, view, view.right, view.left, "right")),

@@ -82,7 +82,7 @@ function controlsOf(view) {
   const chosen = [];
   if (view.having.length > 1) chosen.push(control("eval", choice("Evaluation", view.having.map((one) => [one.name, one.name]), view.evaluation.name,
     (value) => state.set({ eval: value, left: null, right: null, metric: null, q: null, slice: [], cell: null, field: null, page: null }))));
-  chosen.push(control("left", choice("Left", candidates, view.left, pick("left"))), control("right", choice("Right", candidates, view.right, pick("right"))));
+  if (candidates.length > 1) chosen.push(control("left", choice("Left", candidates, view.left, pick("left"))), control("right", choice("Right", candidates, view.right, pick("right"))));
   if (view.metrics.length) chosen.push(control("metric", choice("Right or wrong by", view.metrics.map((one) => [one.metric, one.title]), view.metric.metric, pick("metric"))));
   for (const [field, values] of sliceValues(view.own)) {
     const now = view.slices.find(([name]) => name === field)?.[1];
@@ -96,7 +96,7 @@ function controlsOf(view) {
   search.oninput = () => { clearTimeout(wait); wait = setTimeout(() => state.set({ q: search.value, page: null }), 150); };
   chosen.push(control("search", el("label", { classes: "field" }, "Search", search)));
   chosen.push(el("div", { classes: "field" }, el("span", { "aria-hidden": "true" }, "Mark what differs from"), segments("Mark what differs from",
-    [["expected", "expected"], ["other", "each other"], ["off", "nothing"]], view.diff, (value) => state.set({ diff: value === "expected" ? null : value }))));
+    [["expected", "expected"], ["other", "each other"], ["off", "nothing"]].filter(([of]) => of !== "other" || candidates.length > 1), view.diff, (value) => state.set({ diff: value === "expected" ? null : value }))));
   return [el("div", { classes: "controls" }, chosen), el("div", { classes: "tabs", role: "group", "aria-label": "Outcome" }), el("div", { classes: "active" }, activeFilters(view))];
 }
 

@@ -99,6 +99,6 @@ function niceTicks(low, high, most = 5) {
   const unit = 10 ** Math.floor(Math.log10(raw));
   const step = unit * ([1, 2, 2.5, 5].find((of) => of * unit >= raw * (1 - 1e-9)) ?? 10);
   const ticks = [];
-  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) ticks.push(i * step);
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + step * 1e-9; i += 1) ticks.push(i * step + 0); // without a minus before a zero
   return ticks;
 }

@@ -5,6 +5,9 @@ const FILTERS = [
   ["different", "Different"], ["cut", "Cut off"], ["errors", "Errors"], ["touched", "In training data"],
 ];
 
+/** What they are called where there is one candidate only. */
+const ALONE = { "both-wrong": "Wrong", "both-right": "Right" };
+
 /** How two candidates did on an example, in a word. */
 const OUTCOMES = {
   fixed: { word: "Fixed", kind: "good", icon: "up" }, broken: { word: "Broken", kind: "bad", icon: "down" },
@@ -32,9 +35,12 @@ function outcomesOf(sample, { left, right, metric }) {
   return [kind, change];
 }
 
-/** The outcome that is told beside an example: of two wrong answers one can still be better. */
-function told(outcomes) {
-  return outcomes[0] === "both-wrong" && outcomes[1] !== "same" ? outcomes : outcomes.slice(0, 1);
+/** What is told beside an example, as [kind, icon, word]: of two wrong answers one can still be better. */
+function toldOutcomes(sample, view) {
+  const outcomes = outcomesOf(sample, view);
+  const shown = outcomes[0] === "both-wrong" && outcomes[1] !== "same" ? outcomes : outcomes.slice(0, 1);
+  const alone = view.left === view.right;
+  return shown.filter((one) => !alone || one in ALONE).map((one) => [alone && one === "both-right" ? "good" : alone ? "bad" : OUTCOMES[one].kind, OUTCOMES[one].icon, alone ? ALONE[one] : OUTCOMES[one].word]);
 }
 
 const answerOf = (given) => given?.answer ?? given?.output ?? null;
@@ -61,6 +67,7 @@ function filtersFor(metric, samples, view) {
     return isNumber(score) && score > 1e-9 && score < 1 - 1e-9;
   })));
   const sharp = metric?.scale === "share";
+  if (view.left === view.right) return FILTERS.filter(([filter]) => (filter in ALONE ? sharp : ["all", "cut", "errors", "touched"].includes(filter))).map(([filter, text]) => [filter, ALONE[filter] ?? text]);
   return FILTERS.filter(([filter]) => {
     if (["fixed", "broken", "both-wrong", "both-right"].includes(filter)) return sharp;
     if (["better", "worse"].includes(filter)) return graded;

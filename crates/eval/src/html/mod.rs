@@ -117,7 +117,8 @@ struct SummaryGate {
 
 /// The page with its places filled; a place that nothing fills is a fault of this file, which a test would find.
 fn filled(values: &[(&str, String)]) -> String {
-    let mut out = String::with_capacity(PAGE.len() + values.iter().map(|(_, value)| value.len()).sum::<usize>());
+    let mut out =
+        String::with_capacity(PAGE.len() + values.iter().map(|(_, value)| value.len()).sum::<usize>());
     let mut rest = PAGE;
     while let Some((before, after)) = rest.split_once("{{") {
         out.push_str(before);
@@ -182,12 +183,15 @@ fn without_scripts(summary: &Summary) -> String {
         );
     }
     summary.evaluations.iter().for_each(|evaluation| score_table(&mut out, evaluation));
-    out.push_str("<p>The drawings, the examples and all else need scripts, which this browser does not run.</p>");
+    out.push_str(
+        "<p>The drawings, the examples and all else need scripts, which this browser does not run.</p>",
+    );
     out
 }
 
 fn score_table(out: &mut String, SummaryEvaluation { name, n, metrics, candidates, .. }: &SummaryEvaluation) {
-    let _ = write!(out, "<table><caption>{} ({n} items; in brackets 95 % intervals)</caption>", escaped(name));
+    let _ =
+        write!(out, "<table><caption>{} ({n} items; in brackets 95 % intervals)</caption>", escaped(name));
     out.push_str("<thead><tr><th scope=\"col\">metric</th>");
     for candidate in candidates {
         let _ = write!(out, "<th scope=\"col\">{}</th>", escaped(&candidate.name));
@@ -275,7 +279,10 @@ mod tests {
         assert!(!data.contains(['<', '>', '&', '\u{2028}', '\u{2029}']));
         assert_eq!(serde_json::from_str::<Value>(data).unwrap(), report());
         let title = between(&page, "<title>", "</title>");
-        assert!(title.starts_with("&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;&lt;!-- {{script}} &amp; "));
+        assert!(
+            title
+                .starts_with("&lt;/script&gt;&lt;script&gt;alert(1)&lt;/script&gt;&lt;!-- {{script}} &amp; ")
+        );
         assert!(title.contains("&quot;&#39;") && !title.contains('\u{202e}'));
     }
 
@@ -303,7 +310,18 @@ mod tests {
     fn scripts_and_style_end_no_element_and_ask_for_nothing() {
         for text in SCRIPTS.iter().chain([&STYLE]) {
             let lower = text.to_lowercase();
-            for banned in ["</script", "<script", "</style", "<!--", "innerhtml", "insertadjacenthtml", "eval(", "fetch(", "@import", "url("] {
+            for banned in [
+                "</script",
+                "<script",
+                "</style",
+                "<!--",
+                "innerhtml",
+                "insertadjacenthtml",
+                "eval(",
+                "fetch(",
+                "@import",
+                "url(",
+            ] {
                 assert!(!lower.contains(banned), "{banned} in {}", &text[..60]);
             }
         }
@@ -336,7 +354,8 @@ mod tests {
     /// For `tests/report`: the page of the data in `TAPER_REPORT_DATA`, written to `TAPER_REPORT_PAGE`.
     #[test]
     fn a_page_is_written_when_asked_for() {
-        let (Ok(data), Ok(page)) = (std::env::var("TAPER_REPORT_DATA"), std::env::var("TAPER_REPORT_PAGE")) else {
+        let (Ok(data), Ok(page)) = (std::env::var("TAPER_REPORT_DATA"), std::env::var("TAPER_REPORT_PAGE"))
+        else {
             return;
         };
         let data: Value = serde_json::from_str(&fs_err::read_to_string(data).unwrap()).unwrap();

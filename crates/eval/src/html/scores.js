@@ -42,7 +42,7 @@ function scoreTable(evaluation) {
 function problemsOf(evaluation) {
   const notes = [];
   const failed = evaluation.candidates.filter((one) => one.errors > 0);
-  for (const one of failed) notes.push(`${one.name}: ${count(one.errors, "item")} could not be answered. They are not counted as wrong; see the examples with errors.`);
+  for (const one of failed) notes.push(`${one.name}: ${count(one.errors, "item")} could not be answered. They are not counted as wrong.`);
   if (evaluation.uses > MANY_USES) notes.push(`This test data has been evaluated ${evaluation.uses} times on this machine. Each look makes a gain by chance more likely: confirm the result on fresh data.`);
   const uses = isNumber(evaluation.uses) && evaluation.uses <= MANY_USES ? `This test data has been evaluated ${count(evaluation.uses, "time")} on this machine.` : "";
   return [notes.map((note) => el("p", { classes: "note warn" }, badge("unsure", "doubt", "Caution"), el("span", {}, legible(note)))), uses ? el("p", { classes: "quiet" }, uses) : null];
@@ -105,7 +105,7 @@ function overlapOf(evaluation) {
     { cell: el("span", {}, named(i, one.name), el("small", {}, `without, n = ${whole(overlap.without?.n)}`)), classes: "number" }])];
   const rows = evaluation.metrics.map((metric) => [legible(metric.title), ...candidates.flatMap((one) => [
     valueCell(metric, measuredOf(one.measured, metric.metric)), valueCell(metric, measuredOf(overlap.without?.measured?.[one.name], metric.metric))])]);
-  const link = el("button", { type: "button", classes: "link", onclick: () => showExamples({ eval: evaluation.name, show: "touched" }) }, "Show these examples");
+  const link = (report.samples ?? []).some((one) => one.eval === evaluation.name) && el("button", { type: "button", classes: "link", onclick: () => showExamples({ eval: evaluation.name, show: "touched" }) }, "Show these examples");
   const nodes = [title, el("p", {}, text, " ", link)];
   if (overlap.without) nodes.push(table(`Scores with and without the overlap on ${evaluation.name}`, head, rows));
   if (overlap.without?.comparisons?.length) nodes.push(fold("Comparisons without the overlap", () => comparisonTable(evaluation, overlap.without.comparisons, "Comparisons without the overlap"), { prints: true }));
