@@ -18,7 +18,11 @@ export function render(data) {
   const [style, script] = [read("page.css"), scriptNames.map(read).join("")];
   const values = {
     policy: `default-src 'none'; script-src ${sourceOf(script)}; style-src ${sourceOf(style)}; img-src data:; base-uri 'none'; form-action 'none'`,
-    title: escaped(`${data.run.title} - taper report`), style, noscript: "<p>Scripts are off.</p>", data: inert(JSON.stringify(data)), script,
+    title: escaped(`${data.run.title} - taper report`),
+    style,
+    noscript: "<p>Scripts are off.</p>",
+    data: inert(JSON.stringify(data)),
+    script,
   };
   return read("page.html").replace(/\{\{(\w+)\}\}/g, (_, name) => values[name]);
 }

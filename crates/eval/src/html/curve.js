@@ -23,7 +23,10 @@ function thinned(points, columns) {
   };
   for (const point of points) {
     const at = Math.floor(((point.step - first) / (last - first || 1)) * columns);
-    if (at !== column) { flush(); [column, low, high] = [at, point, point]; }
+    if (at !== column) {
+      flush();
+      [column, low, high] = [at, point, point];
+    }
     if (point.value < low.value) low = point;
     if (point.value > high.value) high = point;
   }
@@ -36,7 +39,8 @@ function atStep(points, step) {
   let [low, high] = [0, points.length - 1];
   while (low < high) {
     const middle = (low + high + 1) >> 1;
-    if (points[middle].step <= step) low = middle; else high = middle - 1;
+    if (points[middle].step <= step) low = middle;
+    else high = middle - 1;
   }
   return low;
 }
@@ -46,10 +50,21 @@ function curveSection({ run }) {
   const [train, valid] = [points("loss"), points("valid_loss")];
   if (!train.length && !valid.length) return null;
   const chart = new CurveChart(train, valid, run);
-  const smooth = el("input", { type: "range", min: 0, max: 0.99, step: 0.01, value: state.get("smooth", "0.6"), oninput: () => state.set({ smooth: smooth.value }) });
+  const smooth = el("input", {
+    type: "range",
+    min: 0,
+    max: 0.99,
+    step: 0.01,
+    value: state.get("smooth", "0.6"),
+    oninput: () => state.set({ smooth: smooth.value }),
+  });
   const weight = el("output", {});
   const positive = [...train, ...valid].every((one) => one.value > 0);
-  const log = el("input", { type: "checkbox", disabled: !positive || undefined, onchange: () => state.set({ log: log.checked ? "1" : null }) });
+  const log = el("input", {
+    type: "checkbox",
+    disabled: !positive || undefined,
+    onchange: () => state.set({ log: log.checked ? "1" : null }),
+  });
   const show = () => {
     const asked = Number(state.get("smooth", "0.6"));
     const used = asked >= 0 && asked <= 0.99 ? asked : 0.6;
@@ -60,18 +75,31 @@ function curveSection({ run }) {
   };
   state.on(CURVE_KEYS, show);
   show();
-  return el("section", { id: "training" }, el("h2", {}, "Training"),
-    el("div", { classes: "controls" }, el("label", { classes: "field line" }, "Smoothing", smooth, weight), el("label", { classes: "check" }, log, "logarithmic")),
+  return el(
+    "section",
+    { id: "training" },
+    el("h2", {}, "Training"),
+    el(
+      "div",
+      { classes: "controls" },
+      el("label", { classes: "field line" }, "Smoothing", smooth, weight),
+      el("label", { classes: "check" }, log, "logarithmic"),
+    ),
     el("figure", {}, chart.node, el("figcaption", {}, chart.legend(), chart.readout)),
-    fold("Numbers of the curve", () => curveTable(run)));
+    fold("Numbers of the curve", () => curveTable(run)),
+  );
 }
 
 /** At most 25 rows, evenly spread, ends among them. */
 function curveTable({ curve }) {
   const most = 25;
-  const rows = curve.length <= most ? curve : Array.from({ length: most }, (_, i) => curve[Math.floor((i * (curve.length - 1)) / (most - 1))]);
-  return table("Loss by step", ["step", { cell: "training loss", classes: "number" }, { cell: "validation loss", classes: "number" }],
-    rows.map((one) => [whole(one.step), num(fixed(one.loss, 4)), num(fixed(one.valid_loss, 4))]));
+  const rows =
+    curve.length <= most ? curve : Array.from({ length: most }, (_, i) => curve[Math.floor((i * (curve.length - 1)) / (most - 1))]);
+  return table(
+    "Loss by step",
+    ["step", { cell: "training loss", classes: "number" }, { cell: "validation loss", classes: "number" }],
+    rows.map((one) => [whole(one.step), num(fixed(one.loss, 4)), num(fixed(one.valid_loss, 4))]),
+  );
 }
 
 class CurveChart {
@@ -86,7 +114,10 @@ class CurveChart {
     this.svg.addEventListener("keydown", (event) => this.key(event));
     new ResizeObserver(() => {
       const width = Math.round(this.node.clientWidth);
-      if (width && width !== this.width) { this.width = width; this.draw(); }
+      if (width && width !== this.width) {
+        this.width = width;
+        this.draw();
+      }
     }).observe(this.node);
   }
 
@@ -98,8 +129,13 @@ class CurveChart {
 
   legend() {
     const entry = (kind, text) => el("span", { classes: `key ${kind}` }, text);
-    return el("span", { classes: "keys" }, this.train.length ? [entry("raw", "training loss"), entry("smooth", "smoothed")] : null,
-      this.valid.length ? entry("valid", "validation loss") : null, this.run.checkpoints?.length ? entry("checkpoint", "checkpoint") : null);
+    return el(
+      "span",
+      { classes: "keys" },
+      this.train.length ? [entry("raw", "training loss"), entry("smooth", "smoothed")] : null,
+      this.valid.length ? entry("valid", "validation loss") : null,
+      this.run.checkpoints?.length ? entry("checkpoint", "checkpoint") : null,
+    );
   }
 
   /** The places of steps and losses in the drawing. */
@@ -109,11 +145,15 @@ class CurveChart {
     const all = [...this.train, ...this.valid];
     let [first, last, low, high] = [Infinity, -Infinity, Infinity, -Infinity];
     for (const { step, value } of all) {
-      first = Math.min(first, step); last = Math.max(last, step);
-      low = Math.min(low, value); high = Math.max(high, value);
+      first = Math.min(first, step);
+      last = Math.max(last, step);
+      low = Math.min(low, value);
+      high = Math.max(high, value);
     }
     const air = this.log ? 1 : (high - low) * 0.05 || Math.abs(high) * 0.05 || 1;
-    const [from, to] = this.log ? [Math.log(low / 1.05), Math.log(high * 1.05)] : [low >= 0 ? Math.max(0, low - air) : low - air, high + air];
+    const [from, to] = this.log
+      ? [Math.log(low / 1.05), Math.log(high * 1.05)]
+      : [low >= 0 ? Math.max(0, low - air) : low - air, high + air];
     const x = (step) => frame.left + ((step - first) / (last - first || 1)) * (frame.right - frame.left);
     const y = (value) => frame.bottom - (((this.log ? Math.log(value) : value) - from) / (to - from)) * (frame.bottom - frame.top);
     const ticks = this.log ? logTicks(Math.exp(from), Math.exp(to)) : niceTicks(from, to, 5);
@@ -125,31 +165,73 @@ class CurveChart {
     const { height, frame, first, last, x, y, ticks } = scales;
     this.now = scales;
     const columns = Math.max(50, Math.floor(frame.right - frame.left));
-    const line = (points, kind) => (points.length ? draw("path", { class: kind, d: thinned(points, columns).map((one, i) => `${i ? "L" : "M"}${x(one.step).toFixed(1)} ${y(one.value).toFixed(1)}`).join("") }) : null);
-    const marks = (points) => (points.length <= 60 ? points.map((one) => draw("circle", { cx: x(one.step), cy: y(one.value), r: 3, class: "valid-point" })) : []);
+    const line = (points, kind) =>
+      points.length
+        ? draw("path", {
+            class: kind,
+            d: thinned(points, columns)
+              .map((one, i) => `${i ? "L" : "M"}${x(one.step).toFixed(1)} ${y(one.value).toFixed(1)}`)
+              .join(""),
+          })
+        : null;
+    const marks = (points) =>
+      points.length <= 60 ? points.map((one) => draw("circle", { cx: x(one.step), cy: y(one.value), r: 3, class: "valid-point" })) : [];
     this.cursor = draw("g", { class: "cursor" });
     this.svg.setAttribute("viewBox", `0 0 ${this.width} ${height}`);
     this.svg.setAttribute("height", height);
     this.svg.setAttribute("aria-label", this.summary());
     this.svg.replaceChildren(
-      ...ticks.map((tick) => draw("g", {}, draw("line", { class: "grid", x1: frame.left, x2: frame.right, y1: y(tick), y2: y(tick) }),
-        draw("text", { class: "tick", x: frame.left - 6, y: y(tick) + 4, "text-anchor": "end" }, tickText(tick)))),
-      ...niceTicks(first, last, this.width < 600 ? 4 : 8).map((tick) => draw("text", { class: "tick", x: x(tick), y: frame.bottom + 26, "text-anchor": x(tick) > frame.right - 20 ? "end" : "middle" }, whole(tick))),
+      ...ticks.map((tick) =>
+        draw(
+          "g",
+          {},
+          draw("line", { class: "grid", x1: frame.left, x2: frame.right, y1: y(tick), y2: y(tick) }),
+          draw("text", { class: "tick", x: frame.left - 6, y: y(tick) + 4, "text-anchor": "end" }, tickText(tick)),
+        ),
+      ),
+      ...niceTicks(first, last, this.width < 600 ? 4 : 8).map((tick) =>
+        draw(
+          "text",
+          { class: "tick", x: x(tick), y: frame.bottom + 26, "text-anchor": x(tick) > frame.right - 20 ? "end" : "middle" },
+          whole(tick),
+        ),
+      ),
       draw("line", { class: "axis", x1: frame.left, x2: frame.right, y1: frame.bottom, y2: frame.bottom }),
       ...this.checkpoints(scales),
-      ...[line(this.train, "raw"), this.train.length > 1 ? line(this.smooth, "smooth") : null, line(this.valid, "valid"), ...marks(this.valid)].filter(Boolean), this.cursor);
+      ...[
+        line(this.train, "raw"),
+        this.train.length > 1 ? line(this.smooth, "smooth") : null,
+        line(this.valid, "valid"),
+        ...marks(this.valid),
+      ].filter(Boolean),
+      this.cursor,
+    );
     this.choose(this.chosen);
   }
 
   checkpoints({ frame, first, last, x }) {
     const inside = (step) => isNumber(step) && step >= first && step <= last;
-    const marks = (this.run.checkpoints ?? []).filter(inside).slice(0, 500).map((step) =>
-      draw("path", { class: "checkpoint", d: `M${x(step)} ${frame.bottom}l-4 8h8z` }, draw("title", {}, `checkpoint at step ${whole(step)}`)));
+    const marks = (this.run.checkpoints ?? [])
+      .filter(inside)
+      .slice(0, 500)
+      .map((step) =>
+        draw(
+          "path",
+          { class: "checkpoint", d: `M${x(step)} ${frame.bottom}l-4 8h8z` },
+          draw("title", {}, `checkpoint at step ${whole(step)}`),
+        ),
+      );
     const best = this.run.best_step;
     if (inside(best)) {
       const end = x(best) > (frame.left + frame.right) / 2;
-      marks.push(draw("line", { class: "best", x1: x(best), x2: x(best), y1: frame.top - 6, y2: frame.bottom }),
-        draw("text", { class: "best-text", x: x(best) + (end ? -6 : 6), y: frame.top - 8, "text-anchor": end ? "end" : "start" }, `best, step ${whole(best)}`));
+      marks.push(
+        draw("line", { class: "best", x1: x(best), x2: x(best), y1: frame.top - 6, y2: frame.bottom }),
+        draw(
+          "text",
+          { class: "best-text", x: x(best) + (end ? -6 : 6), y: frame.top - 8, "text-anchor": end ? "end" : "start" },
+          `best, step ${whole(best)}`,
+        ),
+      );
     }
     return marks;
   }
@@ -202,9 +284,13 @@ class CurveChart {
       dots.push(this.smooth[at]);
     }
     const valid = this.valid.length && this.valid[atStep(this.valid, step)];
-    if (valid && valid.step <= step) parts.push(`validation ${fixed(valid.value, 4)}${valid.step === step ? "" : ` (step ${whole(valid.step)})`}`);
+    if (valid && valid.step <= step)
+      parts.push(`validation ${fixed(valid.value, 4)}${valid.step === step ? "" : ` (step ${whole(valid.step)})`}`);
     this.readout.textContent = parts.join(" · ");
-    this.cursor.append(draw("line", { x1: x(step), x2: x(step), y1: frame.top, y2: frame.bottom }), ...dots.map((one) => draw("circle", { cx: x(one.step), cy: y(one.value), r: 4 })));
+    this.cursor.append(
+      draw("line", { x1: x(step), x2: x(step), y1: frame.top, y2: frame.bottom }),
+      ...dots.map((one) => draw("circle", { cx: x(one.step), cy: y(one.value), r: 4 })),
+    );
   }
 }
 
@@ -214,7 +300,11 @@ function logTicks(low, high) {
   for (let power = Math.floor(Math.log10(low)); power <= Math.ceil(Math.log10(high)); power += 1) {
     for (const unit of [1, 2, 5]) if (unit * 10 ** power >= low && unit * 10 ** power <= high) ticks.push(unit * 10 ** power);
   }
-  return ticks.length >= 3 && ticks.length <= 12 ? ticks : ticks.length < 3 ? niceTicks(low, high, 4) : ticks.filter((tick) => Number.isInteger(Math.log10(tick)));
+  return ticks.length >= 3 && ticks.length <= 12
+    ? ticks
+    : ticks.length < 3
+      ? niceTicks(low, high, 4)
+      : ticks.filter((tick) => Number.isInteger(Math.log10(tick)));
 }
 
 const tickText = (tick) => (tick !== 0 && Math.abs(tick) < 0.001 ? tick.toExponential(0) : String(Number(tick.toPrecision(3))));

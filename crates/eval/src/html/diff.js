@@ -28,7 +28,8 @@ function wordDiff(before, after) {
   };
   push("same", b.slice(0, head).join(""));
   const [middleA, middleB] = [a.slice(head, a.length - tail), b.slice(head, b.length - tail)];
-  for (const [kind, at] of steps(keysA.slice(head, a.length - tail), keysB.slice(head, b.length - tail))) push(kind, kind === "gone" ? middleA[at] : middleB[at]);
+  for (const [kind, at] of steps(keysA.slice(head, a.length - tail), keysB.slice(head, b.length - tail)))
+    push(kind, kind === "gone" ? middleA[at] : middleB[at]);
   push("same", b.slice(b.length - tail).join(""));
   return gathered(parts);
 }
@@ -48,9 +49,17 @@ function steps(a, b) {
   const way = [];
   for (let i = 0, j = 0; i < rows || j < columns;) {
     const at = i * width + j;
-    if (i < rows && j < columns && a[i] === b[j]) { way.push(["same", j]); i += 1; j += 1; }
-    else if (j >= columns || (i < rows && table[at + width] >= table[at + 1])) { way.push(["gone", i]); i += 1; }
-    else { way.push(["new", j]); j += 1; }
+    if (i < rows && j < columns && a[i] === b[j]) {
+      way.push(["same", j]);
+      i += 1;
+      j += 1;
+    } else if (j >= columns || (i < rows && table[at + width] >= table[at + 1])) {
+      way.push(["gone", i]);
+      i += 1;
+    } else {
+      way.push(["new", j]);
+      j += 1;
+    }
   }
   return way;
 }
@@ -67,7 +76,10 @@ function gathered(parts) {
   for (const [kind, text] of parts) {
     if (kind === "gone") gone += text;
     else if (kind === "new") fresh += text;
-    else { flush(); out.push([kind, text]); }
+    else {
+      flush();
+      out.push([kind, text]);
+    }
   }
   flush();
   return out;
@@ -75,6 +87,8 @@ function gathered(parts) {
 
 /** The share of the words of both texts that stayed. */
 function alike(parts) {
-  const [same, other] = ["same", "other"].map((kind) => parts.filter((part) => (part[0] === "same") === (kind === "same")).reduce((sum, part) => sum + wordsOf(part[1]).length, 0));
+  const [same, other] = ["same", "other"].map((kind) =>
+    parts.filter((part) => (part[0] === "same") === (kind === "same")).reduce((sum, part) => sum + wordsOf(part[1]).length, 0),
+  );
   return (2 * same) / (2 * same + other || 1);
 }

@@ -58,8 +58,12 @@ function named(index, name) {
 }
 
 const ICONS = {
-  up: "M8 2l6.5 12h-13z", down: "M8 14L1.5 2h13z", doubt: "M8 1.5A6.5 6.5 0 1 0 8.01 1.5zM8 4a4 4 0 1 1-.01 0z",
-  flat: "M2 6h12v4H2z", yes: "M6.4 13.6L1 8.2l2-2 3.4 3.4L13 3l2 2z", no: "M3.4 1.6L8 6.2l4.6-4.6 1.8 1.8L9.8 8l4.6 4.6-1.8 1.8L8 9.8l-4.6 4.6-1.8-1.8L6.2 8 1.6 3.4z",
+  up: "M8 2l6.5 12h-13z",
+  down: "M8 14L1.5 2h13z",
+  doubt: "M8 1.5A6.5 6.5 0 1 0 8.01 1.5zM8 4a4 4 0 1 1-.01 0z",
+  flat: "M2 6h12v4H2z",
+  yes: "M6.4 13.6L1 8.2l2-2 3.4 3.4L13 3l2 2z",
+  no: "M3.4 1.6L8 6.2l4.6-4.6 1.8 1.8L9.8 8l4.6 4.6-1.8 1.8L8 9.8l-4.6 4.6-1.8-1.8L6.2 8 1.6 3.4z",
 };
 
 /** A word with a shape before it, in the colour of its kind. */
@@ -84,12 +88,27 @@ function table(caption, head, rows, { classes = "", showCaption = false } = {}) 
   };
   const lines = rows.map((row) => {
     const { cells, classes: of } = Array.isArray(row) ? { cells: row } : row;
-    return el("tr", { classes: of }, cells.map((one, i) => (i ? cellOf("td", one) : cellOf("th", one, { scope: "row" }))));
+    return el(
+      "tr",
+      { classes: of },
+      cells.map((one, i) => (i ? cellOf("td", one) : cellOf("th", one, { scope: "row" }))),
+    );
   });
-  const node = el("table", { classes },
+  const node = el(
+    "table",
+    { classes },
     el("caption", { classes: showCaption ? "" : "only-read" }, caption),
-    el("thead", {}, el("tr", {}, head.map((one) => cellOf("th", one, { scope: "col" })))),
-    el("tbody", {}, lines));
+    el(
+      "thead",
+      {},
+      el(
+        "tr",
+        {},
+        head.map((one) => cellOf("th", one, { scope: "col" })),
+      ),
+    ),
+    el("tbody", {}, lines),
+  );
   const frame = el("div", { classes: "scroll", role: "group", "aria-label": caption }, node);
   overflowing.observe(frame);
   return frame;
@@ -101,34 +120,55 @@ const num = (cell, classes = "") => ({ cell, classes: `number ${classes}` });
 /** Something to open. `build` runs when it is first opened, so that what is never looked at costs nothing. */
 function fold(title, build, { open = false, prints = false, classes = "" } = {}) {
   const node = el("details", { classes, open: open || undefined }, el("summary", {}, title));
-  const fill = () => { if (node.childElementCount === 1) node.append(...[build()].flat(Infinity)); };
+  const fill = () => {
+    if (node.childElementCount === 1) node.append(...[build()].flat(Infinity));
+  };
   if (open) fill();
-  node.addEventListener("toggle", () => { if (node.open) fill(); });
-  if (prints) node.addEventListener("print", () => { fill(); });
+  node.addEventListener("toggle", () => {
+    if (node.open) fill();
+  });
+  if (prints)
+    node.addEventListener("print", () => {
+      fill();
+    });
   if (prints) node.dataset.prints = "";
   return node;
 }
 
 /** A list to choose from. `options`: [value, text]. */
 function choice(label, options, value, onchange, classes = "") {
-  const list = el("select", { onchange: () => onchange(list.value) }, options.map(([of, text]) => el("option", { value: of, selected: of === value || undefined }, legible(text))));
+  const list = el(
+    "select",
+    { onchange: () => onchange(list.value) },
+    options.map(([of, text]) => el("option", { value: of, selected: of === value || undefined }, legible(text))),
+  );
   return el("label", { classes: `field ${classes}` }, label, list);
 }
 
 /** One of few: buttons of which one is pressed. */
 function segments(label, options, value, onchange) {
-  return el("div", { classes: "segments", role: "group", "aria-label": label }, options.map(([of, text]) =>
-    el("button", { type: "button", "aria-pressed": String(of === value), "data-value": of, onclick: () => onchange(of) }, text)));
+  return el(
+    "div",
+    { classes: "segments", role: "group", "aria-label": label },
+    options.map(([of, text]) =>
+      el("button", { type: "button", "aria-pressed": String(of === value), "data-value": of, onclick: () => onchange(of) }, text),
+    ),
+  );
 }
 
 /** Put text into the clipboard; where the browser does not let us, say so on the button. */
 function copyButton(text) {
   const button = el("button", { type: "button", classes: "copy", "aria-label": `Copy: ${text}` }, "Copy");
   button.onclick = async () => {
-    const done = await navigator.clipboard?.writeText(text).then(() => true, () => false);
+    const done = await navigator.clipboard?.writeText(text).then(
+      () => true,
+      () => false,
+    );
     button.textContent = done ? "Copied" : "Select it and copy";
     announce(button.textContent);
-    setTimeout(() => { button.textContent = "Copy"; }, 2500);
+    setTimeout(() => {
+      button.textContent = "Copy";
+    }, 2500);
   };
   return button;
 }

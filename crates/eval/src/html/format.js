@@ -88,8 +88,13 @@ const GATES = {
 };
 
 const EXIT_CODES = {
-  0: "The run passed", 1: "The run ended with a fault of taper itself", 2: "What the run was given is wrong",
-  4: "Nothing was evaluated", 5: "There is not enough data to decide", 100: "A gate failed", 130: "The run was interrupted; a checkpoint was written",
+  0: "The run passed",
+  1: "The run ended with a fault of taper itself",
+  2: "What the run was given is wrong",
+  4: "Nothing was evaluated",
+  5: "There is not enough data to decide",
+  100: "A gate failed",
+  130: "The run was interrupted; a checkpoint was written",
 };
 
 /** Round places for the marks of an axis between two values, at most about `most` of them. */

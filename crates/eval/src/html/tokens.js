@@ -5,21 +5,45 @@ const SPECIAL = /^(?:<[^\s<>]{1,40}>|\[\/?[A-Z_]{2,20}\])$/;
 
 function tokensSection({ training_samples: samples = [] }) {
   if (!samples.length) return null;
-  return el("section", { id: "tokens" }, el("h2", {}, "Training samples, token by token"),
+  return el(
+    "section",
+    { id: "tokens" },
+    el("h2", {}, "Training samples, token by token"),
     el("p", { classes: "quiet" }, "The loss is taken over supervised tokens only; all others are context."),
-    el("p", { classes: "token-key" }, chipOf({ text: "supervised", supervised: true }), chipOf({ text: "context", supervised: false }), chipOf({ text: "<|special|>", supervised: false }),
-      el("span", { classes: "quiet" }, "· is a space, ⇥ a tab, ⏎ a line end")),
-    samples.map((sample, at) => fold(titleOf(sample), () => tokenRun(sample), { open: at === 0, classes: "token-sample" })));
+    el(
+      "p",
+      { classes: "token-key" },
+      chipOf({ text: "supervised", supervised: true }),
+      chipOf({ text: "context", supervised: false }),
+      chipOf({ text: "<|special|>", supervised: false }),
+      el("span", { classes: "quiet" }, "· is a space, ⇥ a tab, ⏎ a line end"),
+    ),
+    samples.map((sample, at) => fold(titleOf(sample), () => tokenRun(sample), { open: at === 0, classes: "token-sample" })),
+  );
 }
 
 function titleOf({ id, tokens }) {
   const supervised = tokens.filter((token) => token.supervised).length;
-  return el("span", {}, el("code", {}, legible(id)), el("span", { classes: supervised ? "quiet" : "warn-text" },
-    ` ${whole(supervised)} of ${count(tokens.length, "token")} supervised${supervised ? ` (${share(supervised / tokens.length)})` : ": nothing is learnt from this sample"}`));
+  return el(
+    "span",
+    {},
+    el("code", {}, legible(id)),
+    el(
+      "span",
+      { classes: supervised ? "quiet" : "warn-text" },
+      ` ${whole(supervised)} of ${count(tokens.length, "token")} supervised${supervised ? ` (${share(supervised / tokens.length)})` : ": nothing is learnt from this sample"}`,
+    ),
+  );
 }
 
 /** White space that can be seen. */
-const visible = (text) => legible(text).replaceAll(" ", "·").replaceAll("\t", "⇥").replaceAll("\r", "␍").replaceAll("\n", "⏎").replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, "\ufffd");
+const visible = (text) =>
+  legible(text)
+    .replaceAll(" ", "·")
+    .replaceAll("\t", "⇥")
+    .replaceAll("\r", "␍")
+    .replaceAll("\n", "⏎")
+    .replace(/[\u0000-\u0008\u000b-\u001f\u007f]/g, "\ufffd");
 
 function chipOf({ text, supervised }) {
   const special = SPECIAL.test(text.trim());
@@ -34,5 +58,10 @@ function tokenRun({ tokens }) {
     return [...mark, chipOf(token), ...(token.text.includes("\n") ? [el("br")] : [el("wbr")])];
   });
   const left = tokens.length - shown.length;
-  return el("div", { classes: "tokens", dir: "ltr" }, nodes, left > 0 ? el("p", { classes: "quiet" }, `${whole(left)} more tokens are left out here.`) : null);
+  return el(
+    "div",
+    { classes: "tokens", dir: "ltr" },
+    nodes,
+    left > 0 ? el("p", { classes: "quiet" }, `${whole(left)} more tokens are left out here.`) : null,
+  );
 }
