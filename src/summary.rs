@@ -9,12 +9,18 @@ use crate::output::{print, say};
 use crate::session::{Session, shell_word};
 use anyhow::Context;
 use serde_json::json;
+use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 use taper_diagnostics::{ExitCode, write_bytes_atomically};
-use taper_eval::{CurvePoint, GateStatus, Report, RunFacts};
+use taper_eval::report::{TrainingSample, TrainingToken, github_annotations, step_summary};
+use taper_eval::{CurvePoint, GateStatus, Report, ReportFiles, RunFacts};
 use taper_hub::{Fingerprint, HashCache};
 use taper_train::{Metrics, Outcome};
+
+/// Training examples that the report shows, and the most tokens of each.
+const TRAINING_SAMPLES: usize = 5;
+const TRAINING_TOKENS: usize = 1024;
 
 /// Write everything, tell a person the result, and end with the run's exit code.
 pub(crate) fn write(
@@ -25,7 +31,8 @@ pub(crate) fn write(
     took: Duration,
 ) -> anyhow::Result<ExitCode> {
     let facts = facts(session, Some(outcome), exports)?;
-    let report = report(session, &facts, judged);
+    let training_samples = training_samples(session)?;
+    let report = report(session, &facts, judged, &training_samples);
     let files = report.write(&session.folder).or_fault()?;
     if session.run.recipe.adapter.is_some() {
         contract::add_scores(session, false)?;
@@ -35,7 +42,7 @@ pub(crate) fn write(
     let record = run_json(session, code, exports, took)?;
     write_bytes_atomically(&session.path("run.json"), format!("{record:#}\n").as_bytes())?;
     tell(judged);
-    say(&format!("report {}", files.report.display()));
+    tell_files(&report, &files);
     for line in &facts.usage {
         say(&format!("  {line}"));
     }
@@ -58,9 +65,53 @@ fn ending(code: ExitCode) -> &'static str {
 }
 
 /// A run's report.
-pub(crate) fn report<'a>(session: &Session, facts: &'a RunFacts, judged: &'a Judged) -> Report<'a> {
-    let section = session.run.recipe.report;
-    Report { facts, evaluations: &judged.evaluations, gates: &judged.gates, section }
+pub(crate) fn report<'a>(
+    session: &'a Session,
+    facts: &'a RunFacts,
+    judged: &'a Judged,
+    training_samples: &'a [TrainingSample],
+) -> Report<'a> {
+    let recipe = &session.run.recipe;
+    Report {
+        facts,
+        evaluations: &judged.evaluations,
+        gates: &judged.gates,
+        gate: &recipe.gate,
+        kept: &judged.kept,
+        section: recipe.report,
+        training_samples,
+    }
+}
+
+/// The first training examples, token by token, as the model saw them.
+pub(crate) fn training_samples(session: &Session) -> anyhow::Result<Vec<TrainingSample>> {
+    let tokenizer = &session.base.tokenizer;
+    let examples = session.data.train.tokenized.iter().take(TRAINING_SAMPLES);
+    let samples = examples.map(|example| {
+        let pairs = example.input_ids.iter().zip(&example.loss_mask).take(TRAINING_TOKENS);
+        let tokens = pairs.map(|(id, supervised)| {
+            let text = tokenizer.decode(&[*id], false).or_fault()?;
+            Ok(TrainingToken { text, supervised: *supervised })
+        });
+        let place = &example.source;
+        let file = place.file.file_name().unwrap_or_default().to_string_lossy();
+        Ok(TrainingSample { id: format!("{file}:{}", place.line), tokens: tokens.collect::<anyhow::Result<_>>()? })
+    });
+    samples.collect()
+}
+
+/// Say where the reports are, and tell GitHub's runner, where there is one, what its pages show.
+pub(crate) fn tell_files(report: &Report<'_>, files: &ReportFiles) {
+    say(&format!("report {} and {}", files.page.display(), files.report.display()));
+    if std::env::var_os("GITHUB_ACTIONS").is_some_and(|value| value == "true") {
+        github_annotations(report).iter().for_each(|line| say(line));
+    }
+    let Some(path) = std::env::var_os("GITHUB_STEP_SUMMARY").filter(|path| !path.is_empty()) else { return };
+    let summary = fs_err::OpenOptions::new().append(true).create(true).open(&path);
+    let written = summary.and_then(|mut file| file.write_all(step_summary(&report.markdown()).as_bytes()));
+    if let Err(error) = written {
+        say(&format!("warning: the step summary cannot be written: {error}"));
+    }
 }
 
 /// What can be said, the figures and the gates, a line each.
@@ -155,7 +206,9 @@ fn files(session: &Session, exports: &Exports) -> Vec<(String, String)> {
     }
     files.extend([
         ("eval/results.json", "the figures of this report, for scripts"),
-        ("eval/samples.jsonl", "every held-out example with all answers and scores"),
+        ("eval/samples.jsonl", "every held-out example with all answers and scores, for `taper verify`"),
+        ("report.html", "this report with every example, to look into"),
+        ("junit.xml", "the gates, for CI"),
         ("metrics.jsonl", "the training, a line each"),
         ("checkpoints/", "what `--resume` goes on from"),
     ]);

@@ -26,6 +26,8 @@ pub(crate) struct Judged {
     answers: Vec<Vec<Answers>>,
     pub(crate) evaluations: Vec<Evaluation>,
     pub(crate) gates: Vec<GateOutcome>,
+    /// The candidates of which is asked how much of the gain they keep.
+    pub(crate) kept: Vec<String>,
 }
 
 impl Judged {
@@ -49,11 +51,12 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<ExitCode> {
     }
     let Some(judged) = evaluate_session(&session)? else { return Ok(tell_interrupted(&session)) };
     let facts = summary::facts(&session, None, &Exports::default())?;
-    let report = summary::report(&session, &facts, &judged);
+    let training_samples = summary::training_samples(&session)?;
+    let report = summary::report(&session, &facts, &judged, &training_samples);
     let files = report.write(&session.folder).or_fault()?;
     contract::add_scores(&session, args.force)?;
     summary::tell(&judged);
-    say(&format!("report {}", files.report.display()));
+    summary::tell_files(&report, &files);
     if args.folder.recipe.common.json {
         print(report.results_json().or_fault()?.trim_end())?;
     }
@@ -125,12 +128,16 @@ fn judged(session: &Session, answers: Vec<Vec<Answers>>, stages: &[Stage]) -> an
         Evaluation::new(&task.scorer, task.facts(), answers.clone(), roles).or_fault()
     });
     let evaluations = evaluations.collect::<anyhow::Result<Vec<_>>>()?;
-    let gates = hold_gates(session, &evaluations, stages);
-    Ok(Judged { answers, evaluations, gates })
+    let (gates, kept) = hold_gates(session, &evaluations, stages);
+    Ok(Judged { answers, evaluations, gates, kept })
 }
 
 /// Gates that ask for a candidate of a later stage wait for it.
-fn hold_gates(session: &Session, evaluations: &[Evaluation], stages: &[Stage]) -> Vec<GateOutcome> {
+fn hold_gates(
+    session: &Session,
+    evaluations: &[Evaluation],
+    stages: &[Stage],
+) -> (Vec<GateOutcome>, Vec<String>) {
     let recipe = &session.run.recipe;
     let is_later = |name: &str| {
         let section = recipe.candidate.iter().find(|section| section.name == name);
@@ -144,8 +151,8 @@ fn hold_gates(session: &Session, evaluations: &[Evaluation], stages: &[Stage]) -
         })
         .collect();
     let kept = recipe.candidate.iter().filter(|section| section.export.is_some() || section.server);
-    let kept: Vec<&str> = kept.map(|section| section.name.as_str()).filter(|name| !is_later(name)).collect();
-    judge(&requirements, evaluations, &kept)
+    let kept: Vec<String> = kept.map(|section| section.name.clone()).filter(|name| !is_later(name)).collect();
+    (judge(&requirements, evaluations, &kept), kept)
 }
 
 /// What the recipe's gates ask; they have been read when the recipe was checked.

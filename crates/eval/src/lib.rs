@@ -12,6 +12,7 @@ mod error;
 mod evaluate;
 mod evaluation;
 pub mod gate;
+pub mod html;
 mod item;
 pub mod metrics;
 mod prompting;

@@ -208,8 +208,15 @@ fn a_better_candidate_is_found_better_and_the_report_is_the_same_every_time() {
         let gates = judge(&requirements, std::slice::from_ref(&evaluation), &[]);
         let facts = RunFacts { title: "tiny".into(), ..RunFacts::default() };
         let evaluations = std::slice::from_ref(&evaluation);
-        let report =
-            Report { facts: &facts, evaluations, gates: &gates, section: ReportSection::default() };
+        let report = Report {
+            facts: &facts,
+            evaluations,
+            gates: &gates,
+            gate: &gate,
+            kept: &[],
+            section: ReportSection::default(),
+            training_samples: &[],
+        };
         assert_eq!(report.exit_code(), ExitCode::Passed);
         replayed(&evaluation, &report.samples_jsonl().unwrap());
         (report.results_json().unwrap(), report.samples_jsonl().unwrap(), report.markdown())

@@ -53,7 +53,7 @@ pub struct GateOutcome {
 ///
 /// One that no evaluation measures is an outcome of its own, [`GateStatus::NothingEvaluated`]: a gate never passes by not being
 /// looked at. `kept` names the candidates that [`Ask::GainKept`] is for.
-pub fn judge(requirements: &[Requirement], evaluations: &[Evaluation], kept: &[&str]) -> Vec<GateOutcome> {
+pub fn judge(requirements: &[Requirement], evaluations: &[Evaluation], kept: &[String]) -> Vec<GateOutcome> {
     let mut outcomes = Vec::new();
     for requirement in requirements {
         let asked = evaluations.iter().filter(|e| requirement.subject.eval.as_ref().is_none_or(|name| *name == e.name));

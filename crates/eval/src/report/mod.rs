@@ -72,7 +72,7 @@ pub struct Report<'a> {
     /// What its gates ask.
     pub gate: &'a GateSection,
     /// The candidates of which is asked how much of the gain they keep.
-    pub kept: &'a [&'a str],
+    pub kept: &'a [String],
     /// How much is said of single items.
     pub section: ReportSection,
     /// Some of the training examples, as the model saw them.

@@ -13,7 +13,7 @@ struct Results<'a> {
     exit_code: u8,
     evaluations: &'a [Evaluation],
     gate: &'a GateSection,
-    kept: &'a [&'a str],
+    kept: &'a [String],
     gates: &'a [GateOutcome],
     lm_eval: Value,
 }
