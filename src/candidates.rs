@@ -1,6 +1,7 @@
 //! Who is evaluated: the base, what was trained, and the candidates of the recipe.
 
 use crate::adapters::load_adapter;
+use crate::card::public_name;
 use crate::commands::eval::{load_trained, trained_folder};
 use crate::commands::export::gguf_file;
 use crate::fault::{OrFault, user_error};
@@ -79,10 +80,11 @@ pub(crate) fn candidates<'s>(session: &'s Session, stages: &[Stage]) -> anyhow::
     let (mut all, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|c| matches!(c.kind, Kind::Base));
     if stages.contains(&Stage::Trained) {
         if base_name(session).is_some() {
-            let about = session.base.source.to_string();
+            let about = public_name(&session.base.source);
             all.insert(0, Candidate { name: BASE.into(), about, few_shot: None, kind: Kind::Base });
         }
-        let about = trained_folder(session)?.display().to_string();
+        trained_folder(session)?;
+        let about = format!("{}/ of this run", if session.trains_all_weights() { "merged" } else { "adapter" });
         let name = trained_name(session).to_owned();
         all.push(Candidate { name, about, few_shot: None, kind: Kind::Trained });
     }
@@ -96,7 +98,7 @@ impl<'s> Candidate<'s> {
             Some(export) => Some(exported(session, export)?.to_string_lossy().into_owned()),
             None => section.model.clone(),
         };
-        let mut about = model.clone().unwrap_or_else(|| session.base.source.to_string());
+        let mut about = model.clone().unwrap_or_else(|| public_name(&session.base.source));
         if let Some(adapter) = &section.adapter {
             about.push_str(&format!(" with {}", adapter.display()));
         }

@@ -17,7 +17,7 @@ fn a_run_learns_the_task_and_leaves_every_file() {
             "event=end step=60/60",
         ])
         .tells(&["candidate=base", "candidate=adapter", "better", "min_exact_match_gain", "passed"])
-        .tells(&["export merged", "report runs/colours/report.md", "taper generate --model", "exit code 0"]);
+        .tells(&["export merged", "report runs/colours/report.html and runs/colours/report.md", "taper generate --model", "exit code 0"]);
     let files = desk.files("runs/colours");
     for name in [
         "resolved.toml",
@@ -57,11 +57,12 @@ fn the_loss_falls_and_the_adapter_is_better_than_its_base() {
     let results = desk.json("runs/colours/eval/results.json");
     assert_eq!((results["verdict"].as_str(), results["exit_code"].as_u64()), (Some("better"), Some(0)));
     let exact = |candidate: &str| {
-        let measured = &results["evaluations"][0][candidate]["measured"][0];
+        let candidates = results["evaluations"][0]["candidates"].as_array().unwrap();
+        let measured = &candidates.iter().find(|c| c["name"] == candidate).unwrap()["measured"][0];
         assert_eq!((measured["metric"].as_str(), measured["n"].as_u64()), (Some("exact_match"), Some(32)));
         measured["value"].as_f64().unwrap()
     };
-    assert!(exact("candidate") > exact("base") + 0.3);
+    assert!(exact("adapter") > exact("base") + 0.3);
     let samples = desk.json_lines("runs/colours/eval/samples.jsonl");
     assert_eq!(samples.len(), 32);
     assert!(
@@ -102,7 +103,7 @@ fn the_report_and_the_record_of_the_run_say_what_was_done() {
     let report = desk.read("runs/colours/report.md");
     for piece in [
         "# colours",
-        "**Better",
+        "The adapter is better than the base",
         "exact match",
         "32",
         "## Gates",

@@ -39,11 +39,11 @@ fn a_plan_states_parameters_steps_and_bytes_without_weights() {
     assert_eq!(plan["memory"]["fits"], true);
     assert_eq!(plan["probe"], Value::Null);
     // Six wins of 32 are the least that McNemar's test takes for more than chance.
-    assert_eq!(plan["evaluations"][0]["least_exact_match_gain"], 6.0 / 32.0);
+    assert_eq!(plan["evaluations"][0]["metrics"]["exact_match"]["least_gain"], 6.0 / 32.0);
     desk.taper(&["plan", "recipe.toml"])
         .exits(0)
         .tells(&["parameters  ", "trained (", "60 in all, 12 an epoch", "8 examples", "at its peak"])
-        .tells(&["frozen weights in f32", "it fits", "resolves    held-out: 32 rows", "`--probe`"]);
+        .tells(&["frozen weights in f32", "it fits", "resolves    held-out, exact_match: 32 rows", "`--probe`"]);
     assert!(!desk.has("runs"));
 }
 
@@ -154,7 +154,7 @@ fn the_quickstart_is_planned_as_it_ships() {
         fs_err::read_to_string(root.join("datasets/clinical-deid/train.jsonl")).unwrap().lines().count();
     assert_eq!(plan["steps"].as_u64().unwrap(), 3 * rows.div_ceil(16) as u64);
     assert_eq!(plan["evaluations"][0]["items"], 200);
-    assert_eq!(plan["evaluations"][0]["least_exact_match_gain"], 0.03);
+    assert_eq!(plan["evaluations"][0]["metrics"]["exact_match"]["least_gain"], 0.03);
     assert_eq!(plan["weights"]["held_in"][0], "bf16");
     // The header of the recipe says 1 GB.
     assert!(peak(&plan) < 1_000_000_000);

@@ -13,7 +13,7 @@ fn a_recipe_trains_evaluates_and_exports_over_a_quantised_base() {
     desk.taper(&["run", "recipe.toml"]).exits(0);
     let results = desk.json("runs/colours/eval/results.json");
     let comparison = &results["evaluations"][0]["comparisons"][0];
-    assert!(comparison["candidate"].as_f64().unwrap() > 0.6, "{comparison}");
+    assert!(comparison["value"].as_f64().unwrap() > 0.6, "{comparison}");
     // The merged folder is dense and answers as the adapter over the codes does.
     assert!(desk.json("runs/colours/merged/config.json").get("quantization_config").is_none());
     let ask = |model: &[&str]| {

@@ -43,7 +43,7 @@ fn train_over(real: &Path, base: &str) -> Trained {
     desk.taper(&["run", "recipe.toml", "--out", "out"]).exits(0);
     let results = desk.json("out/eval/results.json");
     let comparison = &results["evaluations"][0]["comparisons"][0];
-    let (before, after) = (comparison["base"].as_f64().unwrap(), comparison["candidate"].as_f64().unwrap());
+    let (before, after) = (comparison["base"].as_f64().unwrap(), comparison["value"].as_f64().unwrap());
     assert!(after < 0.8 * before, "{base}: perplexity {before} before, {after} after");
     Trained { before, after, adapter: desk.bytes("out/adapter/adapter_model.safetensors") }
 }

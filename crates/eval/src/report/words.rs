@@ -6,8 +6,8 @@ use crate::{Comparison, EffectKind, Evaluation, Measured, Metric, Scale, Verdict
 /// A metric's value.
 pub fn value(metric: Metric, value: f64) -> String {
     match metric.scale() {
-        Scale::Share => format!("{:.1} %", 100.0 * value),
-        Scale::Percent => format!("{value:.1}"),
+        Scale::Share => format!("{:.1} %", tenths(100.0 * value)),
+        Scale::Percent => format!("{:.1}", tenths(value)),
         Scale::Plain if value < 100.0 => format!("{value:.3}"),
         Scale::Plain => format!("{value:.1}"),
     }
@@ -40,8 +40,13 @@ pub fn effect_range(comparison: &Comparison) -> String {
 /// A difference in points of a hundred, without a minus before a zero.
 fn points(metric: Metric, difference: f64) -> String {
     let factor = if metric.scale() == Scale::Share { 100.0 } else { 1.0 };
-    let points = (10.0 * factor * difference).round() / 10.0;
+    let points = tenths(factor * difference);
     format!("{:+.1}", if points == 0.0 { 0.0 } else { points })
+}
+
+/// Rounded to tenths, halves away from 0: a value and its change then round alike.
+fn tenths(value: f64) -> f64 {
+    (10.0 * value).round() / 10.0
 }
 
 /// A p-value.
@@ -124,7 +129,7 @@ mod tests {
         assert_eq!(points(Metric::ExactMatch, 0.705), "+70.5");
         assert_eq!(points(Metric::Bleu, -0.000_01), "+0.0");
         assert_eq!((p_value(0.03125), p_value(1e-9)), ("p = 0.031".into(), "p < 0.001".into()));
-        assert_eq!(value(Metric::Chrf, 45.25), "45.2");
+        assert_eq!(value(Metric::Chrf, 45.25), "45.3");
         assert_eq!(capitalised("éa"), "Éa");
     }
 }

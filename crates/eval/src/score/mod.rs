@@ -20,6 +20,8 @@ use crate::{Error, EvalSection, ItemFacts, Metric, Needs, Response, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use taper_data::PathList;
 use taper_hub::Fingerprint;
 
 /// What scoring needs besides the responses; it is stored with the results.
@@ -63,7 +65,15 @@ impl Scoring {
             labels.sort();
             labels.dedup();
         }
-        Self { section: section.clone(), schema, labels }
+        // Where the files lay is no part of what is scored: results of the same data are then equal wherever they are made.
+        let bare = |list: &PathList| list.paths().iter().filter_map(|path| path.file_name()).map(PathBuf::from).collect();
+        let section = EvalSection {
+            data: bare(&section.data),
+            few_shot_data: bare(&section.few_shot_data),
+            schema: section.schema.as_deref().and_then(Path::file_name).map(PathBuf::from),
+            ..section.clone()
+        };
+        Self { section, schema, labels }
     }
 }
 
