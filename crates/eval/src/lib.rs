@@ -7,12 +7,14 @@
 //! every draw is by counter: the same models and data give the same report, byte for byte.
 
 mod compare;
+pub mod cost;
 mod error;
 mod evaluate;
 mod evaluation;
 mod gate;
 mod markdown;
 pub mod metrics;
+pub mod remote;
 mod report;
 mod result;
 mod section;
