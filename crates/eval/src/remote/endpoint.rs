@@ -103,9 +103,8 @@ impl Endpoint {
     pub fn chat(&self, request: &ChatRequest) -> Result<Reply> {
         let extra = &self.section().extra;
         let wants_new = &self.shared.wants_new_limit_key;
-        let ask = |limit_key| {
-            self.post("chat/completions", &request.body(&self.section().model, limit_key, extra))
-        };
+        let ask =
+            |limit_key| self.post("chat/completions", &request.body(&self.section().model, limit_key, extra));
         let is_new = wants_new.load(Ordering::Relaxed);
         let mut answered = ask(if is_new { NEW_LIMIT_KEY } else { LIMIT_KEY });
         if !is_new

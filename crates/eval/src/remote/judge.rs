@@ -127,7 +127,8 @@ impl Judge {
                 return ControlFlow::Continue(());
             };
             let (first, swapped) = if place % 2 == 0 { (reply, other) } else { (other, reply) };
-            let judged = first.and_then(|first| Ok(Judged { first: verdict(&first), swapped: verdict(&swapped?) }));
+            let judged =
+                first.and_then(|first| Ok(Judged { first: verdict(&first), swapped: verdict(&swapped?) }));
             on_judged(asked[place / 2], judged)
         });
     }
@@ -243,8 +244,11 @@ mod tests {
     #[test]
     fn the_signature_changes_with_model_and_criteria() {
         let of = |model: &str, criteria: &str| {
-            let endpoint =
-                EndpointSection { url: "http://localhost/v1".into(), model: model.into(), ..Default::default() };
+            let endpoint = EndpointSection {
+                url: "http://localhost/v1".into(),
+                model: model.into(),
+                ..Default::default()
+            };
             let section = JudgeSection { endpoint, criteria: criteria.into(), ..JudgeSection::default() };
             Judge::open(&section).unwrap().signature()
         };

@@ -85,7 +85,7 @@ impl<'a> Told<'a> {
     fn of_end(&self, prompt: &str, continuation: &str) -> Result<LogLikelihood, String> {
         let written = self.text.strip_prefix(prompt).unwrap_or_default();
         let end = self.spelled(self.tokens.len(), written).map_or(self.tokens.len(), |(end, _)| end);
-        let found = self.spelled(end, continuation).or_else(|| self.from_offsets(prompt, continuation));
+        let found = self.spelled(end, continuation).or_else(|| self.by_offsets(prompt, continuation));
         let (first, shares_a_token) =
             found.ok_or("its tokens do not spell the text that was asked, which may not have been echoed")?;
         let numbers = &self.log_probabilities[first..end];
@@ -113,7 +113,7 @@ impl<'a> Told<'a> {
     }
 
     /// Where the continuation begins by the offsets (in characters), where these begin with the prompt.
-    fn from_offsets(&self, prompt: &str, continuation: &str) -> Option<(usize, bool)> {
+    fn by_offsets(&self, prompt: &str, continuation: &str) -> Option<(usize, bool)> {
         let offsets = self.offsets.as_deref()?;
         let whole = prompt.chars().count() as u64;
         let start = whole - continuation.chars().count() as u64;
@@ -166,7 +166,8 @@ mod tests {
 
     #[test]
     fn characters_that_are_split_are_found_by_their_offsets() {
-        let mut split = choice("a \u{1f600}", &["a", " ", "\u{fffd}", "\u{fffd}"], &json!([null, -1.0, -2.0, -4.0]));
+        let mut split =
+            choice("a \u{1f600}", &["a", " ", "\u{fffd}", "\u{fffd}"], &json!([null, -1.0, -2.0, -4.0]));
         split["logprobs"]["text_offset"] = json!([0, 1, 2, 2]);
         let smile = LogLikelihood { sum: -6.0, tokens: 2, shares_a_token: false };
         assert_eq!(of(split.clone(), "a \u{1f600}", "\u{1f600}"), Ok(smile));

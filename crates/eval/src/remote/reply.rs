@@ -102,7 +102,10 @@ mod tests {
     #[test]
     fn content_comes_in_several_shapes() {
         let text = |message: Value| read(message).unwrap().text;
-        assert_eq!(text(json!({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]})), "ab");
+        assert_eq!(
+            text(json!({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]})),
+            "ab"
+        );
         assert_eq!(text(json!({"content": null, "reasoning_content": "thought to the limit"})), "");
         assert_eq!(text(json!({"content": null, "refusal": "I cannot"})), "I cannot");
         let called = read(json!({"content": null, "tool_calls": [{"id": "1"}]})).unwrap();

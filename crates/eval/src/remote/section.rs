@@ -237,9 +237,10 @@ mod tests {
     #[test]
     fn addresses_that_would_not_be_found_are_told() {
         for url in ["host/v1", "https://", "https:///v1", "http://a b/v1"] {
-            assert_eq!(keys(&EndpointSection { url: url.into(), model: "m".into(), ..Default::default() }), [
-                "url"
-            ]);
+            assert_eq!(
+                keys(&EndpointSection { url: url.into(), model: "m".into(), ..Default::default() }),
+                ["url"]
+            );
         }
         let hint = |url: &str| {
             let section = EndpointSection { url: url.into(), model: "m".into(), ..Default::default() };
@@ -254,7 +255,8 @@ mod tests {
             problems.len() == 1
         };
         assert!(warned("http://host/v1"));
-        for url in ["https://host/v1", "http://localhost:8000/v1", "http://127.0.0.1/v1", "http://[::1]:1/v1"] {
+        for url in ["https://host/v1", "http://localhost:8000/v1", "http://127.0.0.1/v1", "http://[::1]:1/v1"]
+        {
             assert!(!warned(url), "{url}");
         }
     }

@@ -124,7 +124,8 @@ impl Server {
 
     /// A section for this server, with further lines.
     pub(super) fn section(&self, more: &str) -> EndpointSection {
-        toml::from_str(&format!("url = '{}'\nmodel = 'm'\napi_key_env = 'THE_KEY'\n{more}", self.url)).unwrap()
+        toml::from_str(&format!("url = '{}'\nmodel = 'm'\napi_key_env = 'THE_KEY'\n{more}", self.url))
+            .unwrap()
     }
 
     /// An endpoint of it, with a clock that does not wait.

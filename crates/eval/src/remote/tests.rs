@@ -27,7 +27,10 @@ fn a_question_is_answered() {
     let (endpoint, clock) = server.endpoint("extra = { top_k = 3 }");
     let reply = endpoint.chat(&request("What?")).unwrap();
     assert_eq!((reply.text.as_str(), reply.finish_reason.as_deref()), ("42", Some("stop")));
-    assert_eq!((reply.prompt_tokens, reply.completion_tokens, reply.model.as_deref()), (Some(3), Some(1), Some("m")));
+    assert_eq!(
+        (reply.prompt_tokens, reply.completion_tokens, reply.model.as_deref()),
+        (Some(3), Some(1), Some("m"))
+    );
     let received = server.received();
     assert_eq!(received.len(), 1);
     assert_eq!(received[0].path, "/v1/chat/completions");
@@ -87,7 +90,8 @@ fn a_failing_server_is_asked_until_the_retries_are_used_up() {
 #[test]
 fn a_wrong_request_is_sent_once() {
     let long = "no ".repeat(1000);
-    let server = Server::start(move |_, _| Response::new(400, json!({"error": {"message": long}}).to_string()));
+    let server =
+        Server::start(move |_, _| Response::new(400, json!({"error": {"message": long}}).to_string()));
     let (endpoint, clock) = server.endpoint("");
     let error = endpoint.chat(&request("What?")).unwrap_err();
     assert_eq!(status_of(&error), (400, 1));
@@ -202,7 +206,8 @@ fn the_limit_of_tokens_is_called_as_the_server_wants_it() {
         assert_eq!(endpoint.chat(&request("What?")).unwrap().text, "42");
     }
     let keys = server.received();
-    let sent: Vec<bool> = keys.iter().map(|r| r.body.get("max_completion_tokens") == Some(&json!(8))).collect();
+    let sent: Vec<bool> =
+        keys.iter().map(|r| r.body.get("max_completion_tokens") == Some(&json!(8))).collect();
     assert_eq!(sent, [false, true, true]);
     assert_eq!(endpoint.cache_key(&request("What?")), kept);
     assert_ne!(endpoint.cache_key(&request("Who?")), kept);
@@ -261,7 +266,8 @@ fn a_list_is_asked_at_a_time_and_failures_are_of_their_items() {
 
 #[test]
 fn a_break_ends_the_work() {
-    let server = Server::start(|number, _| if number == 0 { Response::text("42") } else { Response::Silence });
+    let server =
+        Server::start(|number, _| if number == 0 { Response::text("42") } else { Response::Silence });
     let (endpoint, _) = server.endpoint("concurrency = 3");
     let mut seen = 0;
     endpoint.run_all(vec![request("What?"); 50], |_, reply| {
@@ -323,7 +329,8 @@ fn a_judge_is_asked_in_both_orders() {
     });
     let section = JudgeSection { endpoint: server.section(""), ..JudgeSection::default() };
     let judge = Judge::with(server.endpoint("").0, &section);
-    let pairs = [("good", "bad"), ("bad", "good"), ("bad", "worse"), ("odd", "bad"), ("same", "same"), ("lost", "x")];
+    let pairs =
+        [("good", "bad"), ("bad", "good"), ("bad", "worse"), ("odd", "bad"), ("same", "same"), ("lost", "x")];
     let items = pairs.map(|(first, second)| JudgeItem {
         question: "Which?".into(),
         reference: None,
@@ -331,10 +338,14 @@ fn a_judge_is_asked_in_both_orders() {
         second: second.into(),
     });
     let mut judged: Vec<Option<Result<Judged>>> = vec![None; items.len()];
-    judge.judge_all(&items, || false, |index, pair| {
-        assert!(judged[index].replace(pair).is_none());
-        ControlFlow::Continue(())
-    });
+    judge.judge_all(
+        &items,
+        || false,
+        |index, pair| {
+            assert!(judged[index].replace(pair).is_none());
+            ControlFlow::Continue(())
+        },
+    );
     let judged: Vec<Result<Judged>> = judged.into_iter().map(Option::unwrap).collect();
     assert!(judged[5].is_err());
     let judged: Vec<Judged> = judged[..5].iter().map(|pair| pair.clone().unwrap()).collect();

@@ -100,8 +100,11 @@ pub(super) fn read_verdict(text: &str) -> Option<Choice> {
             return choice(verdict.as_str()?);
         }
     }
-    // Inside of an object that was cut off stands no last line.
     let line = tail.lines().next_back()?.to_lowercase();
+    // An object that was cut off is no line of words.
+    if line.contains('{') {
+        return None;
+    }
     let words = line.split(|c: char| !c.is_alphanumeric()).filter(|word| !word.is_empty());
     let words: Vec<&str> = words.skip_while(|word| ["final", "verdict", "answer"].contains(word)).collect();
     match words[..] {
