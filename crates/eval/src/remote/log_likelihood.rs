@@ -135,8 +135,8 @@ impl<'a> Told<'a> {
 mod tests {
     use super::*;
 
-    fn of(choice: Value, prompt: &str, continuation: &str) -> Result<LogLikelihood, String> {
-        Told::read(&choice)?.of_end(prompt, continuation)
+    fn of(choice: &Value, prompt: &str, continuation: &str) -> Result<LogLikelihood, String> {
+        Told::read(choice)?.of_end(prompt, continuation)
     }
 
     fn choice(text: &str, tokens: &[&str], numbers: &Value) -> Value {
@@ -147,21 +147,21 @@ mod tests {
     fn the_tokens_of_the_continuation_are_summed() {
         let two = choice("a b c", &["a", " b", " c"], &json!([null, -0.5, -0.25]));
         let both = LogLikelihood { sum: -0.75, tokens: 2, shares_a_token: false };
-        assert_eq!(of(two.clone(), "a b c", " b c"), Ok(both));
+        assert_eq!(of(&two, "a b c", " b c"), Ok(both));
         let shared = LogLikelihood { sum: -0.25, tokens: 1, shares_a_token: true };
-        assert_eq!(of(two.clone(), "a b c", "c"), Ok(shared));
+        assert_eq!(of(&two, "a b c", "c"), Ok(shared));
         // The first token of a text has no probability.
-        assert!(of(two, "a b c", "a b c").unwrap_err().contains("log-probability"));
+        assert!(of(&two, "a b c", "a b c").unwrap_err().contains("log-probability"));
     }
 
     #[test]
     fn what_a_server_puts_before_and_behind_is_not_counted() {
         let with_bos = choice("a b", &["<s>", "a", " b"], &json!([null, -3.0, -0.5]));
         let whole = LogLikelihood { sum: -3.5, tokens: 2, shares_a_token: false };
-        assert_eq!(of(with_bos, "a b", "a b"), Ok(whole));
+        assert_eq!(of(&with_bos, "a b", "a b"), Ok(whole));
         let written = choice("a b more", &["a", " b", " mo", "re"], &json!([null, -0.5, -9.0, -9.0]));
         let only = LogLikelihood { sum: -0.5, tokens: 1, shares_a_token: false };
-        assert_eq!(of(written, "a b", " b"), Ok(only));
+        assert_eq!(of(&written, "a b", " b"), Ok(only));
     }
 
     #[test]
@@ -170,11 +170,11 @@ mod tests {
             choice("a \u{1f600}", &["a", " ", "\u{fffd}", "\u{fffd}"], &json!([null, -1.0, -2.0, -4.0]));
         split["logprobs"]["text_offset"] = json!([0, 1, 2, 2]);
         let smile = LogLikelihood { sum: -6.0, tokens: 2, shares_a_token: false };
-        assert_eq!(of(split.clone(), "a \u{1f600}", "\u{1f600}"), Ok(smile));
+        assert_eq!(of(&split, "a \u{1f600}", "\u{1f600}"), Ok(smile));
         let in_vllm = choice("a \u{1f600}", &["", " ", "", "\u{1f600}"], &json!([null, -1.0, -2.0, -4.0]));
-        assert_eq!(of(in_vllm, "a \u{1f600}", "\u{1f600}"), Ok(smile));
+        assert_eq!(of(&in_vllm, "a \u{1f600}", "\u{1f600}"), Ok(smile));
         split["logprobs"]["text_offset"] = json!([3, 1, 2, 2]);
-        assert!(of(split, "a \u{1f600}", "\u{1f600}").is_err());
+        assert!(of(&split, "a \u{1f600}", "\u{1f600}").is_err());
     }
 
     #[test]
@@ -191,7 +191,7 @@ mod tests {
             // Written, but not echoed.
             json!({"text": "zz", "logprobs": {"tokens": ["z", "z"], "token_logprobs": [-1, -1]}}),
         ] {
-            assert!(of(choice.clone(), "ab", "b").is_err(), "{choice}");
+            assert!(of(&choice, "ab", "b").is_err(), "{choice}");
         }
     }
 }

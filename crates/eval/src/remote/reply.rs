@@ -75,7 +75,7 @@ mod tests {
     use super::*;
     use serde_json::json;
 
-    fn read(message: Value) -> Result<Reply, String> {
+    fn read(message: &Value) -> Result<Reply, String> {
         Reply::read(&json!({"choices": [{"message": message, "finish_reason": "stop"}]}), Duration::ZERO)
     }
 
@@ -101,14 +101,14 @@ mod tests {
 
     #[test]
     fn content_comes_in_several_shapes() {
-        let text = |message: Value| read(message).unwrap().text;
+        let text = |message: Value| read(&message).unwrap().text;
         assert_eq!(
             text(json!({"content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]})),
             "ab"
         );
         assert_eq!(text(json!({"content": null, "reasoning_content": "thought to the limit"})), "");
         assert_eq!(text(json!({"content": null, "refusal": "I cannot"})), "I cannot");
-        let called = read(json!({"content": null, "tool_calls": [{"id": "1"}]})).unwrap();
+        let called = read(&json!({"content": null, "tool_calls": [{"id": "1"}]})).unwrap();
         assert_eq!((called.text.as_str(), called.tool_calls), ("", Some(json!([{"id": "1"}]))));
     }
 
