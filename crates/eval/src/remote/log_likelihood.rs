@@ -3,6 +3,7 @@
 use super::reply::first_choice;
 use super::{Endpoint, Error, Result};
 use serde_json::{Value, json};
+use std::borrow::Cow;
 
 const PATH: &str = "completions";
 
@@ -52,7 +53,9 @@ impl Endpoint {
 /// Tokens of the prompt, in order, with what stands beside them.
 struct Told<'a> {
     text: &'a str,
-    tokens: Vec<&'a str>,
+    tokens: Vec<Cow<'a, [u8]>>,
+    /// Characters of the last one.
+    last_chars: u64,
     log_probabilities: Vec<Option<f64>>,
     offsets: Option<Vec<u64>>,
 }
@@ -75,7 +78,8 @@ impl<'a> Told<'a> {
             text: choice["text"].as_str().unwrap_or_default(),
             log_probabilities: numbers.iter().map(Value::as_f64).collect(),
             offsets: offsets.filter(|offsets| offsets.len() == tokens.len()),
-            tokens,
+            last_chars: tokens.last().map_or(0, |token| token.chars().count() as u64),
+            tokens: tokens.into_iter().map(bytes_of).collect(),
         })
     }
 
@@ -84,8 +88,10 @@ impl<'a> Told<'a> {
     /// split between tokens.
     fn of_end(&self, prompt: &str, continuation: &str) -> Result<LogLikelihood, String> {
         let written = self.text.strip_prefix(prompt).unwrap_or_default();
-        let end = self.spelled(self.tokens.len(), written).map_or(self.tokens.len(), |(end, _)| end);
-        let found = self.spelled(end, continuation).or_else(|| self.by_offsets(prompt, continuation));
+        let end =
+            self.spelled(self.tokens.len(), written.as_bytes()).map_or(self.tokens.len(), |(end, _)| end);
+        let found =
+            self.spelled(end, continuation.as_bytes()).or_else(|| self.by_offsets(prompt, continuation));
         let (first, shares_a_token) =
             found.ok_or("its tokens do not spell the text that was asked, which may not have been echoed")?;
         let numbers = &self.log_probabilities[first..end];
@@ -96,11 +102,11 @@ impl<'a> Told<'a> {
 
     /// Where the tokens before `end` begin to spell `text`, and whether the first of them begins before it. Tokens without a text
     /// begin a character that the next one ends; the very first one stands for the beginning.
-    fn spelled(&self, end: usize, text: &str) -> Option<(usize, bool)> {
+    fn spelled(&self, end: usize, text: &[u8]) -> Option<(usize, bool)> {
         let (mut first, mut left) = (end, text);
         while !left.is_empty() {
             first = first.checked_sub(1)?;
-            match left.strip_suffix(self.tokens[first]) {
+            match left.strip_suffix(&*self.tokens[first]) {
                 Some(rest) => left = rest,
                 None if self.tokens[first].ends_with(left) => return Some((first, true)),
                 None => return None,
@@ -120,7 +126,7 @@ impl<'a> Told<'a> {
         let is_plain = self.text.chars().count() as u64 == whole
             && offsets.first() == Some(&0)
             && offsets.is_sorted()
-            && offsets.last().is_some_and(|last| *last < whole);
+            && offsets.last().is_some_and(|last| last.checked_add(self.last_chars) == Some(whole));
         // Of tokens that share an offset all but the last have no text of their own yet: they begin the same character.
         let first = offsets.iter().position(|offset| *offset >= start)?;
         match is_plain {
@@ -129,6 +135,21 @@ impl<'a> Told<'a> {
             _ => None,
         }
     }
+}
+
+/// The bytes of a token. Of a part of a character OpenAI and `taper serve` write them as `bytes:\xe2\x82`; others put a replacement
+/// character, which spells nothing.
+fn bytes_of(token: &str) -> Cow<'_, [u8]> {
+    let escaped = token.strip_prefix("bytes:").and_then(|mut rest| {
+        let mut bytes = Vec::new();
+        while let Some(byte) = rest.bytes().next() {
+            let code = rest.strip_prefix("\\x").and_then(|code| code.get(..2));
+            bytes.push(code.map_or(Some(byte), |code| u8::from_str_radix(code, 16).ok())?);
+            rest = rest.get(if code.is_some() { 4 } else { 1 }..)?;
+        }
+        std::str::from_utf8(&bytes).is_err().then_some(bytes)
+    });
+    escaped.map_or(Cow::Borrowed(token.as_bytes()), Cow::Owned)
 }
 
 #[cfg(test)]
@@ -175,6 +196,21 @@ mod tests {
         assert_eq!(of(&in_vllm, "a \u{1f600}", "\u{1f600}"), Ok(smile));
         split["logprobs"]["text_offset"] = json!([3, 1, 2, 2]);
         assert!(of(&split, "a \u{1f600}", "\u{1f600}").is_err());
+    }
+
+    /// As `taper serve` tells them.
+    #[test]
+    fn characters_that_are_split_are_spelled_by_their_bytes() {
+        let tokens = ["a", " ", r"bytes:\xc3", r"bytes:\xa9", r"bytes: \xf0\x9f", r"bytes:\x98\x80"];
+        let split = choice("a é \u{1f600}", &tokens, &json!([null, -1.0, -2.0, -4.0, -8.0, -16.0]));
+        let both = LogLikelihood { sum: -30.0, tokens: 4, shares_a_token: false };
+        assert_eq!(of(&split, "a é \u{1f600}", "é \u{1f600}"), Ok(both));
+        let shared = LogLikelihood { sum: -24.0, tokens: 2, shares_a_token: true };
+        assert_eq!(of(&split, "a é \u{1f600}", "\u{1f600}"), Ok(shared));
+        for plain in ["bytes", "bytes:", "bytes:x", r"bytes:\xzz", r"bytes:\x41", "bytes:\\xé", "bytes:\\x"]
+        {
+            assert_eq!(&*bytes_of(plain), plain.as_bytes());
+        }
     }
 
     #[test]
