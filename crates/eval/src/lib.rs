@@ -8,6 +8,7 @@
 //! the data, and every draw is by counter: the same models and data give the same report, byte for byte.
 
 mod compare;
+pub mod cost;
 mod error;
 mod evaluate;
 mod evaluation;
@@ -19,6 +20,7 @@ mod prompting;
 pub mod report;
 mod response;
 mod response_cache;
+pub mod remote;
 mod result;
 pub mod score;
 mod section;
