@@ -12,6 +12,7 @@ mod output;
 mod session;
 mod summary;
 mod tasks;
+mod validator;
 mod workspace;
 
 use clap::Parser;
