@@ -13,6 +13,7 @@ mod output;
 mod session;
 mod summary;
 mod tasks;
+mod validator;
 mod workspace;
 
 use clap::Parser;
