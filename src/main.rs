@@ -6,6 +6,7 @@ mod card;
 mod cli;
 mod commands;
 mod contract;
+mod costs;
 mod fault;
 mod interrupt;
 mod memory;

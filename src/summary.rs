@@ -79,6 +79,8 @@ pub(crate) fn report<'a>(
         gate: &recipe.gate,
         kept: &judged.kept,
         section: recipe.report,
+        uses: &judged.uses,
+        cost: judged.cost.as_ref(),
         training_samples,
     }
 }

@@ -12,7 +12,7 @@ mod generate;
 mod plan;
 mod recipe;
 mod run;
-mod serve;
+pub(crate) mod serve;
 mod train;
 
 use crate::cli::{Cli, Verb};
