@@ -9,6 +9,7 @@ mod contract;
 mod costs;
 mod fault;
 mod interrupt;
+mod lineage;
 mod memory;
 mod output;
 mod session;

@@ -25,6 +25,9 @@ use taper_models::CausalLm;
 use taper_peft::LoadMode;
 use taper_text::ContentHash;
 
+/// How long a thread that waits rests when there is nothing to compute.
+const IDLE: std::time::Duration = std::time::Duration::from_micros(200);
+
 /// Evaluations and the gates held against them.
 pub(crate) struct Judged {
     /// What the candidates answered, by evaluation.
@@ -61,7 +64,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<ExitCode> {
     let facts = summary::facts(&session, None, &Exports::default())?;
     let training_samples = summary::training_samples(&session)?;
     let report = summary::report(&session, &facts, &judged, &training_samples);
-    let files = report.write(&session.folder).or_fault()?;
+    let files = summary::write_report(&session, &report)?;
     contract::add_scores(&session, args.force)?;
     summary::tell(&judged);
     summary::tell_files(&report, &files);
@@ -298,12 +301,21 @@ fn ask(candidate: &Candidate<'_>, asked: &Asked<'_>, endpoint: &Endpoint) -> any
     let interrupt = interrupt::flag()?;
     let bar = progress_bar(names.0, task);
     let is_interrupted = || interrupt.load(Ordering::SeqCst);
-    // Our own server is on another port each time: what it serves is known by its weights.
-    let answers = taper_eval::ask_endpoint(task, (endpoint, identity), names, cache, &is_interrupted, &mut |progress| {
-        bar.set_position(progress.done as u64);
+    let answers = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let mut progress = |progress: taper_eval::Progress| bar.set_position(progress.done as u64);
+            taper_eval::ask_endpoint(task, (endpoint, identity), names, cache, &is_interrupted, &mut progress)
+        });
+        // This thread is one of the pool's that our own server computes with: it does its share while it waits.
+        while !asking.is_finished() {
+            if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                std::thread::sleep(IDLE);
+            }
+        }
+        asking.join()
     });
     bar.finish_and_clear();
-    answers.or_fault()
+    answers.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).or_fault()
 }
 
 fn unanswered(candidate: &Candidate<'_>, task: &EvalTask) -> Answers {
