@@ -16,6 +16,8 @@ mod contract;
 #[cfg(test)]
 mod desk;
 #[cfg(test)]
+mod endpoints;
+#[cfg(test)]
 mod eval;
 #[cfg(test)]
 mod explain;
@@ -51,3 +53,5 @@ mod repeat;
 mod resume;
 #[cfg(test)]
 mod serve;
+#[cfg(test)]
+mod verify;
