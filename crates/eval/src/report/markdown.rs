@@ -117,7 +117,7 @@ fn scores(out: &mut String, evaluation: &Evaluation) {
 }
 
 fn verdict(comparison: &Comparison) -> String {
-    match comparison.needed.filter(|_| comparison.verdict == Verdict::Inconclusive) {
+    match comparison.items_to_take() {
         Some(needed) => format!("**{}** (n needed: about {needed})", comparison.verdict),
         None => format!("**{}**", comparison.verdict),
     }
