@@ -199,9 +199,9 @@ fn what_was_answered_is_not_asked_again() {
 fn an_evaluation_that_is_interrupted_goes_on_where_it_was() {
     let (one, two) = (Desk::trained(), Desk::trained());
     for desk in [&one, &two] {
-        desk.write("many.jsonl", crate::desk::questions(1000..3000));
+        desk.write("many.jsonl", crate::desk::questions(1000..1640));
     }
-    let sets = ["eval.0.data=many.jsonl", "eval.0.max_new_tokens=48"];
+    let sets = ["eval.0.data=many.jsonl", "eval.0.max_new_tokens=32"];
     eval(&one, &sets).exits(0);
     let args: Vec<&str> = ["eval", "recipe.toml"].into_iter().chain(sets.iter().flat_map(|set| ["--set", *set])).collect();
     let responses = two.kept_tokens().with_file_name("responses");
@@ -211,7 +211,7 @@ fn an_evaluation_that_is_interrupted_goes_on_where_it_was() {
     wait_until("some answers", || kept() > before + 1);
     assert!(Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap().success());
     said(child.wait_with_output().unwrap(), &args).exits(130).tells(&["interrupted; what was trained is in runs/colours", "taper eval recipe.toml"]);
-    eval(&two, &sets).exits(0).tells(&["candidate=base n=2000 cached="]);
+    eval(&two, &sets).exits(0).tells(&["candidate=base n=640 cached="]);
     for name in ["results.json", "samples.jsonl"] {
         let of = |desk: &Desk| desk.bytes(&format!("runs/colours/eval/{name}"));
         assert!(of(&one) == of(&two), "`{name}` differs");
