@@ -6,13 +6,16 @@ mod card;
 mod cli;
 mod commands;
 mod contract;
+mod costs;
 mod fault;
 mod interrupt;
+mod lineage;
 mod memory;
 mod output;
 mod session;
 mod summary;
 mod tasks;
+mod validator;
 mod workspace;
 
 use clap::Parser;

@@ -4,6 +4,7 @@ use crate::cli::RecipeArgs;
 use crate::fault::OrFault;
 use crate::output::{print, say};
 use crate::tasks::prepare_tasks;
+use crate::validator::check_metric;
 use crate::workspace::{Base, check_device, read_data, tell_reused};
 use serde_json::json;
 use taper_data::PreparedData;
@@ -32,6 +33,7 @@ fn look(args: &RecipeArgs, run: &ResolvedRun) -> anyhow::Result<(PreparedData, P
     let mut problems = run.warnings.clone();
     problems.extend(data.problems.clone());
     problems.extend(of_tasks);
+    problems.extend(check_metric(run));
     for note in base.tokenizer.notes() {
         problems.push(Problem::warning("tokenizer", note.clone()));
     }

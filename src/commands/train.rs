@@ -8,6 +8,7 @@ use crate::fault::OrFault;
 use crate::interrupt;
 use crate::output::{interactive, print, say};
 use crate::session::Session;
+use crate::validator::validator_of;
 use candle_core::DType;
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -26,15 +27,16 @@ pub(crate) fn train(args: &RunArgs) -> anyhow::Result<ExitCode> {
         Outcome::Interrupted { checkpoint, .. } => Ok(tell_interrupted(&session, &checkpoint, "train")),
         Outcome::Finished { steps, best, weights_of_step, .. } => {
             if args.folder.recipe.common.json {
-                print(
-                    &serde_json::json!({
-                        "steps": steps,
-                        "weights_of_step": weights_of_step,
-                        "best_eval_loss": best.map(|b| b.loss),
-                        "folder": session.folder,
-                    })
-                    .to_string(),
-                )?;
+                let mut told = serde_json::json!({
+                    "steps": steps,
+                    "weights_of_step": weights_of_step,
+                    "best_eval_loss": best.as_ref().map(|best| best.loss),
+                    "folder": session.folder,
+                });
+                if let Some(metric) = best.and_then(|best| best.metric) {
+                    told[format!("best_{}", metric.logged_name())] = metric.value.into();
+                }
+                print(&told.to_string())?;
             }
             Ok(ExitCode::Passed)
         }
@@ -43,6 +45,7 @@ pub(crate) fn train(args: &RunArgs) -> anyhow::Result<ExitCode> {
 
 /// Train, and write what was trained: `adapter/` in PEFT's format, or with `method = "full"` the checkpoint `merged/`.
 pub(crate) fn train_session(session: &Session, args: &RunArgs) -> anyhow::Result<Outcome> {
+    let validator = validator_of(session)?;
     let start = start(session, args)?;
     if start == Start::Fresh && !args.overwrite {
         session.write_resolved()?;
@@ -66,9 +69,14 @@ pub(crate) fn train_session(session: &Session, args: &RunArgs) -> anyhow::Result
         remove_earlier_run(&session.folder)?;
     }
     let mut trainer = Trainer::new(model.as_ref(), &trained, data, &sections, place).or_fault()?;
+    if let Some(validator) = validator {
+        trainer = trainer.with_validator(validator);
+    }
     trainer.prepare().or_fault()?;
     session.write_resolved()?;
     let outcome = trainer.run(sink().as_mut()).or_fault()?;
+    // It holds the model, which is now written.
+    drop(trainer);
     if let Outcome::Finished { .. } = &outcome {
         write_trained(session, model.as_mut(), &trained)?;
     }
@@ -176,6 +184,10 @@ fn fingerprints(session: &Session) -> anyhow::Result<BTreeMap<String, String>> {
         for (key, value) in values.as_object().into_iter().flatten() {
             fingerprints.insert(format!("`{section}.{key}`"), value.to_string());
         }
+    }
+    // Checkpoints that are older than this key went by the loss, and are gone on from.
+    if recipe.train.best_metric().is_none() {
+        fingerprints.remove("`train.metric_for_best_model`");
     }
     Ok(fingerprints)
 }

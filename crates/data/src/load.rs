@@ -317,7 +317,7 @@ mod tests {
         ];
         fs::write(&path, rows.join("\n")).unwrap();
         let asked = ["site", "meta.kind", "prompt"].map(String::from);
-        let dataset = load_with_fields(&[path.clone()], &DataSection::default(), &asked).unwrap();
+        let dataset = load_with_fields(std::slice::from_ref(&path), &DataSection::default(), &asked).unwrap();
         let fields: Vec<String> =
             dataset.examples.iter().map(|e| serde_json::to_string(&e.fields).unwrap()).collect();
         assert_eq!(

@@ -153,6 +153,9 @@ fn ranges(recipe: &Recipe, root: &Node, found: &mut Findings) {
         ("export".to_owned(), recipe.export.check()),
         ("serve".to_owned(), recipe.serve.check()),
     ];
+    if let Some(cost) = &recipe.cost {
+        sections.push(("cost".to_owned(), cost.check()));
+    }
     if let Some(adapter) = &recipe.adapter {
         sections.push(("adapter".to_owned(), adapter.check()));
     }

@@ -5,6 +5,7 @@
 //! folder which lost something later is passed over.
 
 use crate::error::{Error, Result};
+use crate::validator::{EVAL_LOSS, MetricValue};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -40,7 +41,7 @@ pub struct TrainerState {
     pub tokens: u64,
     /// What has been added up since the last line of the log.
     pub window: LogWindow,
-    /// The validation with the lowest loss.
+    /// The best validation: by the loss, or by the metric that the run goes by.
     pub best: Option<BestValidation>,
     /// Validations since the best one.
     pub validations_since_best: u64,
@@ -67,7 +68,7 @@ pub struct LogWindow {
 }
 
 /// A validation.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct BestValidation {
     /// After which step.
@@ -75,17 +76,27 @@ pub struct BestValidation {
     /// Mean loss over the targets, in nats.
     #[serde(with = "exact")]
     pub loss: f64,
+    /// The metric by which it is the best; `None` when that is the loss.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metric: Option<MetricValue>,
+}
+
+impl BestValidation {
+    /// What it is the best by, as `train.metric_for_best_model` names it.
+    pub fn metric_name(&self) -> String {
+        self.metric.as_ref().map_or_else(|| EVAL_LOSS.to_owned(), MetricValue::logged_name)
+    }
 }
 
 /// Numbers as text: `serde_json` may read a number one bit off, and these must come back as they were.
-mod exact {
+pub(crate) mod exact {
     use serde::{Deserialize, Deserializer, Serializer, de::Error};
 
-    pub(super) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(crate) fn serialize<S: Serializer>(value: &f64, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(value)
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<f64, D::Error> {
         String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
     }
 }
@@ -291,7 +302,7 @@ mod tests {
             fingerprints: BTreeMap::from([("recipe".to_owned(), "r1".to_owned())]),
             tokens: 7,
             window: LogWindow { loss_sum: 0.1 + 0.2, ..LogWindow::default() },
-            best: Some(BestValidation { step: 1, loss: 5.300_000_000_000_001 }),
+            best: Some(BestValidation { step: 1, loss: 5.300_000_000_000_001, metric: None }),
             validations_since_best: 0,
             files: BTreeMap::new(),
         }
@@ -313,6 +324,19 @@ mod tests {
         let read = store.state(&path).unwrap();
         assert_eq!(read, TrainerState { files: BTreeMap::from([("weights".to_owned(), 4)]), ..state(3) });
         assert_eq!(store.newest().unwrap(), Some(path));
+    }
+
+    #[test]
+    fn the_best_by_a_metric_comes_back_bit_for_bit_and_one_by_the_loss_is_as_it_always_was() {
+        let by_loss = BestValidation { step: 1, loss: 0.1 + 0.2, metric: None };
+        let text = serde_json::to_string(&by_loss).unwrap();
+        assert_eq!(text, r#"{"step":1,"loss":"0.30000000000000004"}"#);
+        assert_eq!(serde_json::from_str::<BestValidation>(&text).unwrap(), by_loss);
+        let metric = MetricValue { name: "f1".into(), value: 0.7 + 0.1 };
+        let by_metric = BestValidation { metric: Some(metric), ..by_loss };
+        let text = serde_json::to_string(&by_metric).unwrap();
+        assert_eq!(serde_json::from_str::<BestValidation>(&text).unwrap(), by_metric);
+        assert_eq!(by_metric.metric_name(), "eval_f1");
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What can stop a run.
 
+use crate::validator::ValidatorError;
 use std::io;
 use std::path::PathBuf;
 use taper_diagnostics::{Diagnose, ExitCode, Location, list_names};
@@ -117,6 +118,33 @@ pub enum Error {
         /// The newest.
         newest: PathBuf,
     },
+    /// The best checkpoint is to be chosen by what nobody measures.
+    #[error(
+        "the best checkpoint is to be chosen by `{asked}`, and what is measured is {}",
+        list_names(measured, 4)
+    )]
+    NotMeasured {
+        /// As asked for.
+        asked: String,
+        /// What is measured.
+        measured: Vec<String>,
+    },
+    /// The best checkpoint is to be chosen by a metric, and there is nothing to measure it on.
+    #[error("the best checkpoint is to be chosen by `{asked}`, and there is no validation data")]
+    NothingToValidate {
+        /// As asked for.
+        asked: String,
+    },
+    /// A score could not be measured.
+    #[error("failed to measure `{metric}` after step {step}")]
+    Score {
+        /// The metric.
+        metric: String,
+        /// The step.
+        step: u64,
+        /// Why.
+        source: ValidatorError,
+    },
     /// There is nothing to go on from.
     #[error("there is no complete checkpoint to resume from")]
     NothingToResume {
@@ -189,6 +217,10 @@ impl Diagnose for Error {
             }
             Self::NothingToResume { .. } => Some("start the run without `--resume`".into()),
             Self::Checkpoint { .. } => Some("remove the folder to go on from an older checkpoint".into()),
+            Self::NotMeasured { .. } => Some("set `train.metric_for_best_model` to what is measured".into()),
+            Self::NothingToValidate { .. } => {
+                Some("name a file with `data.valid`, or set `data.validation_split`".into())
+            }
             Self::Data(error) => error.hint(),
             Self::Adapter(error) => error.hint(),
             _ => None,
@@ -208,6 +240,7 @@ impl Diagnose for Error {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Arithmetic { .. }
+            | Self::Score { .. }
             | Self::GradientCut { .. }
             | Self::SelfTest { .. }
             | Self::DuplicateParameter { .. } => ExitCode::Fault,

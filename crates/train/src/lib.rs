@@ -22,6 +22,7 @@ mod step;
 mod tensor_file;
 mod trained;
 mod trainer;
+mod validator;
 
 pub use checkpoint::{BestValidation, CheckpointStore, LogWindow, OPTIMIZER_FILE, STATE_FILE, TrainerState};
 pub use driver::{LOGITS_BYTES, Pass, PassOptions, evaluate_loss, forward_backward};
@@ -40,3 +41,4 @@ pub use step::{StepReport, Stepper};
 pub use tensor_file::{NamedTensor, TensorFile};
 pub use trained::Trained;
 pub use trainer::{Outcome, RunPlace, Sections, Start, Trainer, TrainingData};
+pub use validator::{EVAL_LOSS, MetricValue, Validator, ValidatorError};

@@ -1,6 +1,7 @@
 //! `metrics.jsonl`: one JSON object a line, as the run goes.
 
 use crate::error::{Error, Result};
+use crate::validator::{MetricValue, in_line};
 use fs_err as fs;
 use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
@@ -32,6 +33,9 @@ pub struct Metrics {
     /// Mean cross-entropy over the targets of the validation data, in nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_loss: Option<f64>,
+    /// What the run's [`crate::Validator`] measured; in the file under `eval_` and its name.
+    #[serde(flatten, with = "in_line")]
+    pub eval_metric: Option<MetricValue>,
 }
 
 /// The file of a run.
@@ -84,6 +88,22 @@ fn step_of(line: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_metric_stands_under_its_own_name_and_is_read_back() {
+        let metric = |value| Some(MetricValue { name: "exact_match".into(), value });
+        let metrics =
+            Metrics { step: 3, eval_loss: Some(1.5), eval_metric: metric(0.25), ..Metrics::default() };
+        let line = serde_json::to_string(&metrics).unwrap();
+        assert_eq!(line, r#"{"step":3,"epoch":0.0,"eval_loss":1.5,"eval_exact_match":0.25}"#);
+        assert_eq!(serde_json::from_str::<Metrics>(&line).unwrap(), metrics);
+        let none = serde_json::to_string(&Metrics { eval_metric: metric(f64::NAN), ..metrics }).unwrap();
+        assert!(none.ends_with("\"eval_exact_match\":null}"), "{none}");
+        let read: Metrics = serde_json::from_str(&none).unwrap();
+        assert!(read.eval_metric.is_some_and(|metric| metric.value.is_nan()));
+        let other: Metrics = serde_json::from_str(r#"{"step":1,"epoch":0,"eval_of":"x","more":{}}"#).unwrap();
+        assert_eq!(other.eval_metric, None);
+    }
 
     #[test]
     fn resuming_cuts_the_file_back_to_the_resumed_step() {

@@ -4,6 +4,7 @@ use crate::checkpoint::BestValidation;
 use crate::metrics::Metrics;
 use crate::self_test::SelfTestReport;
 use crate::step::StepReport;
+use crate::validator::MetricValue;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::Write;
 use std::path::Path;
@@ -32,7 +33,7 @@ pub enum Event<'a> {
     Validated {
         /// Its line.
         metrics: &'a Metrics,
-        /// The best one so far, this one included; `None` while no loss was finite.
+        /// The best one so far, this one included; `None` while no loss, or no score, was finite.
         best: Option<&'a BestValidation>,
     },
     /// A checkpoint was written.
@@ -69,6 +70,7 @@ pub struct Bar {
     loss: f64,
     rate: f64,
     eval_loss: Option<f64>,
+    eval_metric: Option<MetricValue>,
 }
 
 impl Bar {
@@ -80,6 +82,7 @@ impl Bar {
             loss: f64::NAN,
             rate: f64::NAN,
             eval_loss: None,
+            eval_metric: None,
         }
     }
 }
@@ -103,13 +106,19 @@ impl ProgressSink for Bar {
                 if let Some(loss) = self.eval_loss {
                     message.push_str(&format!(" eval {loss:.4}"));
                 }
+                if let Some(metric) = &self.eval_metric {
+                    message.push_str(&format!(" {} {:.4}", metric.name, metric.value));
+                }
                 if let Some(bytes) = resident_bytes() {
                     message.push_str(&format!(" {} MB", bytes >> 20));
                 }
                 self.bar.set_message(message);
                 self.bar.set_position(report.step);
             }
-            Event::Validated { metrics, .. } => self.eval_loss = metrics.eval_loss,
+            Event::Validated { metrics, .. } => {
+                self.eval_loss = metrics.eval_loss;
+                self.eval_metric.clone_from(&metrics.eval_metric);
+            }
             Event::Ended { .. } => self.bar.abandon(),
             Event::SelfTested(_) | Event::Logged(_) | Event::Saved { .. } => {}
         }
@@ -147,6 +156,20 @@ impl<W: Write> Lines<W> {
         self.started.elapsed().as_secs_f64() / made as f64 * self.total_steps.saturating_sub(step) as f64
     }
 
+    fn validated(&mut self, metrics: &Metrics, best: Option<&BestValidation>) {
+        let metric = |metric: &Option<MetricValue>, before: &str| match metric {
+            Some(metric) => format!(" {before}_{}={:.4}", metric.name, metric.value),
+            None => String::new(),
+        };
+        let loss = metrics.eval_loss.unwrap_or(f64::NAN);
+        let score = metric(&metrics.eval_metric, "eval");
+        let best = best.map_or_else(String::new, |best| {
+            format!(" best_step={} best_loss={:.4}{}", best.step, best.loss, metric(&best.metric, "best"))
+        });
+        let step = metrics.step;
+        self.line(&format!("event=eval step={step}/{} eval_loss={loss:.4}{score}{best}", self.total_steps));
+    }
+
     fn logged(&mut self, m: &Metrics) {
         let mut line = format!("event=train step={}/{} epoch={:.2}", m.step, self.total_steps, m.epoch);
         let values = [
@@ -178,15 +201,7 @@ impl<W: Write> ProgressSink for Lines<W> {
                 report.parameters, report.tokens, report.difference
             )),
             Event::Logged(metrics) => self.logged(metrics),
-            Event::Validated { metrics, best } => {
-                let loss = metrics.eval_loss.unwrap_or(f64::NAN);
-                let best = best.map(|best| format!(" best_step={} best_loss={:.4}", best.step, best.loss));
-                let best = best.unwrap_or_default();
-                self.line(&format!(
-                    "event=eval step={}/{} eval_loss={loss:.4}{best}",
-                    metrics.step, self.total_steps
-                ));
-            }
+            Event::Validated { metrics, best } => self.validated(metrics, *best),
             Event::Saved { path } => self.line(&format!("event=checkpoint path={}", path.display())),
             Event::Ended { step } => self.line(&format!("event=end step={step}/{}", self.total_steps)),
             Event::Stepped(_) => {}
@@ -219,7 +234,11 @@ mod tests {
         };
         lines.event(&Event::Logged(&metrics));
         let validated = Metrics { step: 4, eval_loss: Some(1.0), ..Metrics::default() };
-        let best = BestValidation { step: 4, loss: 1.0 };
+        let best = BestValidation { step: 4, loss: 1.0, metric: None };
+        lines.event(&Event::Validated { metrics: &validated, best: Some(&best) });
+        let metric = |value| Some(MetricValue { name: "f1".into(), value });
+        let validated = Metrics { eval_metric: metric(0.25), ..validated };
+        let best = BestValidation { step: 2, loss: 1.5, metric: metric(0.5) };
         lines.event(&Event::Validated { metrics: &validated, best: Some(&best) });
         lines.event(&Event::Ended { step: 4 });
         let text = String::from_utf8(out).unwrap();
@@ -231,7 +250,11 @@ mod tests {
         );
         assert!(lines[1].contains(" seconds_left="));
         assert_eq!(lines[2], "event=eval step=4/4 eval_loss=1.0000 best_step=4 best_loss=1.0000");
-        assert_eq!(lines[3], "event=end step=4/4");
+        assert_eq!(
+            lines[3],
+            "event=eval step=4/4 eval_loss=1.0000 eval_f1=0.2500 best_step=2 best_loss=1.5000 best_f1=0.5000"
+        );
+        assert_eq!(lines[4], "event=end step=4/4");
     }
 
     #[test]

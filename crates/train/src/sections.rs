@@ -1,5 +1,6 @@
 //! The `[train]`, `[optimizer]` and `[schedule]` sections of a recipe.
 
+use crate::validator::{EVAL_LOSS, PREFIX};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use taper_diagnostics::{Location, Problem, Problems};
@@ -41,10 +42,13 @@ pub struct TrainSection {
     pub save_steps: Option<u64>,
     /// Checkpoints to keep: the newest, and beyond this number the best one.
     pub save_total_limit: usize,
-    /// Validations in a row without a new best loss after which the run stops; left out, it never stops early.
+    /// What makes a validation the best one: "eval_loss", its loss, or "eval_" and the name of a metric that is measured on the
+    /// validation data beside it, also written without "eval_". Lowest or highest, as the metric is better. Early stopping and the
+    /// checkpoint that is kept go by it.
+    pub metric_for_best_model: String,
+    /// Validations in a row without a new best after which the run stops; left out, it never stops early.
     pub early_stopping_patience: Option<u64>,
-    /// End with the weights of the validation with the lowest loss in place of the last ones. Without validation data the
-    /// last ones are kept.
+    /// End with the weights of the best validation in place of the last ones. Without validation data the last ones are kept.
     pub load_best_model_at_end: bool,
     /// Before step 1, prove on the real model and a short example that every trained parameter gets a correct gradient and
     /// no frozen weight gets one. Costs about eight short forward passes.
@@ -67,6 +71,7 @@ impl Default for TrainSection {
             eval_steps: None,
             save_steps: None,
             save_total_limit: 2,
+            metric_for_best_model: EVAL_LOSS.to_owned(),
             early_stopping_patience: None,
             load_best_model_at_end: true,
             self_test: true,
@@ -193,6 +198,12 @@ impl Faults {
 }
 
 impl TrainSection {
+    /// The metric by which the best validation is chosen, without `eval_`; `None` when that is the loss.
+    pub fn best_metric(&self) -> Option<&str> {
+        let name = self.metric_for_best_model.strip_prefix(PREFIX).unwrap_or(&self.metric_for_best_model);
+        (name != "loss").then_some(name)
+    }
+
     /// Everything about the section that can be known from itself.
     pub fn check(&self) -> Problems {
         let mut faults = Faults::new("train");
@@ -216,6 +227,15 @@ impl TrainSection {
         );
         let patience = "leave the key out to never stop early";
         faults.at_least_one("early_stopping_patience", self.early_stopping_patience, patience);
+        if self.best_metric().is_some_and(|name| name.trim().is_empty()) {
+            let message = "`metric_for_best_model` names no metric".to_owned();
+            faults.push(
+                "out-of-range",
+                "metric_for_best_model",
+                message,
+                "\"eval_loss\" goes by the validation loss",
+            );
+        }
         let clip = "0 switches clipping off";
         faults.number("max_grad_norm", self.max_grad_norm, |v| v >= 0.0, "0 or more", clip);
         if let Some(alpha) = self.neftune_noise_alpha {
@@ -343,15 +363,28 @@ mod tests {
     fn all_faults_of_a_section_are_found_at_once() {
         let train: TrainSection = toml::from_str(
             "num_train_epochs = nan\nmax_steps = 0\nbatch_size = 0\ngradient_accumulation_steps = 0\nlogging_steps = 0\neval_steps = 0\n\
-             save_steps = 0\nsave_total_limit = 0\nearly_stopping_patience = 0\nmax_grad_norm = -1.0\nneftune_noise_alpha = 0.0",
+             save_steps = 0\nsave_total_limit = 0\nearly_stopping_patience = 0\nmax_grad_norm = -1.0\nneftune_noise_alpha = 0.0\nmetric_for_best_model = \"eval_\"",
         )
         .unwrap();
-        assert_eq!(keys(&train.check()).len(), 11);
+        assert_eq!(keys(&train.check()).len(), 12);
         let optimizer: OptimizerSection = toml::from_str(
             "learning_rate = 0.0\nweight_decay = 2.0\nadam_beta1 = 1.0\nadam_beta2 = -0.1\nadam_epsilon = 0.0\nloraplus_lr_ratio = inf",
         )
         .unwrap();
         assert_eq!(keys(&optimizer.check()).len(), 6);
+    }
+
+    #[test]
+    fn the_metric_of_the_best_model_is_read_with_and_without_its_prefix() {
+        let metric =
+            |name: &str| TrainSection { metric_for_best_model: name.into(), ..TrainSection::default() };
+        assert_eq!(TrainSection::default().best_metric(), None);
+        for (name, want) in
+            [("eval_loss", None), ("loss", None), ("f1", Some("f1")), ("eval_f1", Some("f1")), ("", Some(""))]
+        {
+            assert_eq!(metric(name).best_metric(), want);
+        }
+        assert_eq!(keys(&metric(" ").check()), ["train.metric_for_best_model"]);
     }
 
     #[test]

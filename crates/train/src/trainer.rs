@@ -9,6 +9,7 @@ use crate::self_test::{self_test, shortest_example};
 use crate::step::{StepReport, Stepper};
 use crate::tensor_file::{self, TensorFile};
 use crate::trained::Trained;
+use crate::validator::{EVAL_LOSS, MetricValue, PREFIX, Validator};
 use crate::{LrSchedule, OptimizerSection, ScheduleSection, TrainSection};
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -76,7 +77,7 @@ pub enum Outcome {
         steps: u64,
         /// Whether early stopping ended it.
         stopped_early: bool,
-        /// The validation with the lowest loss.
+        /// The best validation: by the loss, or by the metric that the run goes by.
         best: Option<BestValidation>,
         /// The step whose weights the model has: the last one, or the best one.
         weights_of_step: u64,
@@ -102,6 +103,7 @@ pub struct Trainer<'m> {
     store: CheckpointStore,
     place: RunPlace,
     state: TrainerState,
+    validator: Option<Box<dyn Validator + 'm>>,
     is_prepared: bool,
 }
 
@@ -150,8 +152,17 @@ impl<'m> Trainer<'m> {
             store,
             place,
             state,
+            validator: None,
             is_prepared: false,
         })
+    }
+
+    /// Measure a metric at each validation, beside the loss. Where `train.metric_for_best_model` names it, the best validation is the
+    /// one with the best score. Each step stays the same, bit for bit.
+    #[must_use]
+    pub fn with_validator(mut self, validator: Box<dyn Validator + 'm>) -> Self {
+        self.validator = Some(validator);
+        self
     }
 
     /// Steps of the whole run.
@@ -163,9 +174,11 @@ impl<'m> Trainer<'m> {
     /// goes on. Nothing is written. [`Self::run`] does this when it was not done.
     ///
     /// # Errors
-    /// When a new run finds checkpoints, or one that goes on finds none or one of another run.
+    /// When a new run finds checkpoints, or one that goes on finds none or one of another run; when what is to choose the best
+    /// checkpoint is not measured.
     pub fn prepare(&mut self) -> Result<()> {
         if !self.is_prepared {
+            self.check_metric()?;
             match self.place.start {
                 Start::Fresh => self.check_fresh()?,
                 Start::Resume => self.resume()?,
@@ -184,7 +197,7 @@ impl<'m> Trainer<'m> {
         self.prepare()?;
         // A kill may have come between a checkpoint and the removal of those that it replaces.
         self.store.remove_unfinished()?;
-        self.store.rotate(self.train.save_total_limit, self.state.best.map(|best| best.step))?;
+        self.store.rotate(self.train.save_total_limit, self.best_step())?;
         let metrics = MetricsFile::open(&self.place.folder, self.state.step)?;
         let parameters = self.trained.parameter_count();
         let total_steps = self.state.total_steps;
@@ -211,6 +224,22 @@ impl<'m> Trainer<'m> {
         self.finish(sink)
     }
 
+    /// Whether what the best validation is chosen by is measured, and on something.
+    fn check_metric(&self) -> Result<()> {
+        let Some(name) = self.train.best_metric() else { return Ok(()) };
+        let asked = self.train.metric_for_best_model.clone();
+        let measured = self.validator.as_ref().map(|validator| validator.name());
+        if measured != Some(name) {
+            let measured = measured.map(|name| format!("{PREFIX}{name}"));
+            let measured = std::iter::once(EVAL_LOSS.to_owned()).chain(measured).collect();
+            return Err(Error::NotMeasured { asked, measured });
+        }
+        if self.data.valid.is_empty() {
+            return Err(Error::NothingToValidate { asked });
+        }
+        Ok(())
+    }
+
     fn check_fresh(&self) -> Result<()> {
         match self.store.newest()? {
             Some(newest) => Err(Error::CheckpointsExist { newest }),
@@ -223,12 +252,26 @@ impl<'m> Trainer<'m> {
         let path = newest.ok_or_else(|| Error::NothingToResume { folder: self.place.folder.clone() })?;
         let state = self.store.state(&path)?;
         state.check_same_run(&path, &self.state)?;
+        self.check_same_metric(&path, &state)?;
         self.data.train.restore(&state.data)?;
         self.trained.restore(&path)?;
         let moments = TensorFile::open(&path.join(OPTIMIZER_FILE))?;
         self.stepper.optimizer.restore(&moments, state.step)?;
         self.state = state;
         Ok(())
+    }
+
+    /// Values of two metrics cannot be compared.
+    fn check_same_metric(&self, path: &Path, state: &TrainerState) -> Result<()> {
+        let now =
+            self.train.best_metric().map_or_else(|| EVAL_LOSS.to_owned(), |name| format!("{PREFIX}{name}"));
+        match state.best.as_ref().map(BestValidation::metric_name) {
+            Some(then) if then != now => {
+                let difference = format!("the metric of the best checkpoint was `{then}`, is `{now}`");
+                Err(Error::OtherRun { path: path.to_owned(), differences: vec![difference] })
+            }
+            _ => Ok(()),
+        }
     }
 
     fn self_test(&self, sink: &mut dyn ProgressSink) -> Result<()> {
@@ -303,31 +346,66 @@ impl<'m> Trainer<'m> {
             tokens: Some(self.state.tokens),
             tokens_per_second: Some(window.tokens as f64 / window.seconds.max(1e-9)),
             eval_loss: None,
+            eval_metric: None,
         };
         file.append(&metrics)?;
         sink.event(&Event::Logged(&metrics));
         Ok(())
     }
 
-    /// Validate when it is due; true when the loss is a new best. One that is not finite is no better than any other.
+    /// Validate when it is due; true when it is a new best. A loss or a score that is not finite is no better than any other.
     fn validate(&mut self, file: &MetricsFile, sink: &mut dyn ProgressSink) -> Result<bool> {
         if self.data.valid.is_empty() || !(self.is_last_step() || self.falls_on(self.train.eval_steps)) {
             return Ok(false);
         }
         let loss = self.validation_loss()?;
         let step = self.state.step;
-        let new_best = loss.is_finite() && self.state.best.is_none_or(|best| loss < best.loss);
+        let metric = self.score(step)?;
+        let new_best = self.is_better(loss, metric.as_ref());
         if new_best {
-            self.state.best = Some(BestValidation { step, loss });
+            let metric = metric.clone().filter(|_| self.train.best_metric().is_some());
+            self.state.best = Some(BestValidation { step, loss, metric });
             self.state.validations_since_best = 0;
         } else {
             self.state.validations_since_best += 1;
         }
         let epoch = self.data.train.epochs_done();
-        let metrics = Metrics { step, epoch, eval_loss: Some(loss), ..Metrics::default() };
+        let metrics =
+            Metrics { step, epoch, eval_loss: Some(loss), eval_metric: metric, ..Metrics::default() };
         file.append(&metrics)?;
         sink.event(&Event::Validated { metrics: &metrics, best: self.state.best.as_ref() });
         Ok(new_best)
+    }
+
+    /// What the validator says of the model as it is.
+    fn score(&mut self, step: u64) -> Result<Option<MetricValue>> {
+        let Some(validator) = &mut self.validator else { return Ok(None) };
+        let name = validator.name().to_owned();
+        match validator.score(self.model, step) {
+            Ok(value) => Ok(Some(MetricValue { name, value })),
+            Err(source) => Err(Error::Score { metric: name, step, source }),
+        }
+    }
+
+    /// Whether a validation is better than the best one so far, by the loss or by the metric that the run goes by.
+    fn is_better(&self, loss: f64, metric: Option<&MetricValue>) -> bool {
+        let best = self.state.best.as_ref();
+        let metric = metric.filter(|_| self.train.best_metric().is_some());
+        match (metric, &self.validator) {
+            (Some(metric), Some(validator)) => {
+                let best = best.and_then(|best| best.metric.as_ref());
+                let beats = |best: &MetricValue| match validator.higher_is_better() {
+                    true => metric.value > best.value,
+                    false => metric.value < best.value,
+                };
+                metric.value.is_finite() && best.is_none_or(beats)
+            }
+            _ => loss.is_finite() && best.is_none_or(|best| loss < best.loss),
+        }
+    }
+
+    fn best_step(&self) -> Option<u64> {
+        self.state.best.as_ref().map(|best| best.step)
     }
 
     /// Mean loss over the targets of all validation data.
@@ -358,7 +436,7 @@ impl<'m> Trainer<'m> {
     /// Write the checkpoint of the state as it is.
     fn save(&mut self, sink: &mut dyn ProgressSink) -> Result<PathBuf> {
         let path = self.store.write(&self.state, |folder| self.fill(folder))?;
-        self.store.rotate(self.train.save_total_limit, self.state.best.map(|best| best.step))?;
+        self.store.rotate(self.train.save_total_limit, self.best_step())?;
         sink.event(&Event::Saved { path: &path });
         Ok(path)
     }
@@ -383,17 +461,16 @@ impl<'m> Trainer<'m> {
     fn finish(&mut self, sink: &mut dyn ProgressSink) -> Result<Outcome> {
         let checkpoint = self.saved(sink)?;
         let mut weights_of_step = self.state.step;
-        if let Some(best) =
-            self.state.best.filter(|best| self.train.load_best_model_at_end && best.step != weights_of_step)
-        {
-            self.trained.restore(&self.store.path(best.step))?;
-            weights_of_step = best.step;
+        let best = self.best_step().filter(|_| self.train.load_best_model_at_end);
+        if let Some(best) = best.filter(|best| *best != weights_of_step) {
+            self.trained.restore(&self.store.path(best))?;
+            weights_of_step = best;
         }
         sink.event(&Event::Ended { step: self.state.step });
         Ok(Outcome::Finished {
             steps: self.state.step,
             stopped_early: self.state.step < self.state.total_steps,
-            best: self.state.best,
+            best: self.state.best.clone(),
             weights_of_step,
             checkpoint,
         })

@@ -12,3 +12,5 @@ mod self_test;
 mod stops;
 #[cfg(test)]
 mod support;
+#[cfg(test)]
+mod validator;
