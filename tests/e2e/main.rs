@@ -18,6 +18,8 @@ mod contract;
 #[cfg(test)]
 mod desk;
 #[cfg(test)]
+mod endpoints;
+#[cfg(test)]
 mod eval;
 #[cfg(test)]
 mod evaluation;
@@ -57,3 +59,5 @@ mod reports;
 mod resume;
 #[cfg(test)]
 mod serve;
+#[cfg(test)]
+mod verify;

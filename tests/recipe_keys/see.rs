@@ -80,6 +80,11 @@ pub(crate) fn validated(ran: &Ran) -> Value {
     logged(ran, "eval_loss", "step")
 }
 
+/// The values by which validations were chosen, where that is not the loss.
+pub(crate) fn validation_metric(ran: &Ran) -> Value {
+    logged(ran, "eval_exact_match", "eval_exact_match")
+}
+
 /// The validation losses.
 pub(crate) fn validation_losses(ran: &Ran) -> Value {
     logged(ran, "eval_loss", "eval_loss")
