@@ -174,7 +174,6 @@ fn train() -> Vec<Case> {
         case("train.save_steps", "1", "train", see::checkpoints)
             .beside(&["train.save_total_limit=9", "train.load_best_model_at_end=false"]),
         case("train.save_total_limit", "1", "train", see::checkpoints).beside(&["train.save_steps=1"]),
-        // There is one yet.
         case("train.metric_for_best_model", "exact_match", "train", see::validation_metric),
         case("train.early_stopping_patience", "1", "train", see::steps).beside(DIVERGING),
         case("train.load_best_model_at_end", "false", "train", see::weights).beside(DIVERGING),
