@@ -8,6 +8,8 @@ mod adapter;
 #[cfg(test)]
 mod bench_serve;
 #[cfg(test)]
+mod candidates;
+#[cfg(test)]
 mod chat;
 #[cfg(test)]
 mod check;
@@ -19,6 +21,8 @@ mod desk;
 mod endpoints;
 #[cfg(test)]
 mod eval;
+#[cfg(test)]
+mod evaluation;
 #[cfg(test)]
 mod explain;
 #[cfg(test)]
@@ -49,6 +53,8 @@ mod recipe_errors;
 mod recipe_verbs;
 #[cfg(test)]
 mod repeat;
+#[cfg(test)]
+mod reports;
 #[cfg(test)]
 mod resume;
 #[cfg(test)]

@@ -137,6 +137,37 @@ impl Comparison {
         this
     }
 
+    /// The same, told of the first candidate against the second. The tests look both ways, so p-values stay.
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        let is_ratio = self.effect_kind == EffectKind::Ratio;
+        let turned = |effect: f64| if is_ratio { 1.0 / effect } else { -effect };
+        let interval = |i: Interval| Interval { low: turned(i.high), high: turned(i.low) };
+        Self {
+            reference: self.candidate.clone(),
+            candidate: self.reference.clone(),
+            base: self.value,
+            value: self.base,
+            effect: turned(self.effect),
+            interval: self.interval.map(interval),
+            won: self.lost,
+            lost: self.won,
+            verdict: match self.verdict {
+                Verdict::Better => Verdict::Worse,
+                Verdict::Worse => Verdict::Better,
+                Verdict::Inconclusive => Verdict::Inconclusive,
+            },
+            effect_size: self.effect_size.clone().map(|size| EffectSize { value: -size.value, ..size }),
+            ..self.clone()
+        }
+    }
+
+    /// The items to take where there is not enough data: nothing where there are that many already, as when several metrics were asked
+    /// together or the test wants more than this estimate.
+    pub fn items_to_take(&self) -> Option<u64> {
+        self.needed.filter(|needed| self.verdict == Verdict::Inconclusive && *needed > self.n as u64)
+    }
+
     /// The effect with "more is better": above 0 the second did better.
     pub fn gain(&self) -> f64 {
         let effect = if self.effect_kind == EffectKind::Ratio { self.effect.ln() } else { self.effect };

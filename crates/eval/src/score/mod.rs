@@ -214,7 +214,8 @@ impl Scorer {
             }
             Metric::Accuracy => {
                 let labels = &self.scoring.labels;
-                share(label_of(answer, labels, normalize)? == label_of(expected, labels, normalize)?)
+                let wanted = label_of(expected, labels, normalize)?;
+                share(label_of(answer, labels, normalize) == Some(wanted))
             }
             Metric::MacroF1 => {
                 let labels = &self.scoring.labels;

@@ -1,9 +1,10 @@
 //! Extraction into JSON, scored against a JSON Schema: is the answer valid, and which of its fields are right, wrong, missing or
 //! invented.
 //!
-//! A *field* is a value that is neither object nor list, named by its path with lists as `[]`: `patient.name`, `items[].price`. How
-//! it is compared follows from its schema (see [`Comparator`]) or is stated there by `x-compare`. With E fields equal, W wrong, M
-//! missing and I invented, precision is `E / (E + W + I)`, recall `E / (E + W + M)` and F1 `2 E / (2 E + 2 W + M + I)`.
+//! A *field* is a value that is neither object nor list, named by its path with lists as `[]`: `patient.name`, `items[].price`; a key
+//! that is neither expected nor in the schema is `*`. How it is compared follows from its schema (see [`Comparator`]) or is stated there
+//! by `x-compare`. With E fields equal, W wrong, M missing and I invented, precision is `E / (E + W + I)`, recall `E / (E + W + M)` and
+//! F1 `2 E / (2 E + 2 W + M + I)`.
 
 mod assign;
 mod dates;
