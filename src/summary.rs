@@ -98,7 +98,10 @@ pub(crate) fn training_samples(session: &Session) -> anyhow::Result<Vec<Training
         });
         let place = &example.source;
         let file = place.file.file_name().unwrap_or_default().to_string_lossy();
-        Ok(TrainingSample { id: format!("{file}:{}", place.line), tokens: tokens.collect::<anyhow::Result<_>>()? })
+        Ok(TrainingSample {
+            id: format!("{file}:{}", place.line),
+            tokens: tokens.collect::<anyhow::Result<_>>()?,
+        })
     });
     samples.collect()
 }
@@ -129,7 +132,8 @@ pub(crate) fn tell(judged: &Judged) {
     for evaluation in &judged.evaluations {
         let decisive = evaluation.metrics().next();
         let is_told = |c: &&Comparison| {
-            let is_verdict = Some(&c.reference) == evaluation.reference.as_ref() && c.candidate == evaluation.trained;
+            let is_verdict =
+                Some(&c.reference) == evaluation.reference.as_ref() && c.candidate == evaluation.trained;
             is_verdict || Some(c.metric) == decisive
         };
         for comparison in evaluation.comparisons.iter().filter(is_told) {

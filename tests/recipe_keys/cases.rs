@@ -65,8 +65,23 @@ const DIVERGING: &[&str] = &[
 
 /// The cases of the binary.
 pub(crate) fn cases() -> Vec<Case> {
-    [top(), model(), adapter(), data(), train(), optimizer(), schedule(), eval(), scoring(), candidate(), gate(), report(), export(), serve()]
-        .concat()
+    [
+        top(),
+        model(),
+        adapter(),
+        data(),
+        train(),
+        optimizer(),
+        schedule(),
+        eval(),
+        scoring(),
+        candidate(),
+        gate(),
+        report(),
+        export(),
+        serve(),
+    ]
+    .concat()
 }
 
 fn top() -> Vec<Case> {

@@ -130,7 +130,8 @@ impl Comparison {
         };
         if let Some(decision) = decision {
             let interval = Interval { low: told(decision.interval.low), high: told(decision.interval.high) };
-            this.interval = (decision.interval.low.is_finite() && decision.interval.high.is_finite()).then_some(interval);
+            this.interval =
+                (decision.interval.low.is_finite() && decision.interval.high.is_finite()).then_some(interval);
             (this.p_value, this.needed) = (decision.p_value, decision.needed);
             this.adjusted_p_value = decision.p_value;
         }
