@@ -13,7 +13,7 @@ fn api() -> MockServer {
         let words: Vec<&str> = question.split(' ').collect();
         let number: usize = words[1].parse().unwrap();
         let colour = ["red", "green", "blue", "black"][number % 4];
-        Ok(if number % 8 == 0 { "no idea" } else { colour }.to_owned())
+        Ok(if number.is_multiple_of(8) { "no idea" } else { colour }.to_owned())
     })
 }
 
