@@ -13,6 +13,7 @@ mod plan;
 mod recipe;
 mod run;
 mod serve;
+mod smoke;
 mod train;
 
 use crate::cli::{Cli, Verb};
@@ -28,6 +29,7 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Train(args) => train::train(&args),
         Verb::Eval(args) => eval::eval(&args),
         Verb::Export(args) => export::export(&args),
+        Verb::Smoke(args) => smoke::smoke(&args),
         Verb::Generate(args) => generate::generate(&args),
         Verb::Chat(args) => chat::chat(&args),
         Verb::Serve(args) => serve::serve(&args),

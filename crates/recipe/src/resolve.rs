@@ -152,6 +152,7 @@ fn ranges(recipe: &Recipe, root: &Node, found: &mut Findings) {
         ("gate".to_owned(), recipe.gate.check()),
         ("export".to_owned(), recipe.export.check()),
         ("serve".to_owned(), recipe.serve.check()),
+        ("smoke".to_owned(), recipe.smoke.check()),
     ];
     if let Some(adapter) = &recipe.adapter {
         sections.push(("adapter".to_owned(), adapter.check()));
