@@ -4,11 +4,13 @@ use crate::adapters::load_adapter;
 use crate::card::public_name;
 use crate::commands::eval::{load_trained, trained_folder};
 use crate::commands::export::gguf_file;
+use crate::commands::serve::LocalServer;
 use crate::fault::{OrFault, user_error};
 use crate::session::Session;
 use crate::workspace::Base;
 use serde_json::json;
 use std::path::{Path, PathBuf};
+use taper_eval::remote::{Endpoint, EndpointSection};
 use taper_eval::{ADAPTER, BASE, CandidateSection, EvalTask, ExportedModel, TRAINED};
 use taper_hub::{Fingerprint, HashCache, InitChoice, ModelSection};
 use taper_models::{CausalLm, LoadOptions};
@@ -31,6 +33,10 @@ enum Kind<'s> {
     Trained,
     /// Another model or adapter.
     Model { base: Other<'s>, adapter: Option<PathBuf> },
+    /// A model behind an address.
+    Endpoint(&'s EndpointSection),
+    /// A model through our own server.
+    Served { base: Other<'s>, adapter: Option<PathBuf>, section: Box<ModelSection> },
 }
 
 /// The model below an adapter.
@@ -55,6 +61,7 @@ pub(crate) enum Stage {
 pub(crate) struct Loaded {
     base: Option<Box<dyn CausalLm>>,
     candidate: Option<Box<dyn CausalLm>>,
+    server: Option<LocalServer>,
 }
 
 impl Stage {
@@ -93,35 +100,46 @@ pub(crate) fn candidates<'s>(session: &'s Session, stages: &[Stage]) -> anyhow::
 }
 
 impl<'s> Candidate<'s> {
-    fn of(section: &CandidateSection, session: &'s Session) -> anyhow::Result<Self> {
+    fn of(section: &'s CandidateSection, session: &'s Session) -> anyhow::Result<Self> {
+        let (name, few_shot) = (section.name.clone(), section.few_shot);
+        if let Some(endpoint) = &section.endpoint {
+            let about = format!("{} at {}", endpoint.model, endpoint.url);
+            return Ok(Self { name, about: shown(about, few_shot), few_shot, kind: Kind::Endpoint(endpoint) });
+        }
         let model = match section.export {
             Some(export) => Some(exported(session, export)?.to_string_lossy().into_owned()),
+            None if section.is_served_trained() && session.trains_all_weights() => {
+                Some(trained_folder(session)?.to_string_lossy().into_owned())
+            }
             None => section.model.clone(),
         };
-        let mut about = model.clone().unwrap_or_else(|| public_name(&session.base.source));
-        if let Some(adapter) = &section.adapter {
-            about.push_str(&format!(" with {}", adapter.display()));
-        }
-        if let Some(few_shot) = section.few_shot {
-            about.push_str(&format!(", {few_shot} examples shown"));
-        }
-        let kind = match (model, &section.adapter) {
-            (None, None) => Kind::Base,
-            (None, Some(adapter)) => {
-                Kind::Model { base: Other::OfRecipe(&session.base), adapter: Some(adapter.clone()) }
-            }
-            (Some(model), adapter) => {
-                let (base, options) = own_model(&model, section.export.is_some(), session)?;
-                Kind::Model { base: Other::Own(Box::new(base), options), adapter: adapter.clone() }
-            }
+        let adapter = match section.is_served_trained() && !session.trains_all_weights() {
+            true => Some(trained_folder(session)?),
+            false => section.adapter.clone(),
         };
-        Ok(Self { name: section.name.clone(), about, few_shot: section.few_shot, kind })
+        let about = about(section, session, adapter.as_deref());
+        let is_export = section.export.is_some();
+        let (other, own) = match &model {
+            Some(model) => {
+                let section = own_section(model, is_export, session);
+                let base = Base::of_recipe(&section, &session.args.recipe.common)?;
+                let options = (&section).into();
+                (Other::Own(Box::new(base), options), section)
+            }
+            None => (Other::OfRecipe(&session.base), session.run.recipe.model.clone()),
+        };
+        let kind = match (section.server, model.is_some() || adapter.is_some()) {
+            (true, _) => Kind::Served { base: other, adapter, section: Box::new(own) },
+            (false, true) => Kind::Model { base: other, adapter },
+            (false, false) => Kind::Base,
+        };
+        Ok(Self { name, about: shown(about, few_shot), few_shot, kind })
     }
 
     /// How it reads text.
     fn reader<'a>(&'a self, session: &'a Session) -> &'a Base {
         match &self.kind {
-            Kind::Model { base: Other::Own(base, _), .. } => base,
+            Kind::Model { base: Other::Own(base, _), .. } | Kind::Served { base: Other::Own(base, _), .. } => base,
             _ => &session.base,
         }
     }
@@ -135,7 +153,10 @@ impl<'s> Candidate<'s> {
     pub(crate) fn own_task(&self, session: &Session, index: usize) -> anyhow::Result<Option<EvalTask>> {
         let held_out = &session.tasks[index];
         let few_shot = self.few_shot.unwrap_or(held_out.task.section.few_shot);
-        let is_own = matches!(&self.kind, Kind::Model { base: Other::Own(..), .. });
+        let is_own = matches!(
+            &self.kind,
+            Kind::Model { base: Other::Own(..), .. } | Kind::Served { base: Other::Own(..), .. }
+        );
         if !is_own && few_shot == held_out.task.section.few_shot {
             return Ok(None);
         }
@@ -158,7 +179,8 @@ impl<'s> Candidate<'s> {
             Kind::Trained => {
                 (of_base(&session.base)?, as_recipe_says, Some(adapter_of(&trained_folder(session)?)?))
             }
-            Kind::Model { base, adapter } => {
+            Kind::Endpoint(_) => return Ok(String::new()),
+            Kind::Model { base, adapter } | Kind::Served { base, adapter, .. } => {
                 let adapter = adapter.as_deref().map(adapter_of).transpose()?;
                 match base {
                     Other::OfRecipe(base) => (of_base(base)?, as_recipe_says, adapter),
@@ -168,7 +190,44 @@ impl<'s> Candidate<'s> {
         };
         let tokenizer: String = self.tokenizer(session).fingerprint().iter().map(|b| format!("{b:02x}")).collect();
         let adapter = adapter.as_ref().map(Fingerprint::as_str);
-        Ok(json!({"weights": weights.as_str(), "as": how, "adapter": adapter, "tokenizer": tokenizer, "device": "cpu"}).to_string())
+        Ok(json!({"weights": weights.as_str(), "as": how, "adapter": adapter, "tokenizer": tokenizer, "device": "cpu", "served": self.is_served()}).to_string())
+    }
+
+    /// Whether it is asked over HTTP through our own server.
+    pub(crate) fn is_served(&self) -> bool {
+        matches!(self.kind, Kind::Served { .. })
+    }
+
+    /// Whether it is what the run trained, in this process.
+    pub(crate) fn is_trained(&self) -> bool {
+        matches!(self.kind, Kind::Trained)
+    }
+
+    /// The address at which it is asked, where it is; our own server is started at the first call.
+    pub(crate) fn endpoint(&self, session: &Session, loaded: &mut Loaded, concurrency: usize) -> anyhow::Result<Option<Endpoint>> {
+        let (base, adapter, section) = match &self.kind {
+            Kind::Endpoint(section) => return Endpoint::open(section).or_fault().map(Some),
+            Kind::Served { base, adapter, section } => (base, adapter, section),
+            _ => return Ok(None),
+        };
+        if loaded.server.is_none() {
+            loaded.base = None;
+            let common = &session.args.recipe.common;
+            let reopened = match base {
+                Other::OfRecipe(_) => Base::of_recipe(&session.run.recipe.model, common)?,
+                Other::Own(..) => Base::of_recipe(section, common)?,
+            };
+            loaded.server = Some(LocalServer::start(reopened, section, adapter.as_deref(), concurrency)?);
+        }
+        let Some(server) = &loaded.server else { return Ok(None) };
+        let section = EndpointSection {
+            url: server.url.clone(),
+            model: server.model.clone(),
+            concurrency,
+            timeout_s: 3600,
+            ..EndpointSection::default()
+        };
+        Endpoint::open(&section).or_fault().map(Some)
     }
 
     /// Its model, loaded at the first call.
@@ -189,6 +248,7 @@ impl<'s> Candidate<'s> {
     fn load(&self, session: &Session, base: Option<Box<dyn CausalLm>>) -> anyhow::Result<Box<dyn CausalLm>> {
         match &self.kind {
             Kind::Base => session.load_base(),
+            Kind::Endpoint(_) | Kind::Served { .. } => anyhow::bail!("`{}` has no model in this process", self.name),
             Kind::Trained if session.trains_all_weights() => {
                 drop(base);
                 Ok(load_trained(session, None)?.1)
@@ -215,16 +275,36 @@ impl Loaded {
     /// Let go of a candidate's model; the base's stays, if it is in memory.
     pub(crate) fn next(&mut self) {
         self.candidate = None;
+        self.server = None;
     }
 }
 
-/// A model that is not the recipe's base, with its own tokenizer and template. What was exported reads text as the run does.
-fn own_model(model: &str, is_export: bool, session: &Session) -> anyhow::Result<(Base, LoadOptions)> {
-    let recipe = &session.run.recipe.model;
-    let chat_template = recipe.chat_template.clone().filter(|_| is_export);
-    let section = ModelSection { base: model.to_owned(), chat_template, ..ModelSection::default() };
-    let base = Base::of_recipe(&section, &session.args.recipe.common)?;
-    Ok((base, (&section).into()))
+/// How a model that is not the recipe's base is read, with its own tokenizer and template. What was exported reads text as the run does.
+fn own_section(model: &str, is_export: bool, session: &Session) -> ModelSection {
+    let chat_template = session.run.recipe.model.chat_template.clone().filter(|_| is_export);
+    ModelSection { base: model.to_owned(), chat_template, ..ModelSection::default() }
+}
+
+/// What a candidate is, for people.
+fn about(section: &CandidateSection, session: &Session, adapter: Option<&Path>) -> String {
+    let what = match (section.export, &section.model) {
+        (Some(ExportedModel::Merged), _) => "merged/ of this run".to_owned(),
+        (Some(ExportedModel::Gguf), _) => "gguf/ of this run".to_owned(),
+        (None, Some(model)) => model.clone(),
+        (None, None) if section.is_served_trained() => "what was trained".to_owned(),
+        (None, None) => public_name(&session.base.source),
+    };
+    let adapter = adapter.filter(|_| !section.is_served_trained());
+    let with = adapter.map(|folder| format!(" with {}", folder.display())).unwrap_or_default();
+    let through = if section.server { ", through our own server" } else { "" };
+    format!("{what}{with}{through}")
+}
+
+fn shown(about: String, few_shot: Option<usize>) -> String {
+    match few_shot {
+        Some(few_shot) => format!("{about}, {few_shot} examples shown"),
+        None => about,
+    }
 }
 
 fn exported(session: &Session, export: ExportedModel) -> anyhow::Result<PathBuf> {

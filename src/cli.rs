@@ -36,6 +36,17 @@ Reads config.json, the headers of the weights and the data; no weights. The peak
 largest phase, not a sum of all. When it is more than the memory that is free, settings with which
 it fits are named.";
 
+const VERIFY_HELP: &str = "\
+Examples:
+  taper verify runs/my
+  taper verify stored/my --recipe recipes/my.toml      in CI, on a machine without the base
+
+Scores, intervals, verdicts and gates are computed again from eval/samples.jsonl and held against
+eval/results.json; files are held against the hashes in eval/lock.json. With a recipe its gates are
+held, and a run of another recipe or other data is refused.
+
+Exit codes: 100 when something is not as the run says, else as of the run: 0, 4, 5 or 100.";
+
 const EXPORT_HELP: &str = "\
 Examples:
   taper export my.toml                                  what the recipe asks for
@@ -116,6 +127,8 @@ pub(crate) enum Verb {
     Train(RunArgs),
     /// The evaluation part alone, base against the adapter of a run
     Eval(EvalArgs),
+    /// Compute scores and verdict of a run again from what it stored, without its model
+    Verify(VerifyArgs),
     /// Write artefacts from the adapter of a run, with proof
     Export(ExportArgs),
     /// Prove in minutes that a recipe works: checks, a short training, resume equality, golden loss
@@ -223,6 +236,22 @@ pub(crate) struct EvalArgs {
     /// Evaluate over this base even where the adapter's taper.json says that it was trained over another
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// A run to verify.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = VERIFY_HELP)]
+pub(crate) struct VerifyArgs {
+    /// The run's folder, with its `eval/`
+    pub(crate) run: PathBuf,
+    /// The recipe as it is now: a run of another recipe or other data is refused as stale, and its gates are held
+    #[arg(long, value_name = "FILE")]
+    pub(crate) recipe: Option<PathBuf>,
+    /// Override a key of the recipe
+    #[arg(long = "set", value_name = "KEY=VALUE", requires = "recipe")]
+    pub(crate) sets: Vec<String>,
+    #[command(flatten)]
+    pub(crate) common: CommonArgs,
 }
 
 /// What to export.

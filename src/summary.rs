@@ -6,6 +6,7 @@ use crate::commands::eval::Judged;
 use crate::commands::export::Exports;
 use crate::contract;
 use crate::fault::OrFault;
+use crate::lineage::Lock;
 use crate::output::{print, say};
 use crate::session::{Session, shell_word};
 use anyhow::Context;
@@ -33,7 +34,7 @@ pub(crate) fn write(
     let facts = facts(session, Some(outcome), exports)?;
     let training_samples = training_samples(session)?;
     let report = report(session, &facts, judged, &training_samples);
-    let files = report.write(&session.folder).or_fault()?;
+    let files = write_report(session, &report)?;
     if session.run.recipe.adapter.is_some() {
         contract::add_scores(session, false)?;
     }
@@ -79,6 +80,8 @@ pub(crate) fn report<'a>(
         gate: &recipe.gate,
         kept: &judged.kept,
         section: recipe.report,
+        uses: &judged.uses,
+        cost: judged.cost.as_ref(),
         training_samples,
     }
 }
@@ -98,6 +101,13 @@ pub(crate) fn training_samples(session: &Session) -> anyhow::Result<Vec<Training
         Ok(TrainingSample { id: format!("{file}:{}", place.line), tokens: tokens.collect::<anyhow::Result<_>>()? })
     });
     samples.collect()
+}
+
+/// Write the reports, and what they stand on.
+pub(crate) fn write_report(session: &Session, report: &Report<'_>) -> anyhow::Result<ReportFiles> {
+    let files = report.write(&session.folder).or_fault()?;
+    Lock::of(session, &[&files.results, &files.samples])?.write(&session.folder)?;
+    Ok(files)
 }
 
 /// Say where the reports are, and tell GitHub's runner, where there is one, what its pages show.
@@ -165,7 +175,7 @@ pub(crate) fn facts(
         files: files(session, exports),
         usage: usage(session),
         notes,
-        lineage: Vec::new(),
+        lineage: Lock::of(session, &[])?.told(),
     })
 }
 
@@ -200,6 +210,7 @@ fn files(session: &Session, exports: &Exports) -> Vec<(String, String)> {
     files.extend([
         ("eval/results.json", "the figures of this report, for scripts"),
         ("eval/samples.jsonl", "every held-out example with all answers and scores, for `taper verify`"),
+        ("eval/lock.json", "hashes of what the results stand on, for `taper verify`"),
         ("report.html", "this report with every example, to look into"),
         ("junit.xml", "the gates, for CI"),
         ("metrics.jsonl", "the training, a line each"),

@@ -4,6 +4,7 @@ use super::export::Exports;
 use crate::candidates::{Candidate, Loaded, Stage, base_name, candidates, trained_name};
 use crate::cli::EvalArgs;
 use crate::contract;
+use crate::costs::cost_report;
 use crate::fault::{OrFault, user_error};
 use crate::interrupt;
 use crate::output::{interactive, print, say};
@@ -13,12 +14,19 @@ use indicatif::{ProgressBar, ProgressStyle};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use taper_data::TestUses;
 use taper_diagnostics::ExitCode;
+use taper_eval::cost::CostReport;
 use taper_eval::gate::Requirement;
-use taper_eval::{Answers, EvalTask, Evaluation, GateOutcome, ResponseCache, Roles, Work, exit_code, judge};
+use taper_eval::remote::{Endpoint, Judge};
+use taper_eval::{Answers, BASE, EvalTask, Evaluation, GateOutcome, Response, ResponseCache, Roles, Work, exit_code, judge};
 use taper_hub::ModelFiles;
 use taper_models::CausalLm;
 use taper_peft::LoadMode;
+use taper_text::ContentHash;
+
+/// How long a thread that waits rests when there is nothing to compute.
+const IDLE: std::time::Duration = std::time::Duration::from_micros(200);
 
 /// Evaluations and the gates held against them.
 pub(crate) struct Judged {
@@ -28,6 +36,9 @@ pub(crate) struct Judged {
     pub(crate) gates: Vec<GateOutcome>,
     /// The candidates of which is asked how much of the gain they keep.
     pub(crate) kept: Vec<String>,
+    /// How many candidates were evaluated on the data of each evaluation so far.
+    pub(crate) uses: Vec<Option<u64>>,
+    pub(crate) cost: Option<CostReport>,
 }
 
 impl Judged {
@@ -53,7 +64,7 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<ExitCode> {
     let facts = summary::facts(&session, None, &Exports::default())?;
     let training_samples = summary::training_samples(&session)?;
     let report = summary::report(&session, &facts, &judged, &training_samples);
-    let files = report.write(&session.folder).or_fault()?;
+    let files = summary::write_report(&session, &report)?;
     contract::add_scores(&session, args.force)?;
     summary::tell(&judged);
     summary::tell_files(&report, &files);
@@ -67,13 +78,13 @@ pub(crate) fn eval(args: &EvalArgs) -> anyhow::Result<ExitCode> {
 pub(crate) fn evaluate_session(session: &Session) -> anyhow::Result<Option<Judged>> {
     let stages = [Stage::Trained, Stage::Exported];
     let Some(answers) = answer_all(session, &stages)? else { return Ok(None) };
-    judged(session, answers, &stages).map(Some)
+    judged(session, answers, &stages)
 }
 
 /// Evaluate the candidates that there are before anything is exported; `None` when interrupted.
 pub(crate) fn evaluate_trained(session: &Session) -> anyhow::Result<Option<Judged>> {
     let Some(answers) = answer_all(session, &[Stage::Trained])? else { return Ok(None) };
-    judged(session, answers, &[Stage::Trained]).map(Some)
+    judged(session, answers, &[Stage::Trained])
 }
 
 /// Evaluate what was exported too, where a candidate asks for it and there is something; `None` when interrupted.
@@ -92,7 +103,7 @@ pub(crate) fn evaluate_exported(
             all.extend(more);
         }
     }
-    judged(session, earlier.answers, &[Stage::Trained, Stage::Exported]).map(Some)
+    judged(session, earlier.answers, &[Stage::Trained, Stage::Exported])
 }
 
 /// What the candidates of some stages answer, by evaluation.
@@ -101,7 +112,7 @@ fn answer_all(session: &Session, stages: &[Stage]) -> anyhow::Result<Option<Vec<
     if session.tasks.is_empty() {
         return Ok(Some(answers));
     }
-    let cache = session.run.recipe.data.cache.then(ResponseCache::from_env).flatten();
+    let cache = response_cache(session);
     let mut loaded = Loaded::default();
     for candidate in candidates(session, stages)? {
         let identity = candidate.identity(session)?;
@@ -117,8 +128,19 @@ fn answer_all(session: &Session, stages: &[Stage]) -> anyhow::Result<Option<Vec<
     Ok(Some(answers))
 }
 
-/// Score and compare the answers, and hold the gates that are for these stages.
-fn judged(session: &Session, answers: Vec<Vec<Answers>>, stages: &[Stage]) -> anyhow::Result<Judged> {
+fn response_cache(session: &Session) -> Option<ResponseCache> {
+    session.run.recipe.data.cache.then(ResponseCache::from_env).flatten()
+}
+
+/// Let judges see the answers, score and compare them, and hold the gates that are for these stages. `None` when interrupted.
+fn judged(
+    session: &Session,
+    mut answers: Vec<Vec<Answers>>,
+    stages: &[Stage],
+) -> anyhow::Result<Option<Judged>> {
+    if !judge_answers(session, &mut answers, response_cache(session).as_ref())? {
+        return Ok(None);
+    }
     let evaluations = session.tasks.iter().zip(&answers).map(|(held_out, answers)| {
         let roles = Roles {
             reference: base_name(session).map(str::to_owned),
@@ -129,7 +151,27 @@ fn judged(session: &Session, answers: Vec<Vec<Answers>>, stages: &[Stage]) -> an
     });
     let evaluations = evaluations.collect::<anyhow::Result<Vec<_>>>()?;
     let (gates, kept) = hold_gates(session, &evaluations, stages);
-    Ok(Judged { answers, evaluations, gates, kept })
+    let cost = cost_report(session, &evaluations)?;
+    let uses = session.tasks.iter().map(|held_out| count_use(session, &held_out.task)).collect::<anyhow::Result<_>>()?;
+    Ok(Some(Judged { answers, evaluations, gates, kept, uses, cost }))
+}
+
+/// Note that what was trained was evaluated on this data: how many different ones were so far on this machine.
+fn count_use(session: &Session, task: &EvalTask) -> anyhow::Result<Option<u64>> {
+    let Some(uses) = TestUses::from_env() else { return Ok(None) };
+    let all = candidates(session, &[Stage::Trained])?;
+    let Some(trained) = all.iter().find(|candidate| candidate.is_trained()) else { return Ok(None) };
+    let mut data = ContentHash::new("evaluation data");
+    for item in &task.items {
+        data.add(item.facts.input.as_bytes());
+        data.add(item.facts.expected.as_deref().unwrap_or_default().as_bytes());
+    }
+    let data: String = data.finish().iter().map(|byte| format!("{byte:02x}")).collect();
+    let (found, problem) = uses.record(&data, &trained.identity(session)?);
+    if let Some(problem) = problem {
+        say(&problem.to_string());
+    }
+    Ok(Some(found.distinct))
 }
 
 /// Gates that ask for a candidate of a later stage wait for it.
@@ -211,31 +253,95 @@ fn answer(
     asked: &Asked<'_>,
     loaded: &mut Loaded,
 ) -> anyhow::Result<Option<Answers>> {
-    let Asked { session, task, identity, cache } = *asked;
-    let (name, about) = (candidate.name.as_str(), candidate.about.as_str());
-    let times = requirements(session).iter().any(Requirement::needs_latency);
-    let work = Work::new(task, identity, cache, times);
-    let answers = if work.is_done() {
-        work.finish(name, about)
-    } else {
-        let model = candidate.model(session, loaded)?;
-        let interrupt = interrupt::flag()?;
-        let bar = progress_bar(name, task);
-        let answers = work.answer((name, about), model, candidate.tokenizer(session), &mut |progress| {
-            bar.set_position(progress.done as u64);
-            if interrupt.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-        bar.finish_and_clear();
-        answers.or_fault()?
+    let task = asked.task;
+    let name = candidate.name.as_str();
+    let concurrency = task.section.batch_size;
+    let answers = match candidate.endpoint(asked.session, loaded, concurrency)? {
+        Some(endpoint) if task.section.generates() => ask(candidate, asked, &endpoint)?,
+        // Losses and choices are scored on tokens, which an endpoint does not show.
+        Some(_) => Some(unanswered(candidate, task)),
+        None => compute(candidate, asked, loaded)?,
     };
     if let Some(answers) = &answers {
         let cached = match answers.cached {
             0 => String::new(),
             cached => format!(" cached={cached}"),
         };
-        say(&format!("eval={:?} candidate={name} n={}{cached}", task.section.name, answers.responses.len()));
+        let errors = answers.responses.iter().filter(|response| response.error.is_some()).count();
+        let errors = if errors > 0 { format!(" errors={errors}") } else { String::new() };
+        say(&format!("eval={:?} candidate={name} n={}{cached}{errors}", task.section.name, answers.responses.len()));
     }
     Ok(answers)
+}
+
+/// By a model in this process.
+fn compute(candidate: &Candidate<'_>, asked: &Asked<'_>, loaded: &mut Loaded) -> anyhow::Result<Option<Answers>> {
+    let Asked { session, task, identity, cache } = *asked;
+    let (name, about) = (candidate.name.as_str(), candidate.about.as_str());
+    let times = session.run.recipe.cost.is_some() || requirements(session).iter().any(Requirement::needs_latency);
+    let work = Work::new(task, identity, cache, times);
+    if work.is_done() {
+        return Ok(work.finish(name, about));
+    }
+    let model = candidate.model(session, loaded)?;
+    let interrupt = interrupt::flag()?;
+    let bar = progress_bar(name, task);
+    let answers = work.answer((name, about), model, candidate.tokenizer(session), &mut |progress| {
+        bar.set_position(progress.done as u64);
+        if interrupt.load(Ordering::SeqCst) { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    });
+    bar.finish_and_clear();
+    answers.or_fault()
+}
+
+/// By a model behind an address.
+fn ask(candidate: &Candidate<'_>, asked: &Asked<'_>, endpoint: &Endpoint) -> anyhow::Result<Option<Answers>> {
+    let Asked { task, identity, cache, .. } = *asked;
+    let names = (candidate.name.as_str(), candidate.about.as_str());
+    let interrupt = interrupt::flag()?;
+    let bar = progress_bar(names.0, task);
+    let is_interrupted = || interrupt.load(Ordering::SeqCst);
+    let answers = std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let mut progress = |progress: taper_eval::Progress| bar.set_position(progress.done as u64);
+            taper_eval::ask_endpoint(task, (endpoint, identity), names, cache, &is_interrupted, &mut progress)
+        });
+        // This thread is one of the pool's that our own server computes with: it does its share while it waits.
+        while !asking.is_finished() {
+            if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                std::thread::sleep(IDLE);
+            }
+        }
+        asking.join()
+    });
+    bar.finish_and_clear();
+    answers.unwrap_or_else(|panic| std::panic::resume_unwind(panic)).or_fault()
+}
+
+fn unanswered(candidate: &Candidate<'_>, task: &EvalTask) -> Answers {
+    let responses = vec![Response::default(); task.items.len()];
+    Answers { candidate: candidate.name.clone(), about: candidate.about.clone(), responses, cached: 0 }
+}
+
+/// Let the judge of each evaluation that has one compare every candidate's answers with the base's. `false` when interrupted.
+fn judge_answers(session: &Session, answers: &mut [Vec<Answers>], cache: Option<&ResponseCache>) -> anyhow::Result<bool> {
+    let interrupt = interrupt::flag()?;
+    for (held_out, all) in session.tasks.iter().zip(answers) {
+        let Some(section) = &held_out.task.section.judge else { continue };
+        let Some(base) = all.iter().find(|answers| answers.candidate == BASE).cloned() else { continue };
+        let judge = Judge::open(section).or_fault()?;
+        let facts = held_out.task.facts();
+        for candidate in all.iter_mut().filter(|answers| answers.candidate != BASE) {
+            let is_interrupted = || interrupt.load(Ordering::SeqCst);
+            let whole = taper_eval::judge_answers(&judge, &facts, &base, candidate, cache, &is_interrupted);
+            if !whole.or_fault()? {
+                return Ok(false);
+            }
+            let judged = candidate.responses.iter().filter(|response| response.judged.is_some()).count();
+            say(&format!("eval={:?} candidate={} judged={judged}", held_out.task.section.name, candidate.candidate));
+        }
+    }
+    Ok(true)
 }
 
 fn progress_bar(candidate: &str, task: &EvalTask) -> ProgressBar {

@@ -12,9 +12,10 @@ mod generate;
 mod plan;
 mod recipe;
 mod run;
-mod serve;
+pub(crate) mod serve;
 mod smoke;
 mod train;
+mod verify;
 
 use crate::cli::{Cli, Verb};
 use taper_diagnostics::ExitCode;
@@ -28,6 +29,7 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Explain(args) => explain::explain(&args),
         Verb::Train(args) => train::train(&args),
         Verb::Eval(args) => eval::eval(&args),
+        Verb::Verify(args) => verify::verify(&args),
         Verb::Export(args) => export::export(&args),
         Verb::Smoke(args) => smoke::smoke(&args),
         Verb::Generate(args) => generate::generate(&args),

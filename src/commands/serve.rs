@@ -63,6 +63,60 @@ pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::Passed)
 }
 
+/// A server of our own on the loopback, for as long as it is held.
+pub(crate) struct LocalServer {
+    pub(crate) url: String,
+    /// The model to ask for.
+    pub(crate) model: String,
+    shutdown: Shutdown,
+    thread: Option<std::thread::JoinHandle<()>>,
+}
+
+impl LocalServer {
+    /// Serve a base as `taper serve` would, perhaps with one adapter, `concurrency` texts at a time.
+    pub(crate) fn start(
+        base: Base,
+        section: &ModelSection,
+        adapter: Option<&Path>,
+        concurrency: usize,
+    ) -> anyhow::Result<Self> {
+        let address = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
+        let drain_timeout = Duration::from_secs(1);
+        let options =
+            ServerOptions { address, tls: None, has_keys: false, insecure_no_auth: false, drain_timeout };
+        let server = Server::bind(&options).or_fault()?;
+        let url = format!("{}://{}/v1", server.scheme(), server.local_addr());
+        let load = load_options(section, &base);
+        let (quantize, serving) = (quantised(section), ServeSection { max_batch: concurrency, ..ServeSection::default() });
+        let names = vec!["base".to_owned()];
+        let chosen = Chosen { base, load, quantize, names, adapters: Vec::new(), section: serving };
+        let app = App::new(self::model(chosen, false)?, AppOptions::default()).or_fault()?;
+        let mut model = "base".to_owned();
+        if let Some(folder) = adapter {
+            "adapter".clone_into(&mut model);
+            app.add_adapter(&model, folder, false).or_fault()?;
+        }
+        let shutdown = Shutdown::default();
+        let ask = shutdown.clone();
+        let thread = std::thread::spawn(move || {
+            if let Err(error) = server.run(app, &ask, false) {
+                say(&format!("warning: the server of an evaluation ended: {error}"));
+            }
+        });
+        Ok(Self { url, model, shutdown, thread: Some(thread) })
+    }
+}
+
+impl Drop for LocalServer {
+    fn drop(&mut self) {
+        self.shutdown.ask();
+        // Its model is let go of before the next one is loaded.
+        if let Some(Err(_)) = self.thread.take().map(std::thread::JoinHandle::join) {
+            say("warning: the server of an evaluation ended with a fault");
+        }
+    }
+}
+
 fn chosen(args: &ServeArgs) -> anyhow::Result<Chosen> {
     let mut chosen = match (&args.recipe, &args.model) {
         (Some(recipe), _) => of_recipe(args, recipe)?,

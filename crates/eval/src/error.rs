@@ -55,6 +55,16 @@ pub enum Error {
         /// Why.
         source: Box<taper_infer::Error>,
     },
+    /// An endpoint cannot be asked.
+    #[error("`{candidate}` cannot be asked for `{eval}`: {source}")]
+    Remote {
+        /// The candidate.
+        candidate: String,
+        /// The evaluation.
+        eval: String,
+        /// Why.
+        source: Box<crate::remote::Error>,
+    },
     /// A line of `samples.jsonl` that is no sample.
     #[error("line {line} of the samples is no sample")]
     Sample {
@@ -87,6 +97,7 @@ impl Diagnose for Error {
             }
             Self::NoTemplate { .. } => Some("set `model.chat_template` to a Jinja file".into()),
             Self::Infer { source, .. } => source.hint(),
+            Self::Remote { source, .. } => source.hint(),
             _ => None,
         }
     }

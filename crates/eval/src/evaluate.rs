@@ -1,11 +1,13 @@
 //! Let a model in this process answer the items of a task.
 
+use crate::cost::{EnergyMeter, POWERCAP};
 use crate::metrics::loss::LossSum;
 use crate::response_cache::ResponseCache;
 use crate::task::{EvalItem, EvalTask, ScoredIds};
 use crate::{Answers, Error, Response, Result};
 use serde::Serialize;
 use std::ops::{ControlFlow, Range};
+use std::path::Path;
 use std::time::Instant;
 use taper_hub::Fingerprint;
 use taper_infer::{Completion, Engine, EngineOptions, FinishReason, GenerationConfig, Request, Scored, token_losses};
@@ -138,9 +140,11 @@ impl<'a> Work<'a> {
                 done += 1;
                 progress(Progress { done, total })
             };
+            let meter = Meter::start(self.measures_latency);
             let responses = respond(self.task, range, (model, tokenizer), self.measures_latency, &mut on_answer)
                 .map_err(|source| failed(candidate, self.task, items, source))?;
-            let Some(responses) = responses else { return Ok(None) };
+            let Some(mut responses) = responses else { return Ok(None) };
+            meter.share_among(&mut responses);
             let chunk = &mut self.chunks[index];
             if let (Some(cache), Some(key)) = (self.cache, &chunk.key) {
                 cache.put(key, &responses);
@@ -151,6 +155,28 @@ impl<'a> Work<'a> {
             cache.sweep();
         }
         Ok(self.finish(candidate, about).map(|answers| Answers { cached: known, ..answers }))
+    }
+}
+
+/// What a chunk takes of the machine.
+struct Meter {
+    begin: Option<Instant>,
+    energy: Option<EnergyMeter>,
+}
+
+impl Meter {
+    fn start(measures: bool) -> Self {
+        let energy = measures.then(|| EnergyMeter::start(Path::new(POWERCAP))).flatten();
+        Self { begin: measures.then(Instant::now), energy }
+    }
+
+    fn share_among(mut self, responses: &mut [Response]) {
+        let n = responses.len() as f64;
+        let busy_ms = self.begin.map(|begin| begin.elapsed().as_secs_f64() * 1000.0 / n);
+        let joules = self.energy.as_mut().and_then(EnergyMeter::joules).map(|joules| joules / n);
+        for response in responses {
+            (response.busy_ms, response.joules) = (busy_ms, joules);
+        }
     }
 }
 

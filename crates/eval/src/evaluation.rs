@@ -36,9 +36,6 @@ pub struct Evaluation {
     pub slices: Vec<Slice>,
     /// Items whose input is among those trained on, and the scores without them.
     pub overlap: TouchReport,
-    /// How many different candidates were evaluated on this data so far on this machine; `None` where that is not known. The more
-    /// often one chooses by a test set, the less it says.
-    pub uses: Option<u64>,
     /// What it was scored by.
     pub scoring: Scoring,
     #[serde(skip)]
@@ -134,7 +131,6 @@ impl Evaluation {
             headline: String::new(),
             slices: Vec::new(),
             overlap: TouchReport::default(),
-            uses: None,
             scoring: scorer.scoring().clone(),
             items,
         };

@@ -12,6 +12,9 @@ pub struct Response {
     pub finish_reason: Option<String>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Those of them that an endpoint had read before, which it may charge less for.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub cached_tokens: usize,
     /// Tokens written, the stop token included.
     pub completion_tokens: usize,
     /// Losses of the expected answer.
@@ -23,12 +26,23 @@ pub struct Response {
     /// Milliseconds from the beginning to the end of the answer, where it was measured.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub latency_ms: Option<f64>,
+    /// Milliseconds of the machine that the answer took, its share of what was computed together, where it was measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub busy_ms: Option<f64>,
+    /// Joules that the answer took, its share of what was computed together, where they could be measured.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub joules: Option<f64>,
     /// How a judge saw it beside the base's answer: 1 better, 0 worse, 0.5 neither; `None` where it was not judged or gave no verdict.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judged: Option<f64>,
     /// Why there is no answer, as when an endpoint failed. An item without an answer is not a wrong one: it is not scored.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde hands a reference")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 impl Response {

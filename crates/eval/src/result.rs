@@ -86,8 +86,14 @@ pub struct MetricFacts {
 pub struct Usage {
     /// Tokens of the prompts.
     pub prompt_tokens: u64,
+    /// Those of them that an endpoint had read before.
+    pub cached_tokens: u64,
     /// Tokens written.
     pub completion_tokens: u64,
+    /// Seconds of the machine that an item took, on average; `None` where it was not measured.
+    pub seconds_per_item: Option<f64>,
+    /// Joules of all items; `None` where they could not be measured.
+    pub joules: Option<f64>,
     /// Half of the answers took at most this long, in milliseconds; `None` where it was not measured.
     pub latency_p50_ms: Option<f64>,
     /// All but one in twenty took at most this long.
@@ -144,7 +150,14 @@ impl Usage {
             let rank = (share * latencies.len() as f64).ceil() as usize;
             latencies.get(rank.max(1) - 1).copied()
         };
+        let all = |of: fn(&Response) -> Option<f64>| -> Option<f64> {
+            let values: Option<Vec<f64>> = records.iter().map(|record| of(&record.response)).collect();
+            values.filter(|values| !values.is_empty()).map(|values| values.iter().sum())
+        };
         Self {
+            cached_tokens: sum(|response| response.cached_tokens),
+            seconds_per_item: all(|response| response.busy_ms).map(|ms| ms / 1000.0 / records.len() as f64),
+            joules: all(|response| response.joules),
             prompt_tokens: sum(|response| response.prompt_tokens),
             completion_tokens: sum(|response| response.completion_tokens),
             latency_p50_ms: at(0.5),

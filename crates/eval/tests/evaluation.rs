@@ -215,6 +215,8 @@ fn a_better_candidate_is_found_better_and_the_report_is_the_same_every_time() {
             gate: &gate,
             kept: &[],
             section: ReportSection::default(),
+            uses: &[],
+            cost: None,
             training_samples: &[],
         };
         assert_eq!(report.exit_code(), ExitCode::Passed);

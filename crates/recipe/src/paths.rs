@@ -11,7 +11,7 @@ use taper_diagnostics::{Diagnose, Problem};
 use taper_hub::ModelSource;
 
 /// Keys whose values are paths, besides those that name models, `serve.adapters` and those of lists of sections.
-const PATH_KEYS: [&str; 4] = ["data.train", "data.valid", "data.test", "model.chat_template"];
+const PATH_KEYS: [&str; 5] = ["data.train", "data.valid", "data.test", "model.chat_template", "cost.prices"];
 /// Keys whose values are paths in each section of a list.
 const PATH_KEYS_OF_LISTS: [(&str, &str); 4] =
     [("eval", "data"), ("eval", "few_shot_data"), ("eval", "schema"), ("candidate", "adapter")];
@@ -97,6 +97,7 @@ pub(crate) fn see_from_here(recipe: &mut Recipe) {
     {
         *list = list.paths().iter().map(|path| seen(path).unwrap_or_else(|| path.clone())).collect();
     }
+    let of_cost = recipe.cost.iter_mut().filter_map(|cost| cost.prices.as_mut());
     let of_evals = recipe.eval.iter_mut().filter_map(|eval| eval.schema.as_mut());
     let of_candidates = recipe.candidate.iter_mut().filter_map(|candidate| candidate.adapter.as_mut());
     for path in recipe
@@ -106,6 +107,7 @@ pub(crate) fn see_from_here(recipe: &mut Recipe) {
         .chain(recipe.serve.adapters.values_mut())
         .chain(of_evals)
         .chain(of_candidates)
+        .chain(of_cost)
     {
         *path = seen(path).unwrap_or_else(|| path.clone());
     }

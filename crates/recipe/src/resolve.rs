@@ -154,6 +154,9 @@ fn ranges(recipe: &Recipe, root: &Node, found: &mut Findings) {
         ("serve".to_owned(), recipe.serve.check()),
         ("smoke".to_owned(), recipe.smoke.check()),
     ];
+    if let Some(cost) = &recipe.cost {
+        sections.push(("cost".to_owned(), cost.check()));
+    }
     if let Some(adapter) = &recipe.adapter {
         sections.push(("adapter".to_owned(), adapter.check()));
     }

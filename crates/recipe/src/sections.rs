@@ -4,6 +4,7 @@ use crate::smoke::SmokeSection;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use taper_data::DataSection;
+use taper_eval::cost::CostSection;
 use taper_eval::{CandidateSection, EvalSection, GateSection, ReportSection};
 use taper_export::ExportSection;
 use taper_hub::ModelSection;
@@ -51,6 +52,9 @@ pub struct Recipe {
     /// What the evaluations must reach for the run to pass.
     #[serde(default)]
     pub gate: GateSection,
+    /// What it costs to run the candidates.
+    #[serde(default)]
+    pub cost: Option<CostSection>,
     /// What reports say of single items.
     #[serde(default)]
     pub report: ReportSection,

@@ -10,6 +10,7 @@
 mod compute;
 mod energy;
 mod facts;
+mod measured;
 mod prices;
 mod report;
 mod section;
@@ -18,6 +19,7 @@ mod words;
 pub use compute::{LocalCost, break_even};
 pub use energy::{EnergyMeter, POWERCAP};
 pub use facts::{CandidateFacts, Serving, Tokens};
+pub use measured::facts_of;
 pub use prices::{MAX_PRICE_AGE_DAYS, Price, PriceFile};
 pub use report::{CandidateCost, CostReport};
 pub use section::CostSection;

@@ -34,6 +34,11 @@ impl Default for JudgeSection {
 }
 
 impl JudgeSection {
+    /// What the verdicts depend on. Numbers with other signatures are not compared.
+    pub fn signature(&self) -> String {
+        signature(&self.endpoint.model, &self.criteria)
+    }
+
     /// Everything about the section that can be known without asking the judge.
     pub fn check(&self) -> Problems {
         let mut problems = Problems::new();
@@ -50,6 +55,13 @@ impl JudgeSection {
         require(self.max_tokens > 0, "max_tokens", "`max_tokens` is 0, allowed is 1 or more");
         problems
     }
+}
+
+fn signature(model: &str, criteria: &str) -> String {
+    let mut hash = ContentHash::new("remote.judge.criteria");
+    hash.add(criteria.as_bytes());
+    let criteria = hex(&hash.finish()[..4]);
+    format!("judge|pairwise|swapped|model:{model}|criteria:{criteria}|version:{VERSION}")
 }
 
 /// Two answers to one question.
@@ -87,13 +99,9 @@ impl Judge {
         Self { endpoint, criteria: section.criteria.clone(), max_tokens: section.max_tokens }
     }
 
-    /// What the verdicts depend on. Numbers with other signatures are not compared.
+    /// What the verdicts depend on, see [`JudgeSection::signature`].
     pub fn signature(&self) -> String {
-        let mut hash = ContentHash::new("remote.judge.criteria");
-        hash.add(self.criteria.as_bytes());
-        let model = &self.endpoint.section().model;
-        let criteria = hex(&hash.finish()[..4]);
-        format!("judge|pairwise|swapped|model:{model}|criteria:{criteria}|version:{VERSION}")
+        signature(&self.endpoint.section().model, &self.criteria)
     }
 
     /// Judge all pairs. `on_judged` is called with the place of each in the list as both of its verdicts are there, or with the error of

@@ -1,10 +1,11 @@
 //! What a model is asked.
 
+use serde::Serialize;
 use serde_json::{Map, Value, json};
 use taper_text::Message;
 
 /// A conversation to be continued by one answer.
-#[derive(Debug, Clone, PartialEq, Default)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct ChatRequest {
     /// The conversation.
     pub messages: Vec<Message>,

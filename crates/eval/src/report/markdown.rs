@@ -2,6 +2,7 @@
 
 use super::words::{effect, effect_range, p_value, range, value};
 use super::{CurvePoint, Report};
+use crate::cost::CostReport;
 use crate::{Comparison, EvalResult, Evaluation, GateOutcome, Metric, Part, SharedLevel, Verdict};
 use std::fmt::Write;
 
@@ -29,8 +30,9 @@ pub(super) fn render(report: &Report<'_>) -> String {
         paragraph(&mut out, description);
     }
     gates(&mut out, report.gates);
-    for evaluation in report.evaluations {
+    for (index, evaluation) in report.evaluations.iter().enumerate() {
         scores(&mut out, evaluation);
+        uses(&mut out, report.uses.get(index).copied().flatten());
         fields(&mut out, evaluation);
         classes(&mut out, evaluation);
         slices(&mut out, evaluation);
@@ -39,6 +41,7 @@ pub(super) fn render(report: &Report<'_>) -> String {
             items(&mut out, evaluation);
         }
     }
+    cost(&mut out, report.cost);
     pairs(&mut out, "Setup", &facts.setup);
     pairs(&mut out, "Data", &facts.data);
     curve(&mut out, &facts.curve);
@@ -107,7 +110,10 @@ fn scores(out: &mut String, evaluation: &Evaluation) {
         );
     }
     usage(out, &evaluation.candidates);
-    if let Some(uses) = evaluation.uses.filter(|uses| *uses > MANY_USES) {
+}
+
+fn uses(out: &mut String, uses: Option<u64>) {
+    if let Some(uses) = uses.filter(|uses| *uses > MANY_USES) {
         let _ = write!(
             out,
             "\n> {uses} candidates have been evaluated on this data on this machine. Whoever chooses by a test set that often fits to it: \
@@ -120,6 +126,28 @@ fn verdict(comparison: &Comparison) -> String {
     match comparison.needed.filter(|_| comparison.verdict == Verdict::Inconclusive) {
         Some(needed) => format!("**{}** (n needed: about {needed})", comparison.verdict),
         None => format!("**{}**", comparison.verdict),
+    }
+}
+
+fn cost(out: &mut String, cost: Option<&CostReport>) {
+    let Some(cost) = cost else { return };
+    let _ = write!(out, "\n## Cost\n\n{}\n\n", cost.sentence);
+    let _ = writeln!(out, "| candidate | per 1000 items, {0} | per right answer, {0} | right |", cell_text(&cost.currency));
+    out.push_str("| --- | ---: | ---: | ---: |\n");
+    for candidate in &cost.candidates {
+        let amount = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
+        let right = candidate.accuracy.map_or("-".to_owned(), |share| format!("{:.1} %", 100.0 * share));
+        let _ = writeln!(
+            out,
+            "| {} | {} | {} | {right} |",
+            cell_text(&candidate.name),
+            amount(candidate.per_1000),
+            amount(candidate.per_correct)
+        );
+    }
+    if !cost.assumptions.is_empty() {
+        let told: Vec<String> = cost.assumptions.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+        let _ = write!(out, "\nAssumed: {}.\n", told.join("; "));
     }
 }
 

@@ -14,6 +14,7 @@ pub use results::{StoredResults, lm_eval_results};
 pub use samples::{SampleLine, StoredResponse, read_samples};
 
 use crate::gate::exit_code;
+use crate::cost::CostReport;
 use crate::{Error, Evaluation, GateOutcome, GateSection, ReportSection, Result, Verdict};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};
@@ -75,6 +76,11 @@ pub struct Report<'a> {
     pub kept: &'a [String],
     /// How much is said of single items.
     pub section: ReportSection,
+    /// How many different candidates were evaluated on the data of each evaluation so far on this machine, where that is known. The more often
+    /// one chooses by a test set, the less it says. It is not in the results, which are the same wherever they are made.
+    pub uses: &'a [Option<u64>],
+    /// What the candidates cost.
+    pub cost: Option<&'a CostReport>,
     /// Some of the training examples, as the model saw them.
     pub training_samples: &'a [TrainingSample],
 }

@@ -2,6 +2,7 @@
 
 use super::redact::Redactor;
 use super::{RESULTS_SCHEMA, Report, RunFacts, SampleLine, TrainingSample, samples};
+use crate::cost::CostReport;
 use crate::{Evaluation, GateOutcome, Redaction, Result, Verdict};
 use serde::Serialize;
 
@@ -12,10 +13,18 @@ pub(super) struct PageData<'a> {
     run: &'a RunFacts,
     verdict: Option<Verdict>,
     exit_code: u8,
-    evaluations: &'a [Evaluation],
+    evaluations: Vec<PageEvaluation<'a>>,
+    cost: Option<&'a CostReport>,
     gates: &'a [GateOutcome],
     samples: Vec<SampleLine>,
     training_samples: Vec<TrainingSample>,
+}
+
+#[derive(Serialize)]
+struct PageEvaluation<'a> {
+    #[serde(flatten)]
+    evaluation: &'a Evaluation,
+    uses: Option<u64>,
 }
 
 /// The data at the level of `report.level`; `stored` is the whole of `samples.jsonl`.
@@ -29,7 +38,13 @@ pub(super) fn data<'a>(report: &'a Report<'_>, stored: &str) -> PageData<'a> {
         run: report.facts,
         verdict: report.verdict(),
         exit_code: report.exit_code() as u8,
-        evaluations: report.evaluations,
+        evaluations: report
+            .evaluations
+            .iter()
+            .enumerate()
+            .map(|(index, evaluation)| PageEvaluation { evaluation, uses: report.uses.get(index).copied().flatten() })
+            .collect(),
+        cost: report.cost,
         gates: report.gates,
         samples: lines.filter_map(|line| redactor.sample(line)).collect(),
         training_samples: training.filter_map(|sample| redactor.training(sample)).collect(),

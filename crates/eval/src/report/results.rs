@@ -1,6 +1,7 @@
 //! `eval/results.json`: everything that was measured, for scripts.
 
 use super::{RESULTS_SCHEMA, Report};
+use crate::cost::CostReport;
 use crate::{Error, Evaluation, GateOutcome, GateSection, Pooling, Result, Verdict};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
@@ -15,6 +16,8 @@ struct Results<'a> {
     gate: &'a GateSection,
     kept: &'a [String],
     gates: &'a [GateOutcome],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cost: Option<&'a CostReport>,
     lm_eval: Value,
 }
 
@@ -50,6 +53,7 @@ pub(super) fn render(report: &Report<'_>) -> Result<String> {
         gate: report.gate,
         kept: report.kept,
         gates: report.gates,
+        cost: report.cost,
         lm_eval: lm_eval_results(report.evaluations),
     };
     let mut text =

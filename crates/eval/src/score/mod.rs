@@ -16,6 +16,7 @@ use crate::metrics::json_fields::json_fields;
 use crate::metrics::loss::{bits_per_byte_signature, perplexity_signature};
 use crate::metrics::rouge::RougeL;
 use crate::metrics::squad::{SquadVersion, normalised_match, normalised_match_signature, token_f1, token_f1_signature};
+use crate::remote::JudgeSection;
 use crate::{Error, EvalSection, ItemFacts, Metric, Needs, Response, Result};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -251,7 +252,7 @@ impl Scorer {
                 let schema = self.scoring.schema.as_ref().map(hash_of).unwrap_or_default();
                 self.extraction.as_ref().map(|e| e.signature(metric.name(), &schema)).unwrap_or_default()
             }
-            Metric::Judge => "judge|pairwise|swapped|ties:half|version:1".to_owned(),
+            Metric::Judge => section.judge.as_ref().map(JudgeSection::signature).unwrap_or_default(),
         };
         if metric.needs() == Needs::Choices {
             return scored;

@@ -1,5 +1,6 @@
 //! The `[[candidate]]` sections of a recipe: what is evaluated beside the base and what was trained.
 
+use crate::remote::EndpointSection;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -26,8 +27,10 @@ pub struct CandidateSection {
     pub adapter: Option<PathBuf>,
     /// An artefact that this run exports; it must be among `export.formats`. In `taper run` it is measured after the export.
     pub export: Option<ExportedModel>,
+    /// A model behind an address that speaks OpenAI's `/chat/completions`. It is measured by metrics of written answers alone.
+    pub endpoint: Option<EndpointSection>,
     /// Ask through our own server over HTTP on the loopback rather than in the process: the served model as its users meet it. Latencies
-    /// are those of whole requests.
+    /// are those of whole requests. Without `model`, `adapter` or `export` it is what was trained.
     pub server: bool,
     /// Answered examples shown before each question, in place of the evaluation's `few_shot`.
     pub few_shot: Option<usize>,
@@ -64,11 +67,23 @@ impl CandidateSection {
         if self.export.is_some() && (self.model.is_some() || self.adapter.is_some()) {
             fault("export", "`export` names the model; `model` and `adapter` do too".into(), "keep one of them");
         }
-        let says_nothing = self.model.is_none() && self.adapter.is_none() && self.export.is_none();
+        if self.endpoint.is_some() && (self.model.is_some() || self.adapter.is_some() || self.export.is_some() || self.server) {
+            fault("endpoint", "`endpoint` says where the answers come from, and another key does too".into(), "keep one of them");
+        }
+        let says_nothing = self.endpoint.is_none() && self.model.is_none() && self.adapter.is_none() && self.export.is_none();
         if says_nothing && !self.server && self.few_shot.is_none() {
             fault("name", format!("`{name}` is the base again"), "set `model`, `adapter`, `export`, `endpoint`, `server` or `few_shot`");
         }
+        for problem in self.endpoint.iter().flat_map(|endpoint| endpoint.check().iter().cloned().collect::<Vec<_>>()) {
+            let key = problem.location.as_ref().and_then(|location| location.key.clone()).unwrap_or_default();
+            problems.push(problem.at(Location::default().with_key(format!("endpoint.{key}"))));
+        }
         problems
+    }
+
+    /// Whether it is what was trained, through our own server.
+    pub fn is_served_trained(&self) -> bool {
+        self.server && self.model.is_none() && self.adapter.is_none() && self.export.is_none()
     }
 }
 

@@ -3,6 +3,7 @@
 use super::metric::{Metric, Needs, Normalize};
 use crate::metrics::contains::Pattern;
 use crate::metrics::numeric::{NumberPlace, Numeric, Tolerance};
+use crate::remote::JudgeSection;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::path::PathBuf;
@@ -63,6 +64,8 @@ pub struct EvalSection {
     pub schema: Option<PathBuf>,
     /// For the metrics of `schema`: take a Markdown fence around a whole answer off before it is read.
     pub strip_fence: bool,
+    /// For the metric `judge`: the model that says which of two answers is better, and by what.
+    pub judge: Option<JudgeSection>,
     /// Fields of a row (`site`, `meta.kind`) by whose values the scores are also told.
     pub slices: Vec<String>,
     /// A field of a row by which items belong together, as questions on one document do. Intervals and tests then count documents,
@@ -96,6 +99,7 @@ impl Default for EvalSection {
             choices: "choices".into(),
             schema: None,
             strip_fence: false,
+            judge: None,
             slices: Vec::new(),
             cluster_by: None,
         }
@@ -132,6 +136,10 @@ impl EvalSection {
         }
         problems.extend(self.generation(&[]).check());
         problems.extend(self.check_scoring());
+        for problem in self.judge.iter().flat_map(|judge| judge.check().iter().cloned().collect::<Vec<_>>()) {
+            let key = problem.location.as_ref().and_then(|location| location.key.clone()).unwrap_or_default();
+            problems.push(problem.at(Location::default().with_key(format!("judge.{key}"))));
+        }
         problems
     }
 
@@ -154,6 +162,10 @@ impl EvalSection {
             }
             (None, None) => {}
         }
+        if self.judge.is_none() && any(|metric| metric == Metric::Judge).is_some() {
+            let message = "`judge` is measured, but there is no judge".to_owned();
+            fault("metrics", message, "add `judge = { endpoint = { url = \"...\", model = \"...\" } }`");
+        }
         if let (None, Some(metric)) = (&self.schema, any(Metric::needs_schema)) {
             let message = format!("`{metric}` is measured, but there is no `schema`");
             fault("metrics", message, "set `schema` to a file with a JSON Schema, or measure `json_fields`");
@@ -162,6 +174,7 @@ impl EvalSection {
             ("pattern", self.pattern.is_some(), any(|metric| metric == Metric::Regex)),
             ("schema", self.schema.is_some(), any(Metric::needs_schema)),
             ("strip_fence", self.strip_fence, any(Metric::needs_schema)),
+            ("judge", self.judge.is_some(), any(|metric| metric == Metric::Judge)),
             ("labels", !self.labels.is_empty(), any(Metric::needs_labels)),
             ("choices", self.choices != "choices", any(|metric| metric.needs() == Needs::Choices)),
             ("number", self.number != NumberPlace::Last, any(|metric| metric == Metric::Numeric)),
