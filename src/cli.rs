@@ -15,6 +15,7 @@ const AFTER_HELP: &str = "\
 Examples:
   taper run recipes/quickstart.toml   the whole way, from the data to the report
   taper check my.toml                 all that is wrong with recipe and data
+  taper smoke my.toml                 in minutes: does the recipe still work and do the same
   taper plan my.toml --probe          what it will take, held against two real steps
   taper generate --model BASE --adapter runs/my/adapter --prompt 'Hello'
   taper serve my.toml                 the base and what was trained, over HTTP
@@ -25,7 +26,7 @@ Exit codes:
     2  what was given is wrong: a recipe, a file, a flag
     4  nothing was evaluated
     5  inconclusive: not enough data to say
-  100  a gate failed, or an export lost what was trained
+  100  a gate or a check of the smoke tier failed, or an export lost what was trained
   130  interrupted; a checkpoint was written";
 
 const PLAN_HELP: &str = "\

@@ -246,7 +246,7 @@ fn write_report(session: &Session, trained: &Training, judged: &Judged) -> anyho
     let note = "smoke tier: a few steps and a few items, to prove that the recipe works; its figures say nothing about quality";
     facts.notes.push(note.to_owned());
     let training_samples = summary::training_samples(session)?;
-    summary::report(session, &facts, judged, &training_samples).write(&session.folder).or_fault()?;
+    summary::write_report(session, &summary::report(session, &facts, judged, &training_samples))?;
     Ok(())
 }
 

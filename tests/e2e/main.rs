@@ -12,6 +12,8 @@ mod chat;
 #[cfg(test)]
 mod check;
 #[cfg(test)]
+mod ci_files;
+#[cfg(test)]
 mod contract;
 #[cfg(test)]
 mod desk;
@@ -51,3 +53,5 @@ mod repeat;
 mod resume;
 #[cfg(test)]
 mod serve;
+#[cfg(test)]
+mod smoke;
