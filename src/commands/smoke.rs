@@ -78,7 +78,12 @@ fn claim(folder: &Path) -> anyhow::Result<()> {
 }
 
 /// Every check in its turn; false when a person interrupted it.
-fn hold(session: Session, tier: &Tier, checks: &mut Checks, stage: &mut &'static str) -> anyhow::Result<bool> {
+fn hold(
+    session: Session,
+    tier: &Tier,
+    checks: &mut Checks,
+    stage: &mut &'static str,
+) -> anyhow::Result<bool> {
     checks.push(Check::passed(DATA, format!("train {}", session.data.train.stats())));
     *stage = TRAINING;
     let Some(trained) = Training::whole(&session)? else { return Ok(false) };
@@ -142,7 +147,8 @@ fn resume_equality(session: Session, whole: &Training) -> anyhow::Result<Option<
     let folder = session.folder.clone();
     let session = Session { folder: folder.join(RESUMED), ..session };
     let flag = interrupt::flag()?;
-    let outcome = train_watched(&session, &run_args(&session, false), &mut Watch::new(Some((half, flag.clone()))))?;
+    let outcome =
+        train_watched(&session, &run_args(&session, false), &mut Watch::new(Some((half, flag.clone()))))?;
     match outcome {
         Outcome::Interrupted { steps, .. } if steps == half => flag.store(false, Ordering::SeqCst),
         Outcome::Interrupted { .. } => return Ok(None),
@@ -154,19 +160,20 @@ fn resume_equality(session: Session, whole: &Training) -> anyhow::Result<Option<
     let outcome = train_watched(&session, &run_args(&session, true), &mut Watch::new(None))?;
     let Outcome::Finished { checkpoint, .. } = outcome else { return Ok(None) };
     let trained = if session.trains_all_weights() { "merged" } else { "adapter" };
-    let pairs = [
-        (folder.join(trained), session.folder.join(trained)),
-        (whole.checkpoint.clone(), checkpoint),
-    ];
+    let pairs =
+        [(folder.join(trained), session.folder.join(trained)), (whole.checkpoint.clone(), checkpoint)];
     let mut differing = Vec::new();
     for (one, other) in &pairs {
         differing.extend(differing_files(one, other)?);
     }
     let what = format!("{trained} and last checkpoint");
     let check = match differing.as_slice() {
-        [] => Check::passed(RESUME, format!("{what} are the same bytes after an interruption at step {half}")),
+        [] => {
+            Check::passed(RESUME, format!("{what} are the same bytes after an interruption at step {half}"))
+        }
         files => {
-            let named = files.iter().take(MOST_NAMED).map(|file| format!("`{file}`")).collect::<Vec<_>>().join(", ");
+            let named =
+                files.iter().take(MOST_NAMED).map(|file| format!("`{file}`")).collect::<Vec<_>>().join(", ");
             let detail = format!(
                 "expected the same bytes after an interruption at step {half}; {} files differ: {named}",
                 files.len()
@@ -205,7 +212,9 @@ fn golden_loss(section: &SmokeSection, trained: &Training, checks: &mut Checks) 
         let found = significant(found);
         let detail = format!("the recipe has none; the loss at step {step} is {found}");
         checks.push(Check::not_compared(GOLDEN, detail));
-        say(&format!("  to hold the next run to it, add to `[smoke]` of the recipe:\n  golden_loss = {found}"));
+        say(&format!(
+            "  to hold the next run to it, add to `[smoke]` of the recipe:\n  golden_loss = {found}"
+        ));
         return;
     };
     checks.figure("golden_loss", golden);
@@ -230,7 +239,8 @@ fn evaluation(judged: &Judged) -> Check {
         judged.evaluations.iter().filter(|e| !is_measured(e)).map(|e| e.name.as_str()).collect();
     match without.as_slice() {
         [] => {
-            let names: Vec<&str> = judged.evaluations.iter().map(|evaluation| evaluation.name.as_str()).collect();
+            let names: Vec<&str> =
+                judged.evaluations.iter().map(|evaluation| evaluation.name.as_str()).collect();
             let note = "gates are not held: this proves the path, not the quality";
             Check::passed(EVALUATION, format!("answered and scored: {}; {note}", names.join(", ")))
         }

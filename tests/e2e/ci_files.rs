@@ -18,7 +18,8 @@ fn commands(text: &str) -> Vec<Vec<String>> {
         let is_taper = program == "taper" || program.ends_with("/taper");
         let end = rest.find(" #").unwrap_or(rest.len());
         let words = rest[..end].split_whitespace().map(|word| word.trim_matches('"').to_owned());
-        is_taper.then(|| words.take_while(|word| !["&&", "||", "|", ">", ";"].contains(&word.as_str())).collect())
+        is_taper
+            .then(|| words.take_while(|word| !["&&", "||", "|", ">", ";"].contains(&word.as_str())).collect())
     });
     typed.collect()
 }

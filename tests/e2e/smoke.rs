@@ -1,8 +1,12 @@
 //! `taper smoke`: what passes, what fails, what is left alone.
 
-use crate::desk::{Desk, RECIPE, Said, question, questions, row, said, wait_until};
+use crate::desk::{Desk, RECIPE, Said, questions, said, wait_until};
 
 const FOLDER: &str = "runs/colours-smoke";
+
+/// A template that does not end a turn.
+const NEVER_ENDS: &str = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}\n{% endfor %}\
+    {% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}";
 
 /// The recipe with a `[smoke]` of these lines.
 fn with_smoke(lines: &str) -> String {
@@ -36,7 +40,8 @@ fn every_check_is_told_and_the_golden_loss_that_is_printed_passes() {
     let record = first.json();
     assert_eq!(record, desk.json(&format!("{FOLDER}/smoke.json")));
     assert_eq!((&record["passed"], &record["steps"]), (&true.into(), &6.into()));
-    let statuses: Vec<_> = record["checks"].as_array().unwrap().iter().map(|c| c["status"].as_str().unwrap()).collect();
+    let statuses: Vec<_> =
+        record["checks"].as_array().unwrap().iter().map(|c| c["status"].as_str().unwrap()).collect();
     assert_eq!(statuses, ["passed", "passed", "passed", "not_compared", "passed"]);
     let junit = desk.read(&format!("{FOLDER}/junit.xml"));
     assert!(junit.contains("tests=\"5\" skipped=\"1\" failures=\"0\" errors=\"0\""), "{junit}");
@@ -45,7 +50,9 @@ fn every_check_is_told_and_the_golden_loss_that_is_printed_passes() {
     assert!(report.contains("smoke tier") && !report.contains("min_exact_match_gain"), "{report}");
     // The line that was printed, as it stands; the folder is made anew.
     let golden = golden_line(&first);
-    let again = smoke(&desk, &with_smoke(&golden), &["--json"]).exits(0).tells(&["smoke golden loss: passed: expected"]);
+    let again = smoke(&desk, &with_smoke(&golden), &["--json"])
+        .exits(0)
+        .tells(&["smoke golden loss: passed: expected"]);
     assert_eq!(again.json()["loss"], record["loss"]);
 }
 
@@ -84,19 +91,27 @@ fn a_setting_that_changes_the_training_is_seen_by_the_golden_loss() {
 #[test]
 fn what_is_wrong_with_recipe_or_data_ends_with_2_before_anything_is_written() {
     let desk = Desk::new();
-    smoke(&desk, &with_smoke("max_stps = 3"), &[]).exits(2).tells(&["unknown key `smoke.max_stps`", "`max_steps`"]);
-    smoke(&desk, &with_smoke("tolerance = 2.0\nlimit = 0"), &[]).exits(2).tells(&["`tolerance` is 2", "`limit` is 0"]);
-    smoke(&desk, &with_smoke(""), &["--set", "train.max_steps=3"]).exits(2).tells(&["`--set train.max_steps` has no effect"]);
+    smoke(&desk, &with_smoke("max_stps = 3"), &[])
+        .exits(2)
+        .tells(&["unknown key `smoke.max_stps`", "`max_steps`"]);
+    smoke(&desk, &with_smoke("tolerance = 2.0\nlimit = 0"), &[])
+        .exits(2)
+        .tells(&["`tolerance` is 2", "`limit` is 0"]);
+    smoke(&desk, &with_smoke(""), &["--set", "train.max_steps=3"])
+        .exits(2)
+        .tells(&["`--set train.max_steps` has no effect"]);
     let broken = format!("{}{{\"messages\": 1\n", questions(0..8));
     desk.write("train.jsonl", broken);
     smoke(&desk, &with_smoke(""), &[]).exits(2).tells(&["train.jsonl:9"]);
-    // The mask: an answer of which nothing is learned.
-    let (asked, _) = question(1);
-    desk.write("train.jsonl", format!("{}{}\n", questions(0..8), row(&asked, "")));
-    smoke(&desk, &with_smoke(""), &[]).exits(2).tells(&["error["]);
+    // The mask: a template that writes the end of a turn where it is not learned.
+    desk.write("train.jsonl", questions(0..96));
+    desk.write("chat.jinja", NEVER_ENDS);
+    smoke(&desk, &with_smoke(""), &["--set", "model.chat_template=chat.jinja"])
+        .exits(2)
+        .tells(&["error[stop-token-not-supervised]"]);
     // The overlap.
     desk.write("train.jsonl", questions(190..230));
-    smoke(&desk, &with_smoke(""), &[]).exits(2).tells(&["test"]);
+    smoke(&desk, &with_smoke(""), &[]).exits(2).tells(&["error[split-overlap]"]);
     assert!(!desk.has("runs"));
 }
 
@@ -107,7 +122,10 @@ fn a_small_base_stands_for_the_real_one_whose_revision_is_not_its_own() {
     let recipe = with_smoke("base = \"base\"").replacen("base = \"base\"", real, 1);
     smoke(&desk, &recipe, &["--offline"]).exits(0).tells(&["base   base", "smoke training: passed"]);
     let resolved = desk.read(&format!("{FOLDER}/resolved.toml"));
-    assert!(resolved.contains("max_steps = 6  # --set") && resolved.contains("# revision: not set"), "{resolved}");
+    assert!(
+        resolved.contains("max_steps = 6  # --set") && resolved.contains("# revision: not set"),
+        "{resolved}"
+    );
     smoke(&desk, &with_smoke("base = \"no-model\""), &[]).exits(2).tells(&["smoke.base"]);
 }
 
@@ -128,7 +146,9 @@ fn an_interrupted_smoke_run_has_not_passed() {
     desk.write("recipe.toml", with_smoke("").replace("max_steps = 6", "max_steps = 100000"));
     let child = desk.start(&["smoke", "recipe.toml"]);
     let metrics = desk.path(&format!("{FOLDER}/metrics.jsonl"));
-    wait_until("a first line", || fs_err::read_to_string(&metrics).is_ok_and(|text| text.lines().count() > 0));
+    wait_until("a first line", || {
+        fs_err::read_to_string(&metrics).is_ok_and(|text| text.lines().count() > 0)
+    });
     let sent = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
     assert!(sent.success());
     said(child.wait_with_output().unwrap(), &["smoke"]).exits(130).tells(&["begins anew each time"]);
@@ -143,5 +163,7 @@ fn full_training_is_held_to_the_same() {
         .replace("[adapter]\nr = 8\nlora_alpha = 16\n", "")
         .replace("[train]\n", "[train]\nmethod = \"full\"\n")
         .replace("formats = [\"peft\", \"merged\"]", "formats = [\"merged\"]");
-    smoke(&desk, &full, &[]).exits(0).tells(&["resume equality: passed: merged and last checkpoint are the same bytes"]);
+    smoke(&desk, &full, &[])
+        .exits(0)
+        .tells(&["resume equality: passed: merged and last checkpoint are the same bytes"]);
 }

@@ -42,14 +42,24 @@ impl SmokeSection {
         let named = self.base.as_deref().is_none_or(|base| !base.trim().is_empty());
         require(named, "base", "`base` is empty".to_owned(), "leave the key out for the recipe's own base");
         let message = format!("`max_steps` is {}, at least 2 are needed", self.max_steps);
-        require(self.max_steps >= 2, "max_steps", message, "the training is interrupted in their middle; 20 are usual");
+        require(
+            self.max_steps >= 2,
+            "max_steps",
+            message,
+            "the training is interrupted in their middle; 20 are usual",
+        );
         if let Some(loss) = self.golden_loss {
             let message = format!("`golden_loss` is {loss}, allowed is a number above 0");
             let hint = "leave the key out, and `taper smoke` prints the one that it finds";
             require(loss.is_finite() && loss > 0.0, "golden_loss", message, hint);
         }
         let message = format!("`tolerance` is {}, allowed is 0 to below 1", self.tolerance);
-        require((0.0..1.0).contains(&self.tolerance), "tolerance", message, "1e-3 is a thousandth of `golden_loss`");
+        require(
+            (0.0..1.0).contains(&self.tolerance),
+            "tolerance",
+            message,
+            "1e-3 is a thousandth of `golden_loss`",
+        );
         require(self.limit >= 1, "limit", "`limit` is 0, allowed is 1 or more".to_owned(), "8 are usual");
         problems
     }
@@ -65,6 +75,9 @@ mod tests {
         let text = "base = \" \"\nmax_steps = 1\ngolden_loss = 0.0\ntolerance = 1.0\nlimit = 0";
         let section: SmokeSection = toml::from_str(text).unwrap();
         let keys: Vec<_> = section.check().iter().filter_map(|p| p.location.clone()?.key).collect();
-        assert_eq!(keys, ["smoke.base", "smoke.max_steps", "smoke.golden_loss", "smoke.tolerance", "smoke.limit"]);
+        assert_eq!(
+            keys,
+            ["smoke.base", "smoke.max_steps", "smoke.golden_loss", "smoke.tolerance", "smoke.limit"]
+        );
     }
 }

@@ -166,9 +166,11 @@ impl Checks {
     fn markdown(&self, code: ExitCode) -> String {
         let cell = |text: &str| text.replace('|', "\\|").replace(['\n', '\r'], " ");
         let ending = if code == ExitCode::Passed { "passed" } else { "FAILED" };
-        let mut text = format!("## smoke {}: {ending}\n\n| check | | found |\n| --- | --- | --- |\n", cell(&self.name));
+        let mut text =
+            format!("## smoke {}: {ending}\n\n| check | | found |\n| --- | --- | --- |\n", cell(&self.name));
         for check in &self.checks {
-            let row = format!("| {} | {} | {} |\n", check.name, check.status.for_people(), cell(&check.detail));
+            let row =
+                format!("| {} | {} | {} |\n", check.name, check.status.for_people(), cell(&check.detail));
             text.push_str(&row);
         }
         text.push('\n');
@@ -192,7 +194,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let mut checks = checks(folder.path());
         assert_eq!(checks.exit_code(), ExitCode::Passed);
-        assert!(checks.markdown(ExitCode::Passed).contains("| golden loss | not compared | none \\| there |\n"));
+        assert!(
+            checks.markdown(ExitCode::Passed).contains("| golden loss | not compared | none \\| there |\n")
+        );
         let junit = checks.junit().unwrap();
         assert!(junit.contains("tests=\"2\" skipped=\"1\" errors=\"0\" failures=\"0\""), "{junit}");
         assert!(junit.contains("name=\"a&lt;b\""), "{junit}");
@@ -209,7 +213,8 @@ mod tests {
     fn a_run_that_has_begun_has_not_passed() {
         let folder = tempfile::tempdir().unwrap();
         checks(folder.path());
-        let record: Value = serde_json::from_str(&fs_err::read_to_string(folder.path().join(RECORD)).unwrap()).unwrap();
+        let record: Value =
+            serde_json::from_str(&fs_err::read_to_string(folder.path().join(RECORD)).unwrap()).unwrap();
         assert!(record["passed"].is_null());
     }
 }

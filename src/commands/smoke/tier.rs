@@ -90,8 +90,9 @@ fn inline_toml(value: &Value) -> String {
     match value {
         Value::Object(table) => {
             let entries = table.iter().filter(|(_, value)| !value.is_null());
-            let entries: Vec<String> =
-                entries.map(|(key, value)| format!("{} = {}", Value::from(key.as_str()), inline_toml(value))).collect();
+            let entries: Vec<String> = entries
+                .map(|(key, value)| format!("{} = {}", Value::from(key.as_str()), inline_toml(value)))
+                .collect();
             format!("{{ {} }}", entries.join(", "))
         }
         Value::Array(items) => format!("[{}]", items.iter().map(inline_toml).collect::<Vec<_>>().join(", ")),
@@ -162,13 +163,16 @@ mod tests {
             judge = { endpoint = { url = \"http://127.0.0.1:9/v1\", model = \"j\" } } }";
         let tier = tier(&[judged]).unwrap();
         let eval = tier.args.recipe.sets.iter().find(|set| set.starts_with("eval=")).unwrap();
-        assert!(eval.contains("\"metrics\" = [\"exact_match\", \"perplexity\"]") && !eval.contains("127.0.0.1"), "{eval}");
+        assert!(
+            eval.contains("\"metrics\" = [\"exact_match\", \"perplexity\"]") && !eval.contains("127.0.0.1"),
+            "{eval}"
+        );
     }
 
     #[test]
     fn what_the_tier_sets_itself_is_not_taken_from_the_command_line() {
         for set in [
-            "train.max_steps=5",
+            "train.max_steps=5000",
             "model.base=other",
             "eval.1.limit=2",
             "gate.max_perplexity=3",
