@@ -15,7 +15,7 @@ use std::path::Path;
 use std::time::Duration;
 use taper_diagnostics::{ExitCode, write_bytes_atomically};
 use taper_eval::report::{TrainingSample, TrainingToken, github_annotations};
-use taper_eval::{CurvePoint, GateStatus, Report, ReportFiles, RunFacts};
+use taper_eval::{Comparison, CurvePoint, GateStatus, Report, ReportFiles, RunFacts};
 use taper_hub::{Fingerprint, HashCache};
 use taper_train::{Metrics, Outcome};
 
@@ -120,7 +120,12 @@ pub(crate) fn tell_files(report: &Report<'_>, files: &ReportFiles) {
 /// What can be said, the figures and the gates, a line each.
 pub(crate) fn tell(judged: &Judged) {
     for evaluation in &judged.evaluations {
-        for comparison in &evaluation.comparisons {
+        let decisive = evaluation.metrics().next();
+        let is_told = |c: &&Comparison| {
+            let is_verdict = Some(&c.reference) == evaluation.reference.as_ref() && c.candidate == evaluation.trained;
+            is_verdict || Some(c.metric) == decisive
+        };
+        for comparison in evaluation.comparisons.iter().filter(is_told) {
             say(&format!(
                 "{}: {} {} {:.4} -> {} {:.4} (n={}, p={:.2e}): {}",
                 evaluation.name,

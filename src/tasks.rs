@@ -92,6 +92,11 @@ impl HeldOut {
         Ok(Self { task, source })
     }
 
+    /// The JSON Schema of the answers, where there is one.
+    pub(crate) fn schema(&self) -> Option<&Value> {
+        self.source.schema.as_ref()
+    }
+
     /// The evaluation for a model that reads text in its own way, or with another number of examples shown.
     pub(crate) fn task_for(&self, base: &Base, few_shot: usize) -> anyhow::Result<EvalTask> {
         self.source.task_for(base, few_shot).map_err(taper_data::Error::Problems).or_fault()

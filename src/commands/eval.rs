@@ -17,7 +17,7 @@ use std::sync::atomic::Ordering;
 use taper_data::TestUses;
 use taper_diagnostics::ExitCode;
 use taper_eval::cost::CostReport;
-use taper_eval::gate::Requirement;
+use taper_eval::gate::{Ask, Requirement};
 use taper_eval::remote::{Endpoint, Judge};
 use taper_eval::{Answers, BASE, EvalTask, Evaluation, GateOutcome, Response, ResponseCache, Roles, Work, exit_code, judge};
 use taper_hub::ModelFiles;
@@ -185,15 +185,16 @@ fn hold_gates(
         let section = recipe.candidate.iter().find(|section| section.name == name);
         section.is_some_and(|section| !stages.contains(&Stage::of(section)))
     };
+    let kept = recipe.candidate.iter().filter(|section| section.export.is_some() || section.server);
+    let kept: Vec<String> = kept.map(|section| section.name.clone()).filter(|name| !is_later(name)).collect();
     let requirements: Vec<Requirement> = requirements(session)
         .into_iter()
         .filter(|requirement| {
             let names = [requirement.subject.candidate.as_deref(), requirement.other()];
-            !names.into_iter().flatten().any(is_later)
+            let waits = matches!(requirement.ask, Ask::GainKept { .. }) && kept.is_empty();
+            !waits && !names.into_iter().flatten().any(is_later)
         })
         .collect();
-    let kept = recipe.candidate.iter().filter(|section| section.export.is_some() || section.server);
-    let kept: Vec<String> = kept.map(|section| section.name.clone()).filter(|name| !is_later(name)).collect();
     (judge(&requirements, evaluations, &kept), kept)
 }
 

@@ -29,9 +29,15 @@ pub(crate) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
     let lock = Lock::read(folder)?;
     let run = args.recipe.as_ref().map(|recipe| resolve(&recipe_args(recipe, args))).transpose()?;
     let mut checks = unchanged(folder, &lock)?;
-    let (stored, text) = read_results(folder)?;
-    let samples = fs_err::read_to_string(folder.join("eval/samples.jsonl"))?;
-    let evaluations = replay(&stored, &read_samples(&samples).or_fault()?)?;
+    let (stored, text, evaluations) = match replayed(folder) {
+        Ok(replayed) => replayed,
+        // What was changed may also be unreadable: that it was changed is what counts.
+        Err(error) if checks.iter().any(|check| check.fault.is_some()) => {
+            checks.push(Check { name: "scores and verdict can be computed again".into(), fault: Some(format!("{error:#}")) });
+            return tell(args, &checks, &[], &[]);
+        }
+        Err(error) => return Err(error),
+    };
     checks.extend(same_scores(&text, &evaluations)?);
     let gates = hold(&stored.gate, &stored, &evaluations)?;
     let code = exit_code(&gates, &evaluations);
@@ -47,6 +53,14 @@ pub(crate) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         None => gates,
     };
     tell(args, &checks, &evaluations, &gates)
+}
+
+/// What is stored, and what follows from it.
+fn replayed(folder: &Path) -> anyhow::Result<(StoredResults, Value, Vec<Evaluation>)> {
+    let (stored, text) = read_results(folder)?;
+    let samples = fs_err::read_to_string(folder.join("eval/samples.jsonl"))?;
+    let evaluations = replay(&stored, &read_samples(&samples).or_fault()?)?;
+    Ok((stored, text, evaluations))
 }
 
 fn recipe_args(recipe: &Path, args: &VerifyArgs) -> crate::cli::RecipeArgs {

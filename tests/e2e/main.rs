@@ -8,6 +8,8 @@ mod adapter;
 #[cfg(test)]
 mod bench_serve;
 #[cfg(test)]
+mod candidates;
+#[cfg(test)]
 mod chat;
 #[cfg(test)]
 mod check;
@@ -18,7 +20,11 @@ mod contract;
 #[cfg(test)]
 mod desk;
 #[cfg(test)]
+mod endpoints;
+#[cfg(test)]
 mod eval;
+#[cfg(test)]
+mod evaluation;
 #[cfg(test)]
 mod explain;
 #[cfg(test)]
@@ -50,8 +56,12 @@ mod recipe_verbs;
 #[cfg(test)]
 mod repeat;
 #[cfg(test)]
+mod reports;
+#[cfg(test)]
 mod resume;
 #[cfg(test)]
 mod serve;
 #[cfg(test)]
 mod smoke;
+#[cfg(test)]
+mod verify;

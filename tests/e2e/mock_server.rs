@@ -58,6 +58,24 @@ impl MockServer {
         Self { url, seen }
     }
 
+    /// Listen on a free port until the process ends, and answer chat requests whole: with a text, or with a status that refuses them.
+    pub(crate) fn answering(
+        key: Option<&'static str>,
+        answer: impl Fn(&Value) -> Result<String, u16> + Send + Sync + 'static,
+    ) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let (shared, answer) = (seen.clone(), Arc::new(answer));
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (seen, answer) = (shared.clone(), answer.clone());
+                std::thread::spawn(move || answer_connection(stream.unwrap(), key, &seen, answer.as_ref()));
+            }
+        });
+        Self { url, seen }
+    }
+
     /// The address. Its models: `steady` and others are answered; `busy` is refused with 429, `loading` with 503, `wrong` with 400; `cut`
     /// ends in the middle, `ill` with an error in the stream.
     pub(crate) fn url(&self) -> &str {
@@ -104,6 +122,34 @@ fn serve_connection(mut stream: TcpStream, manner: Manner, seen: &Mutex<Seen>, t
             _ => stream.write_all(&reply(404, r#"{"error":{"message":"no such path"}}"#)),
         };
         if done.is_err() {
+            return;
+        }
+    }
+}
+
+fn answer_connection(
+    mut stream: TcpStream,
+    key: Option<&'static str>,
+    seen: &Mutex<Seen>,
+    answer: &dyn Fn(&Value) -> Result<String, u16>,
+) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    while let Some((_, headers, body)) = read_request(&mut reader) {
+        let body: Value = serde_json::from_slice(&body).unwrap();
+        seen.lock().unwrap().bodies.push(body.clone());
+        let authorized = key.is_none_or(|key| {
+            headers.iter().any(|header| header.eq_ignore_ascii_case(&format!("authorization: bearer {key}")))
+        });
+        let answered = match answer(&body) {
+            _ if !authorized => reply(401, r#"{"error":{"message":"wrong key"}}"#),
+            Err(status) => reply(status, r#"{"error":{"message":"not so"}}"#),
+            Ok(text) => {
+                let choice = json!({"message": {"role": "assistant", "content": text}, "finish_reason": "stop"});
+                let usage = json!({"prompt_tokens": 20, "completion_tokens": 2});
+                reply(200, &json!({"model": body["model"], "choices": [choice], "usage": usage}).to_string())
+            }
+        };
+        if stream.write_all(&answered).is_err() {
             return;
         }
     }

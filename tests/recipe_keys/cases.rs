@@ -65,7 +65,23 @@ const DIVERGING: &[&str] = &[
 
 /// The cases of the binary.
 pub(crate) fn cases() -> Vec<Case> {
-    [top(), model(), adapter(), data(), train(), optimizer(), schedule(), eval(), gate(), export(), serve(), smoke()]
+    [
+        top(),
+        model(),
+        adapter(),
+        data(),
+        train(),
+        optimizer(),
+        schedule(),
+        eval(),
+        scoring(),
+        candidate(),
+        gate(),
+        report(),
+        export(),
+        serve(),
+        smoke(),
+    ]
         .concat()
 }
 
@@ -152,6 +168,9 @@ fn data() -> Vec<Case> {
             .beside(&["data.train=../columns.jsonl"]),
         case("data.shuffle", "false", "train", see::weights),
         case("data.cache", "false", "check", see::kept),
+        case("data.overlap", "report", "eval", see::overlap)
+            .beside(&["eval.0.data=../touched.jsonl"])
+            .may_end_with(REFUSED),
         case("data.validation_split", "0.25", "check", see::checked).of("bare"),
     ]
 }
@@ -171,8 +190,7 @@ fn train() -> Vec<Case> {
         case("train.save_steps", "1", "train", see::checkpoints)
             .beside(&["train.save_total_limit=9", "train.load_best_model_at_end=false"]),
         case("train.save_total_limit", "1", "train", see::checkpoints).beside(&["train.save_steps=1"]),
-        // There is one yet.
-        case("train.metric_for_best_model", "exact_match", "check", see::refusal).may_end_with(REFUSED),
+        case("train.metric_for_best_model", "exact_match", "train", see::validation_metric),
         case("train.early_stopping_patience", "1", "train", see::steps).beside(DIVERGING),
         case("train.load_best_model_at_end", "false", "train", see::weights).beside(DIVERGING),
         case("train.self_test", "true", "train", see::self_test),
@@ -212,6 +230,56 @@ fn eval() -> Vec<Case> {
         case("eval.limit", "2", "eval", see::items),
         case("eval.normalize", "lenient", "eval", see::scores).beside(&["eval.0.data=../echo.jsonl"]),
         case("eval.seed", "3", "eval", see::items).beside(&["eval.0.limit=2"]),
+        case("eval.few_shot", "2", "eval", see::prompts),
+        case("eval.few_shot_data", "../shots.jsonl", "eval", see::prompts).beside(&["eval.0.few_shot=2"]),
+        case("eval.system", "Answer with a colour.", "eval", see::prompts),
+        case("eval.temperature", "5.0", "eval", see::outputs).of("constant"),
+        case("eval.top_k", "1", "eval", see::outputs).of("constant").beside(HOT),
+        case("eval.top_p", "0.01", "eval", see::outputs).of("constant").beside(HOT),
+        case("eval.stop", "[\"10\"]", "eval", see::outputs).of("constant"),
+        case("eval.slices", "[\"site\"]", "eval", see::slices).beside(FIELDS),
+        case("eval.cluster_by", "document", "eval", see::tests).beside(FIELDS),
+    ]
+}
+
+/// Draws that show what is left out of them.
+const HOT: &[&str] = &["eval.0.temperature=5.0"];
+/// Rows with more than a question and its answer.
+const FIELDS: &[&str] = &["eval.0.data=../fields.jsonl"];
+
+/// How answers are scored.
+fn scoring() -> Vec<Case> {
+    const CHOICES: &[&str] = &["eval.0.data=../fields.jsonl", "eval.0.metrics=[\"acc\"]"];
+    const BARE: &[&str] = &["eval.0.strip_fence=true"];
+    const LABELS: &[&str] = &["eval.0.metrics=[\"accuracy\"]"];
+    vec![
+        case("eval.pattern", "\"b\": \\d+", "eval", see::scores).of("constant"),
+        case("eval.number", "first", "eval", see::scores).of("constant"),
+        case("eval.tolerance", "1.0", "eval", see::scores).of("constant"),
+        case("eval.relative_tolerance", "0.1", "eval", see::scores).of("constant"),
+        case("eval.strip_fence", "true", "eval", see::scores).of("constant"),
+        case("eval.schema", "../lenient.schema.json", "eval", see::scores).of("constant").beside(BARE),
+        case("eval.labels", "[\"blue\", \"green\", \"red\", \"black\"]", "eval", see::labels).beside(LABELS),
+        case("eval.choices", "options", "eval", see::likelihoods).beside(CHOICES),
+    ]
+}
+
+fn candidate() -> Vec<Case> {
+    const MERGED: &[&str] = &["export.formats=[\"merged\"]", "export.min_gain_kept=0"];
+    vec![
+        case("candidate.name", "challenger", "eval", see::candidates).of("rival"),
+        case("candidate.model", "../other", "eval", see::candidates).of("rival"),
+        case("candidate.adapter", "../adapter", "eval", see::candidates).of("rival"),
+        case("candidate.few_shot", "2", "eval", see::candidates).of("rival"),
+        case("candidate.export", "merged", "run", see::candidates).of("rival").beside(MERGED),
+    ]
+}
+
+fn report() -> Vec<Case> {
+    const WON: &[&str] = &["eval.0.metrics=[\"perplexity\"]"];
+    vec![
+        case("report.level", "redacted", "eval", see::shown),
+        case("report.shared", "hashed", "eval", see::items_named).beside(WON),
     ]
 }
 
@@ -219,12 +287,14 @@ fn gate() -> Vec<Case> {
     const JSON: &[&str] = &["eval.0.data=../json.jsonl", "eval.0.metrics=[\"json_fields\"]"];
     vec![
         case("gate.eval", "second", "eval", see::gated).of("two").beside(&["gate.max_perplexity=1e9"]),
+        case("gate.require", "[\"adapter.exact_match >= 0.99\"]", "eval", see::code).may_end_with(FAILED),
         case("gate.min_exact_match", "1.0", "eval", see::code).may_end_with(FAILED),
         case("gate.min_exact_match_gain", "1.0", "eval", see::code).may_end_with(FAILED),
         case("gate.min_json_fields", "1.0", "eval", see::code).beside(JSON).may_end_with(FAILED),
         case("gate.min_json_fields_gain", "1.0", "eval", see::code).beside(JSON).may_end_with(FAILED),
         case("gate.max_perplexity", "1.0", "eval", see::code).may_end_with(FAILED),
         case("gate.max_perplexity_ratio", "0.001", "eval", see::code).may_end_with(FAILED),
+        case("gate.min_gain_kept", "0.9", "run", see::gates).of("kept"),
     ]
 }
 

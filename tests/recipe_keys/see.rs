@@ -80,6 +80,11 @@ pub(crate) fn validated(ran: &Ran) -> Value {
     logged(ran, "eval_loss", "step")
 }
 
+/// The values by which validations were chosen, where that is not the loss.
+pub(crate) fn validation_metric(ran: &Ran) -> Value {
+    logged(ran, "eval_exact_match", "eval_exact_match")
+}
+
 /// The validation losses.
 pub(crate) fn validation_losses(ran: &Ran) -> Value {
     logged(ran, "eval_loss", "eval_loss")
@@ -151,6 +156,78 @@ pub(crate) fn gated(ran: &Ran) -> Value {
     let gates = results(ran)["gates"].as_array().cloned();
     gates
         .map_or(Value::Null, |gates| gates.iter().map(|gate| gate["eval"].clone()).collect::<Vec<_>>().into())
+}
+
+/// How each gate ended.
+pub(crate) fn gates(ran: &Ran) -> Value {
+    let gates = results(ran)["gates"].as_array().cloned().unwrap_or_default();
+    json!([ran.code, gates.iter().map(|gate| json!([gate["text"], gate["status"]])).collect::<Vec<_>>()])
+}
+
+/// Every candidate with its scores.
+pub(crate) fn candidates(ran: &Ran) -> Value {
+    let of = |candidate: &Value| {
+        let measured = candidate["measured"].as_array().into_iter().flatten();
+        json!([candidate["name"], measured.map(|m| m["value"].clone()).collect::<Vec<_>>()])
+    };
+    of_evaluations(ran, |e| e["candidates"].as_array().into_iter().flatten().map(of).collect::<Vec<_>>().into())
+}
+
+/// The values of the slices and how many items each has.
+pub(crate) fn slices(ran: &Ran) -> Value {
+    let of = |slice: &Value| json!([slice["field"], slice["value"], slice["n"]]);
+    of_evaluations(ran, |e| e["slices"].as_array().into_iter().flatten().map(of).collect::<Vec<_>>().into())
+}
+
+/// The test behind each comparison, and its p-value.
+pub(crate) fn tests(ran: &Ran) -> Value {
+    let of = |comparison: &Value| json!([comparison["test"], comparison["p_value"]]);
+    of_evaluations(ran, |e| e["comparisons"].as_array().into_iter().flatten().map(of).collect::<Vec<_>>().into())
+}
+
+/// The labels that the trained model's answers were sorted by.
+pub(crate) fn labels(ran: &Ran) -> Value {
+    of_evaluations(ran, |evaluation| {
+        let trained = evaluation["candidates"].as_array().into_iter().flatten().find(|c| c["name"] == "adapter");
+        trained.map_or(Value::Null, |trained| trained["classes"]["labels"].clone())
+    })
+}
+
+/// Items whose input was trained on, or that the command was refused.
+pub(crate) fn overlap(ran: &Ran) -> Value {
+    let touched = of_evaluations(ran, |evaluation| evaluation["overlap"]["touched"].clone());
+    json!([ran.code, touched])
+}
+
+/// The prompts of the items.
+pub(crate) fn prompts(ran: &Ran) -> Value {
+    of_samples(ran, |sample| sample["prompt"].clone())
+}
+
+/// What the trained model wrote.
+pub(crate) fn outputs(ran: &Ran) -> Value {
+    of_samples(ran, |sample| sample["candidates"]["adapter"]["output"].clone())
+}
+
+/// The log-likelihoods of the choices.
+pub(crate) fn likelihoods(ran: &Ran) -> Value {
+    of_samples(ran, |sample| sample["candidates"]["adapter"]["choices"].clone())
+}
+
+/// The first answer expected, as the page shows it.
+pub(crate) fn shown(ran: &Ran) -> Value {
+    let page = fs_err::read_to_string(run_folder(ran).join("report.html")).unwrap_or_default();
+    let data = page.split_once("id=\"data\">").and_then(|(_, rest)| rest.split_once("</script>"));
+    let data = data.map(|(data, _)| serde_json::from_str::<Value>(data).unwrap());
+    data.map_or(Value::Null, |data| data["samples"][0]["expected"].clone())
+}
+
+/// The lines of `report.md` that name single items.
+pub(crate) fn items_named(ran: &Ran) -> Value {
+    let report = fs_err::read_to_string(run_folder(ran).join("report.md")).unwrap_or_default();
+    let is_named = |line: &&str| line.starts_with("Won (") || line.starts_with("Lost (");
+    let named: Vec<&str> = report.lines().filter(is_named).collect();
+    if report.is_empty() { Value::Null } else { json!(named) }
 }
 
 /// The ids of the items that were evaluated.

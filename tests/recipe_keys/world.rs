@@ -71,6 +71,39 @@ self_test = false
 formats = ["merged"]
 "#;
 
+/// Teaches one answer to every question, and holds what is written against others in many ways.
+const CONSTANT: &str = r#"schema = 1
+
+[model]
+base = "able"
+
+[adapter]
+r = 8
+lora_alpha = 16
+
+[data]
+train = "constant.jsonl"
+test = "near.jsonl"
+
+[train]
+max_steps = 100
+batch_size = 6
+self_test = false
+
+[optimizer]
+learning_rate = 1e-2
+
+[[eval]]
+name = "held-out"
+metrics = ["regex", "numeric", "field_f1"]
+pattern = "never"
+schema = "strict.schema.json"
+max_new_tokens = 40
+"#;
+
+/// What the recipe above teaches: JSON in a fence, with two numbers.
+const ANSWER: &str = "```json\n{\"a\": 10, \"b\": 12}\n```";
+
 /// A folder with everything that the cases name.
 pub(crate) struct World {
     folder: TempDir,
@@ -104,9 +137,13 @@ impl World {
         checkpoint(&world.path("base"), 1);
         checkpoint(&world.path("other"), 2);
         tiny_checkpoint(&world.path("tied"), &TinySpec::default());
+        // Random too, yet with logits far enough apart that an adapter alone learns an answer.
+        let able = TinySpec { hidden_size: 64, intermediate_size: 128, initializer_range: 0.2, ..TinySpec::default() };
+        tiny_checkpoint(&world.path("able"), &able);
         world.hub();
         world.recipes();
         world.data();
+        world.evaluated();
         world.trained();
         world
     }
@@ -142,6 +179,10 @@ impl World {
         self.write("unsaid.toml", UNSAID);
         self.write("full.toml", &UNSAID.replace("[train]", "[train]\nmethod = \"full\""));
         self.write("two.toml", &format!("{RECIPE}\n[[eval]]\nname = \"second\"\n"));
+        self.write("constant.toml", CONSTANT);
+        self.write("rival.toml", &format!("{RECIPE}\n[[candidate]]\nname = \"rival\"\nfew_shot = 1\n"));
+        let merged = "\n[[candidate]]\nname = \"rival\"\nexport = \"merged\"\n\n[export]\nformats = [\"merged\"]\n";
+        self.write("kept.toml", &format!("{RECIPE}metrics = [\"perplexity\"]\n{merged}"));
         self.write("seed.toml", "[train]\nseed = 7\n");
         self.write("extending.toml", &format!("extends = \"seed.toml\"\n{RECIPE}"));
         self.write(
@@ -167,11 +208,37 @@ impl World {
         self.rows("faulty.jsonl", (0..4).map(question).chain([json!({ "messages": "none" })]));
     }
 
+    /// Data of the cases of `[[eval]]`.
+    fn evaluated(&self) {
+        self.rows("constant.jsonl", (0..12).map(|n| chat(&asked(n), ANSWER)));
+        // One number beside what is answered.
+        self.rows("near.jsonl", (30..36).map(|n| chat(&asked(n), "{\"a\": 10, \"b\": 13}")));
+        for (name, absolute) in [("strict", 0), ("lenient", 2)] {
+            let number = json!({ "type": "number", "x-compare": { "as": "number", "absolute": absolute } });
+            let schema = json!({ "type": "object", "properties": { "a": number, "b": number } });
+            self.write(&format!("{name}.schema.json"), &schema.to_string());
+        }
+        let with_fields = |n: usize| {
+            let mut row = question(n);
+            row["site"] = json!(if n % 2 == 0 { "north" } else { "south" });
+            row["document"] = json!(n / 2);
+            row["choices"] = json!(["red", "green", "blue"]);
+            row["options"] = json!(["blue", "green", "red", "black"]);
+            row
+        };
+        self.rows("fields.jsonl", (30..36).map(with_fields));
+        self.rows("touched.jsonl", (3..6).chain(30..36).map(question));
+        self.rows("shots.jsonl", (60..64).map(question));
+    }
+
     /// What an evaluation and an export begin with, and answers that the model gives itself.
     fn trained(&self) {
         let ran = self.command(&["train", "../recipe.toml"], None);
         assert_eq!(ran.code, 0, "{}", ran.all());
         copy_folder(&ran.folder.join("runs/recipe/adapter"), &self.path("adapter"));
+        let ran = self.command(&["train", "../constant.toml"], None);
+        assert_eq!(ran.code, 0, "{}", ran.all());
+        copy_folder(&ran.folder.join("runs/constant/adapter"), &self.path("adapter-constant"));
         let ran = self.command(&["eval", "../recipe.toml"], Some("recipe"));
         assert_eq!(ran.code, 0, "{}", ran.all());
         let samples = fs_err::read_to_string(ran.folder.join("runs/recipe/eval/samples.jsonl")).unwrap();
@@ -191,9 +258,9 @@ impl World {
             (Change::Set(value), true) => (case.recipe, Some(value)),
         };
         let mut args = vec![case.verb.to_owned(), format!("../{recipe}.toml"), "--offline".to_owned()];
-        let name = match case.key.strip_prefix("eval.") {
-            Some(of_eval) => format!("eval.0.{of_eval}"),
-            None => case.key.to_owned(),
+        let name = match case.key.split_once('.') {
+            Some((list @ ("eval" | "candidate"), key)) => format!("{list}.0.{key}"),
+            _ => case.key.to_owned(),
         };
         let key = key.map(|value| format!("{name}={value}"));
         for set in case.beside.iter().map(|set| (*set).to_owned()).chain(key) {
@@ -220,7 +287,8 @@ impl World {
         let folder = self.path(&format!("ran-{}", self.runs.fetch_add(1, Ordering::SeqCst)));
         fs_err::create_dir_all(&folder).unwrap();
         if let Some(name) = trained {
-            copy_folder(&self.path("adapter"), &folder.join(format!("runs/{name}/adapter")));
+            let adapter = if name == "constant" { "adapter-constant" } else { "adapter" };
+            copy_folder(&self.path(adapter), &folder.join(format!("runs/{name}/adapter")));
         }
         let mut command = Command::new(env!("CARGO_BIN_EXE_taper"));
         command.args(args).current_dir(&folder).stdin(Stdio::null());

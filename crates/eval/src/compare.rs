@@ -3,11 +3,12 @@
 use crate::Metric;
 use crate::Scale;
 use crate::statistics::{Decision, Interval, decide};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// What can be said of the second candidate against the first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// It is better, and chance is an unlikely reason.
@@ -29,7 +30,7 @@ impl fmt::Display for Verdict {
 }
 
 /// How the effect of a comparison is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EffectKind {
     /// Second minus first; 0 is no effect.
@@ -54,7 +55,7 @@ impl EffectKind {
 }
 
 /// An effect on a scale that does not depend on the metric.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EffectSize {
     /// Which scale: Cohen's h of two shares, Cohen's dz of paired scores.
     pub name: String,
@@ -63,7 +64,7 @@ pub struct EffectSize {
 }
 
 /// One metric of two candidates on the same items.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Comparison {
     /// The first candidate.
     pub reference: String,
@@ -134,6 +135,37 @@ impl Comparison {
             this.adjusted_p_value = decision.p_value;
         }
         this
+    }
+
+    /// The same, told of the first candidate against the second. The tests look both ways, so p-values stay.
+    #[must_use]
+    pub fn reversed(&self) -> Self {
+        let is_ratio = self.effect_kind == EffectKind::Ratio;
+        let turned = |effect: f64| if is_ratio { 1.0 / effect } else { -effect };
+        let interval = |i: Interval| Interval { low: turned(i.high), high: turned(i.low) };
+        Self {
+            reference: self.candidate.clone(),
+            candidate: self.reference.clone(),
+            base: self.value,
+            value: self.base,
+            effect: turned(self.effect),
+            interval: self.interval.map(interval),
+            won: self.lost,
+            lost: self.won,
+            verdict: match self.verdict {
+                Verdict::Better => Verdict::Worse,
+                Verdict::Worse => Verdict::Better,
+                Verdict::Inconclusive => Verdict::Inconclusive,
+            },
+            effect_size: self.effect_size.clone().map(|size| EffectSize { value: -size.value, ..size }),
+            ..self.clone()
+        }
+    }
+
+    /// The items to take where there is not enough data: nothing where there are that many already, as when several metrics were asked
+    /// together or the test wants more than this estimate.
+    pub fn items_to_take(&self) -> Option<u64> {
+        self.needed.filter(|needed| self.verdict == Verdict::Inconclusive && *needed > self.n as u64)
     }
 
     /// The effect with "more is better": above 0 the second did better.

@@ -193,6 +193,14 @@ fn failed(candidate: &str, task: &EvalTask, items: &[EvalItem], source: taper_in
     Error::Infer { candidate, eval, place, source: Box::new(source) }
 }
 
+/// What the model does with all items, at once.
+pub(crate) fn respond_to(task: &EvalTask, model: &dyn CausalLm, tokenizer: &Tokenizer) -> Result<Vec<Response>> {
+    let go_on = &mut || ControlFlow::Continue(());
+    let responses = respond(task, 0..task.items.len(), (model, tokenizer), false, go_on)
+        .map_err(|source| failed("the model in training", task, &task.items, source))?;
+    Ok(responses.unwrap_or_default())
+}
+
 fn respond(
     task: &EvalTask,
     range: Range<usize>,

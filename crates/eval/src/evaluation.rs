@@ -6,12 +6,13 @@ use crate::result::{Answers, EvalResult, Measured, MetricFacts};
 use crate::score::{Scorer, Scoring};
 use crate::selection::Selection;
 use crate::{Error, ItemFacts, Metric, Result, Verdict};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use taper_data::TouchKind;
 
 /// The results of all candidates on one evaluation, compared.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Evaluation {
     /// The evaluation's name.
     pub name: String,
@@ -43,7 +44,7 @@ pub struct Evaluation {
 }
 
 /// Scores of some of the items.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Part {
     /// The items.
     pub n: usize,
@@ -54,7 +55,7 @@ pub struct Part {
 }
 
 /// The items that have one value of a field.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Slice {
     /// The field.
     pub field: String,
@@ -66,7 +67,7 @@ pub struct Slice {
 }
 
 /// Items whose input is among those trained on.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct TouchReport {
     /// How many.
     pub touched: usize,
@@ -168,6 +169,20 @@ impl Evaluation {
         self.comparisons.iter().find(is)
     }
 
+    /// The comparison of any two candidates by a metric: one of those told, in its direction or the other, or one made for the question,
+    /// as a gate asks it. Its p-value is then adjusted for the metrics of the pair like any other.
+    pub fn compared(&self, reference: &str, candidate: &str, metric: Metric) -> Option<Comparison> {
+        if let Some(told) = self.comparison(reference, candidate, metric) {
+            return Some(told.clone());
+        }
+        if let Some(told) = self.comparison(candidate, reference, metric) {
+            return Some(told.reversed());
+        }
+        let scorer = Scorer::new(self.scoring.clone()).ok()?;
+        let found = self.compare_pair(&scorer, reference, candidate);
+        found.into_iter().find(|comparison| comparison.metric == metric)
+    }
+
     /// The comparison that decides the verdict.
     pub fn decisive(&self) -> Option<&Comparison> {
         self.comparison(self.reference.as_deref()?, &self.trained, self.metrics.first()?.metric)
@@ -179,8 +194,6 @@ impl Evaluation {
     }
 
     fn compare_all(&self, scorer: &Scorer) -> Vec<Comparison> {
-        let all: Vec<usize> = (0..self.n).collect();
-        let selection = Selection { scorer, items: &self.items, indices: &all };
         let reference = self.reference.as_deref();
         let against_base = reference.into_iter().flat_map(|reference| {
             self.candidates.iter().filter(move |c| c.candidate != reference).map(move |c| (reference, c.candidate.as_str()))
@@ -188,14 +201,16 @@ impl Evaluation {
         let others = self.candidates.iter().map(|c| c.candidate.as_str());
         let others = others.filter(|name| Some(*name) != reference && *name != self.trained);
         let pairs: Vec<(&str, &str)> = against_base.chain(others.map(|name| (name, self.trained.as_str()))).collect();
-        let mut comparisons = Vec::new();
-        for (first, second) in pairs {
-            let (Some(a), Some(b)) = (self.candidate(first), self.candidate(second)) else { continue };
-            let mut found = selection.compare((first, &a.records), (second, &b.records));
-            adjust(&mut found);
-            comparisons.extend(found);
-        }
-        comparisons
+        pairs.into_iter().flat_map(|(first, second)| self.compare_pair(scorer, first, second)).collect()
+    }
+
+    fn compare_pair(&self, scorer: &Scorer, first: &str, second: &str) -> Vec<Comparison> {
+        let all: Vec<usize> = (0..self.n).collect();
+        let selection = Selection { scorer, items: &self.items, indices: &all };
+        let (Some(a), Some(b)) = (self.candidate(first), self.candidate(second)) else { return Vec::new() };
+        let mut found = selection.compare((first, &a.records), (second, &b.records));
+        adjust(&mut found);
+        found
     }
 
     fn part(&self, scorer: &Scorer, indices: &[usize]) -> Part {

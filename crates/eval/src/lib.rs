@@ -28,6 +28,7 @@ mod section;
 mod selection;
 pub mod statistics;
 mod task;
+mod validation;
 
 pub use compare::{Comparison, EffectKind, EffectSize, Verdict};
 pub use error::{Error, Result};

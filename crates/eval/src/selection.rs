@@ -12,6 +12,9 @@ use crate::{ItemFacts, Metric, Pooling, Scale, Verdict};
 /// Items below which a bootstrap says nothing.
 pub const LEAST_ITEMS: usize = 10;
 
+/// Units by which a test that swaps them can have a p-value below 5 %: of `n`, the least is `2 / 2^n`.
+const LEAST_UNITS: u64 = 6;
+
 /// Items by their places.
 #[derive(Clone, Copy)]
 pub(crate) struct Selection<'a> {
@@ -123,6 +126,7 @@ impl<'a> Selection<'a> {
             }
             (Pooling::Corpus, _) => (self.decide_corpus(metric, &pairs, &units), "randomisation"),
         };
+        let decision = decision.map(|decision| Decision { needed: in_items(&decision, test, &units, pairs.len()), ..decision });
         let sign = if metric.higher_is_better() { 1.0 } else { -1.0 };
         let better = |d: &&f64| **d * sign > 0.0;
         let worse = |d: &&f64| **d * sign < 0.0;
@@ -183,6 +187,13 @@ impl<'a> Selection<'a> {
             needed,
         })
     }
+}
+
+/// The items that a decision needs, which counts units: as many units as its test can say anything by, each with as many items as here.
+fn in_items(decision: &Decision, test: &str, units: &Units, items: usize) -> Option<u64> {
+    let least = if test == "exact McNemar" { 0 } else { LEAST_UNITS };
+    let needed = decision.needed?.max(least) as f64;
+    Some((needed * items as f64 / units.len() as f64).ceil() as u64)
 }
 
 /// A share's interval does not leave what a share can be.

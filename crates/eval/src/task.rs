@@ -148,7 +148,7 @@ impl EvalTask {
 }
 
 /// `limit` indices drawn by the seed, in rising order; all when there are not more.
-fn choose(examples: usize, section: &EvalSection) -> Vec<usize> {
+pub(crate) fn choose(examples: usize, section: &EvalSection) -> Vec<usize> {
     let mut indices: Vec<usize> = (0..examples).collect();
     if let Some(limit) = section.limit.filter(|&limit| limit < examples) {
         shuffle(section.seed, stream_of("eval.limit"), &mut indices);

@@ -201,6 +201,24 @@ impl Faults<'_> {
                         .hint("name a `test` file under `[data]`, or `data` in this `[[eval]]`"),
                 );
             }
+            let shows = |few_shot: Option<usize>| few_shot.is_some_and(|shots| shots > 0);
+            let anyone = recipe.candidate.iter().any(|candidate| shows(candidate.few_shot));
+            if !eval.few_shot_data.is_empty() && eval.few_shot == 0 && !anyone {
+                self.push(
+                    &format!("eval.{i}.few_shot_data"),
+                    Problem::error("conflict", "`few_shot_data` is set, but no examples are shown")
+                        .hint("set `few_shot` here or in a `[[candidate]]`, or take it out"),
+                );
+            }
+            for (key, is_set) in [("top_p", eval.top_p < 1.0), ("top_k", eval.top_k > 0)] {
+                if is_set && eval.temperature == 0.0 && eval.generates() {
+                    self.push(
+                        &format!("eval.{i}.{key}"),
+                        Problem::warning("no-effect", format!("`{key}` has no effect: nothing is drawn at `temperature = 0`"))
+                            .hint("remove it, or set a `temperature`"),
+                    );
+                }
+            }
             for key in without_effect(eval) {
                 self.push(
                     &format!("eval.{i}.{key}"),

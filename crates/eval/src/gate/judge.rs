@@ -3,12 +3,13 @@
 use super::requirement::{Ask, Quantity, Requirement};
 use crate::statistics::{NonInferiority, non_inferiority};
 use crate::{Comparison, EffectKind, EvalResult, Evaluation, Metric, Verdict};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use taper_diagnostics::ExitCode;
 
 /// How a gate ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GateStatus {
     /// What is asked is kept.
@@ -33,7 +34,7 @@ impl fmt::Display for GateStatus {
 }
 
 /// One requirement held against one evaluation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct GateOutcome {
     /// The requirement.
     pub text: String,
@@ -102,16 +103,16 @@ struct Finding(Option<f64>, Option<f64>, GateStatus, String);
 
 fn hold(requirement: &Requirement, evaluation: &Evaluation, candidate: &str) -> GateOutcome {
     let first = evaluation.metrics.first().map(|facts| facts.metric);
-    let comparison = |other: &str, metric: Option<Metric>| evaluation.comparison(other, candidate, metric.or(first)?);
+    let comparison = |other: &str, metric: Option<Metric>| evaluation.compared(other, candidate, metric.or(first)?);
     let base = evaluation.reference.as_deref().unwrap_or(crate::BASE);
     let Finding(value, limit, status, detail) = match &requirement.ask {
         Ask::Limit { quantity, at_least, strict, value } => {
             let measured = evaluation.candidate(candidate).and_then(|result| quantity_of(*quantity, result));
             limited(measured, *at_least, *strict, *value)
         }
-        Ask::Effect { metric, at_least, value } => effect(comparison(base, Some(*metric)), *at_least, *value),
-        Ask::BetterThan { other, metric, by } => better(comparison(other, *metric), *by),
-        Ask::NotWorseThan { other, metric, by } => not_worse(comparison(other, *metric), *by),
+        Ask::Effect { metric, at_least, value } => effect(comparison(base, Some(*metric)).as_ref(), *at_least, *value),
+        Ask::BetterThan { other, metric, by } => better(comparison(other, *metric).as_ref(), *by),
+        Ask::NotWorseThan { other, metric, by } => not_worse(comparison(other, *metric).as_ref(), *by),
         Ask::GainKept { share } => gain_kept(evaluation, candidate, first, *share),
     };
     let detail = match status {
@@ -208,8 +209,7 @@ fn told(comparison: &Comparison, asked: &str) -> String {
     let interval = comparison
         .interval
         .map_or("no interval".to_owned(), |interval| format!("{:.4} to {:.4}", interval.low, interval.high));
-    let needed = comparison.needed.filter(|_| comparison.verdict == Verdict::Inconclusive);
-    let needed = needed.map(|n| format!("; some {n} items would show it")).unwrap_or_default();
+    let needed = comparison.items_to_take().map(|n| format!("; some {n} items would show it")).unwrap_or_default();
     format!("{sign}{:.4} ({interval}, n = {}), {asked}{needed}", comparison.effect, comparison.n)
 }
 

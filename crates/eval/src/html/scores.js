@@ -136,7 +136,7 @@ function comparisonTable(evaluation, comparisons, caption) {
 
 function verdictCell(comparison) {
   const needed =
-    comparison.verdict === "inconclusive" && isNumber(comparison.needed)
+    comparison.verdict === "inconclusive" && isNumber(comparison.needed) && comparison.needed > comparison.n
       ? el("small", {}, `about ${whole(comparison.needed)} items would be needed`)
       : null;
   return el("span", {}, verdictBadge(comparison.verdict), needed);

@@ -123,7 +123,7 @@ fn uses(out: &mut String, uses: Option<u64>) {
 }
 
 fn verdict(comparison: &Comparison) -> String {
-    match comparison.needed.filter(|_| comparison.verdict == Verdict::Inconclusive) {
+    match comparison.items_to_take() {
         Some(needed) => format!("**{}** (n needed: about {needed})", comparison.verdict),
         None => format!("**{}**", comparison.verdict),
     }

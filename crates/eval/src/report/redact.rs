@@ -38,7 +38,8 @@ impl Redactor {
         }
         let item = &mut line.item;
         let texts = [&mut item.input, &mut item.prompt].into_iter().chain(&mut item.expected).chain(&mut item.choices);
-        texts.for_each(|text| self.text(text));
+        // By what items belong together is a name from the data, as of a patient; it is needed to tell groups apart only.
+        texts.chain(&mut item.cluster).for_each(|text| self.text(text));
         for stored in line.candidates.values_mut() {
             let texts = stored.response.output.iter_mut().chain(&mut stored.answer).chain(&mut stored.response.error);
             texts.for_each(|text| self.text(text));

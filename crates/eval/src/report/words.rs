@@ -94,21 +94,20 @@ fn told(measured: &Measured) -> String {
 
 /// On what a verdict stands.
 fn evidence(comparison: &Comparison) -> String {
-    let Comparison { metric, base, value: of, n, verdict, .. } = comparison;
+    let Comparison { metric, base, value: of, n, .. } = comparison;
+    let (from, to) = (self::value(*metric, *base), self::value(*metric, *of));
     let moved = match (of - base).total_cmp(&0.0) {
-        std::cmp::Ordering::Greater => "rose",
-        std::cmp::Ordering::Less => "fell",
-        std::cmp::Ordering::Equal => "stayed",
+        std::cmp::Ordering::Greater => format!("rose from {from} to {to}"),
+        std::cmp::Ordering::Less => format!("fell from {from} to {to}"),
+        std::cmp::Ordering::Equal => format!("stayed at {to}"),
     };
     let interval = effect_range(comparison);
     let interval = if interval.is_empty() { String::new() } else { format!(", 95 % interval {interval}") };
-    let needed = comparison.needed.filter(|_| *verdict == Verdict::Inconclusive);
+    let needed = comparison.items_to_take();
     let needed = needed.map(|n| format!(" About {n} items would show an effect of this size.")).unwrap_or_default();
     format!(
-        "{} {moved} from {} to {} ({}{interval}, n = {n}, {} {}).{needed}",
+        "{} {moved} ({}{interval}, n = {n}, {} {}).{needed}",
         metric.title(),
-        value(*metric, *base),
-        value(*metric, *of),
         effect(comparison),
         comparison.test,
         p_value(comparison.adjusted_p_value),

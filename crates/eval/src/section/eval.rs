@@ -150,6 +150,7 @@ impl EvalSection {
             let at = Location::default().with_key(key);
             problems.push(Problem::error("conflict", message).at(at).hint(hint));
         };
+        let compares_numbers = |metric: Metric| metric == Metric::Numeric || metric.needs_schema();
         let any = |of: fn(Metric) -> bool| self.metrics.iter().copied().find(|metric| of(*metric));
         match (&self.pattern, any(|metric| metric == Metric::Regex)) {
             (Some(pattern), _) => {
@@ -178,7 +179,8 @@ impl EvalSection {
             ("labels", !self.labels.is_empty(), any(Metric::needs_labels)),
             ("choices", self.choices != "choices", any(|metric| metric.needs() == Needs::Choices)),
             ("number", self.number != NumberPlace::Last, any(|metric| metric == Metric::Numeric)),
-            ("few_shot_data", !self.few_shot_data.is_empty(), None.or((self.few_shot > 0).then_some(Metric::ExactMatch))),
+            ("tolerance", self.tolerance != 0.0, any(compares_numbers)),
+            ("relative_tolerance", self.relative_tolerance != 0.0, any(compares_numbers)),
         ] {
             if is_set && used.is_none() {
                 fault(key, format!("`{key}` is set, but nothing that is measured looks at it"), "take it out, or measure by it");
@@ -282,7 +284,8 @@ mod tests {
         assert_eq!(found("pattern = 'a'"), ["pattern"]);
         assert_eq!(found("metrics = ['field_f1']"), ["metrics"]);
         assert_eq!(found("labels = ['a', 'a']\nmetrics = ['accuracy']"), ["labels"]);
-        assert_eq!(found("few_shot_data = 'a.jsonl'"), ["few_shot_data"]);
+        assert_eq!(found("tolerance = 0.5\nrelative_tolerance = 0.1"), ["tolerance", "relative_tolerance"]);
+        assert_eq!(found("tolerance = 0.5\nmetrics = ['numeric']"), [""; 0]);
         assert_eq!(found("slices = ['']"), ["slices"]);
         assert_eq!(found("metrics = ['acc']\nchoices = 'options'"), [""; 0]);
     }

@@ -11,6 +11,10 @@ use std::collections::HashMap;
 /// Items of a list up to which the best pairing is looked for; longer lists are paired by position.
 pub(crate) const MOST_PAIRED: usize = 200;
 
+/// What stands in a path for a key that is neither expected nor in the schema. Such a key is the model's own text: it has no place in a
+/// table of fields, of which there would be no end.
+const UNKNOWN: &str = "*";
+
 /// What became of one field of one document.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Outcome {
@@ -71,7 +75,7 @@ impl<'a> Walk<'a> {
             (expected, given) => {
                 for (side, outcome) in [(expected, Outcome::Missing), (given, Outcome::Invented)] {
                     if let Some(value) = side {
-                        self.alone(path, value, outcome, outcomes);
+                        self.alone(schema, path, value, outcome, outcomes);
                     }
                 }
             }
@@ -79,18 +83,28 @@ impl<'a> Walk<'a> {
     }
 
     /// Every field of a value that has nothing beside it.
-    fn alone(&mut self, path: usize, value: &Value, outcome: Outcome, outcomes: &mut Vec<(usize, Outcome)>) {
+    fn alone(
+        &mut self,
+        schema: Option<&'a Value>,
+        path: usize,
+        value: &Value,
+        outcome: Outcome,
+        outcomes: &mut Vec<(usize, Outcome)>,
+    ) {
         match value {
             Value::Null if self.null_is_absent => {}
             Value::Object(object) => {
-                for (key, inner) in object {
-                    let path = self.path_of(path, key);
-                    self.alone(path, inner, outcome, outcomes);
+                for (key, value) in object {
+                    let inner = self.schema.property(schema, key);
+                    let is_known = inner.is_some() || outcome == Outcome::Missing;
+                    let path = self.path_of(path, if is_known { key } else { UNKNOWN });
+                    self.alone(inner, path, value, outcome, outcomes);
                 }
             }
             Value::Array(list) => {
                 let path = self.path_of(path, "[]");
-                list.iter().for_each(|inner| self.alone(path, inner, outcome, outcomes));
+                let items = self.schema.items(schema);
+                list.iter().for_each(|inner| self.alone(items, path, inner, outcome, outcomes));
             }
             _ => outcomes.push((path, outcome)),
         }
@@ -107,7 +121,8 @@ impl<'a> Walk<'a> {
         let extra = given.keys().filter(|key| !expected.contains_key(*key));
         for key in expected.keys().chain(extra) {
             let inner = self.schema.property(schema, key);
-            let path = self.path_of(path, key);
+            let is_known = inner.is_some() || expected.contains_key(key);
+            let path = self.path_of(path, if is_known { key } else { UNKNOWN });
             self.value(inner, path, expected.get(key), given.get(key), outcomes);
         }
     }
@@ -157,11 +172,11 @@ impl<'a> Walk<'a> {
                     is_paired[column] = true;
                     outcomes.append(&mut pairs[row * width + column]);
                 }
-                None => self.alone(path, &expected[wanted[row]], Outcome::Missing, outcomes),
+                None => self.alone(items, path, &expected[wanted[row]], Outcome::Missing, outcomes),
             }
         }
         for (column, _) in is_paired.into_iter().enumerate().filter(|(_, paired)| !paired) {
-            self.alone(path, &given[offered[column]], Outcome::Invented, outcomes);
+            self.alone(items, path, &given[offered[column]], Outcome::Invented, outcomes);
         }
     }
 

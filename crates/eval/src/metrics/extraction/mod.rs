@@ -1,9 +1,10 @@
 //! Extraction into JSON, scored against a JSON Schema: is the answer valid, and which of its fields are right, wrong, missing or
 //! invented.
 //!
-//! A *field* is a value that is neither object nor list, named by its path with lists as `[]`: `patient.name`, `items[].price`. How
-//! it is compared follows from its schema (see [`Comparator`]) or is stated there by `x-compare`. With E fields equal, W wrong, M
-//! missing and I invented, precision is `E / (E + W + I)`, recall `E / (E + W + M)` and F1 `2 E / (2 E + 2 W + M + I)`.
+//! A *field* is a value that is neither object nor list, named by its path with lists as `[]`: `patient.name`, `items[].price`; a key
+//! that is neither expected nor in the schema is `*`. How it is compared follows from its schema (see [`Comparator`]) or is stated there
+//! by `x-compare`. With E fields equal, W wrong, M missing and I invented, precision is `E / (E + W + I)`, recall `E / (E + W + M)` and
+//! F1 `2 E / (2 E + 2 W + M + I)`.
 
 mod assign;
 mod dates;
@@ -15,6 +16,7 @@ pub use schema::{Comparator, SchemaError};
 use super::numeric::Tolerance;
 use fields::{Outcome, Walk};
 use schema::FieldSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -48,7 +50,7 @@ pub struct Extraction {
 }
 
 /// How often a field came out which way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct FieldCounts {
     /// Expected and given, equal.
     pub equal: u64,
@@ -74,7 +76,7 @@ pub struct DocumentScore {
 }
 
 /// Several answers together.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct FieldTable {
     /// Answers.
     pub documents: u64,

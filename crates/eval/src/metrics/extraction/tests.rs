@@ -77,7 +77,16 @@ fn missing_invented_and_wrong_are_told_apart() {
     // An object where a text is expected is not a wrong text: the text is missing, what is in the object invented.
     let document = score(&json!({ "number": "1" }), &json!({ "number": { "a": 1, "b": [2, 3] } }));
     assert_eq!(counts(&document, "number"), [0, 0, 1, 0]);
-    assert_eq!(counts(&document, "number.b[]"), [0, 0, 0, 2]);
+    assert_eq!(counts(&document, "number.*[]"), [0, 0, 0, 2]);
+}
+
+#[test]
+fn keys_that_a_model_makes_up_are_one_field() {
+    let output: serde_json::Value = (0..1000).map(|n| (format!("Ann {n}"), json!({ "b": n }))).collect::<serde_json::Map<_, _>>().into();
+    let document = score(&json!({ "number": "1", "own": 2 }), &output);
+    let paths: Vec<&str> = document.fields.keys().map(String::as_str).collect();
+    assert_eq!(paths, ["*.*", "number", "own"]);
+    assert_eq!(counts(&document, "*.*"), [0, 0, 0, 1000]);
 }
 
 #[test]
