@@ -9,7 +9,7 @@ mod results;
 mod samples;
 pub mod words;
 
-pub use ci::{github_annotations, open_metrics, step_summary};
+pub use ci::{command as workflow_command, github_annotations, open_metrics, step_summary};
 pub use results::{StoredResults, lm_eval_results, results_schema};
 pub use samples::{SampleLine, StoredResponse, read_samples};
 
