@@ -112,6 +112,10 @@ pub(crate) fn hashes_of_recipe(recipe: &Recipe) -> anyhow::Result<BTreeMap<Strin
     let counted = sections.into_iter().filter(|(name, _)| !WITHOUT_EFFECT.contains(&name.as_str()));
     let hashed = counted.map(|(name, mut value)| {
         bare_paths(&mut value);
+        // Whether work is kept changes no result.
+        if let (true, Value::Object(table)) = (name == "data", &mut value) {
+            table.shift_remove("cache");
+        }
         (name, Fingerprint::of_bytes(value.to_string().as_bytes()).as_str().to_owned())
     });
     Ok(hashed.collect())

@@ -80,9 +80,9 @@ pub(crate) fn validated(ran: &Ran) -> Value {
     logged(ran, "eval_loss", "step")
 }
 
-/// The values by which validations were chosen, where that is not the loss.
+/// When it was validated, and by what value where that is not the loss.
 pub(crate) fn validation_metric(ran: &Ran) -> Value {
-    logged(ran, "eval_exact_match", "eval_exact_match")
+    json!([validated(ran), logged(ran, "eval_exact_match", "eval_exact_match")])
 }
 
 /// The validation losses.

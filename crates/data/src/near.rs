@@ -17,6 +17,7 @@
 use crate::overlap::{ExampleKeys, duplicates_of, short};
 use crate::sketch::Sketch;
 use rayon::prelude::*;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 use taper_diagnostics::Problem;
@@ -42,7 +43,7 @@ const CHUNK_ROWS: usize = 4096;
 const PAIRS_NAMED: usize = 3;
 
 /// How an input is like one that was trained on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum TouchKind {
     /// The same bytes.

@@ -3,11 +3,12 @@
 use crate::Metric;
 use crate::Scale;
 use crate::statistics::{Decision, Interval, decide};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 
 /// What can be said of the second candidate against the first.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// It is better, and chance is an unlikely reason.
@@ -29,7 +30,7 @@ impl fmt::Display for Verdict {
 }
 
 /// How the effect of a comparison is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum EffectKind {
     /// Second minus first; 0 is no effect.
@@ -54,7 +55,7 @@ impl EffectKind {
 }
 
 /// An effect on a scale that does not depend on the metric.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EffectSize {
     /// Which scale: Cohen's h of two shares, Cohen's dz of paired scores.
     pub name: String,
@@ -63,7 +64,7 @@ pub struct EffectSize {
 }
 
 /// One metric of two candidates on the same items.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Comparison {
     /// The first candidate.
     pub reference: String,

@@ -6,12 +6,13 @@ use crate::result::{Answers, EvalResult, Measured, MetricFacts};
 use crate::score::{Scorer, Scoring};
 use crate::selection::Selection;
 use crate::{Error, ItemFacts, Metric, Result, Verdict};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use taper_data::TouchKind;
 
 /// The results of all candidates on one evaluation, compared.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Evaluation {
     /// The evaluation's name.
     pub name: String,
@@ -43,7 +44,7 @@ pub struct Evaluation {
 }
 
 /// Scores of some of the items.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Part {
     /// The items.
     pub n: usize,
@@ -54,7 +55,7 @@ pub struct Part {
 }
 
 /// The items that have one value of a field.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Slice {
     /// The field.
     pub field: String,
@@ -66,7 +67,7 @@ pub struct Slice {
 }
 
 /// Items whose input is among those trained on.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct TouchReport {
     /// How many.
     pub touched: usize,

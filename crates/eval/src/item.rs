@@ -1,11 +1,12 @@
 //! What an item is to those who score it: no tokens, no prompt of a certain model.
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use taper_data::{RowPlace, TouchKind};
 
 /// One item of an evaluation, the same for every candidate.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct ItemFacts {
     /// `file:line`, the file without its folder.
     pub id: String,

@@ -1,10 +1,11 @@
 //! What a candidate did with an item, before anything is scored.
 
 use crate::metrics::loss::LossSum;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What a candidate did with one item: all that scoring needs of it, so that scores can be computed again without the model.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Response {
     /// What was written; `None` where nothing was asked.
     pub output: Option<String>,

@@ -6,6 +6,7 @@ use crate::score::{ItemScore, Scorer};
 use crate::selection::Selection;
 use crate::statistics::Interval;
 use crate::{ItemFacts, Metric, Response, Scale};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What one candidate answered: what a replay needs of it.
@@ -22,7 +23,7 @@ pub struct Answers {
 }
 
 /// The scores of one candidate, item by item and together.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct EvalResult {
     /// Its name.
     #[serde(rename = "name")]
@@ -54,7 +55,7 @@ pub struct Record {
 }
 
 /// One metric over some items.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Measured {
     /// Which one.
     pub metric: Metric,
@@ -67,7 +68,7 @@ pub struct Measured {
 }
 
 /// How a metric is told and computed.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct MetricFacts {
     /// Which one.
     pub metric: Metric,
@@ -82,7 +83,7 @@ pub struct MetricFacts {
 }
 
 /// Tokens and times of a candidate.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct Usage {
     /// Tokens of the prompts.
     pub prompt_tokens: u64,
@@ -101,7 +102,7 @@ pub struct Usage {
 }
 
 /// Labels expected and named.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Classes {
     /// The labels, in the order of rows and columns.
     pub labels: Vec<String>,

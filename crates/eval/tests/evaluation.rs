@@ -7,7 +7,7 @@ use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use taper_data::{DataSection, Example, Supervision, TextEncoder, TouchKind, load_with_fields};
 use taper_diagnostics::{Diagnose, ExitCode};
-use taper_eval::report::read_samples;
+use taper_eval::report::{read_samples, results_schema};
 use taper_eval::score::Scorer;
 use taper_eval::{
     Answers, Error, EvalResult, EvalSection, EvalTask, Evaluation, GateSection, Metric, Progress, Prompting,
@@ -99,6 +99,13 @@ fn row(question: &str, answer: &str) -> String {
         { "role": "user", "content": question }, { "role": "assistant", "content": answer }
     ] })
     .to_string()
+}
+
+#[test]
+fn the_published_schema_of_results_is_that_of_the_types() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/results.schema.json");
+    let published: serde_json::Value = serde_json::from_slice(&fs_err::read(path).unwrap()).unwrap();
+    assert!(published == results_schema(), "docs/results.schema.json is old: run `cargo xtask schema`");
 }
 
 /// Scores and comparisons computed again from the stored samples are those of the run.
@@ -221,6 +228,10 @@ fn a_better_candidate_is_found_better_and_the_report_is_the_same_every_time() {
         };
         assert_eq!(report.exit_code(), ExitCode::Passed);
         replayed(&evaluation, &report.samples_jsonl().unwrap());
+        let results: serde_json::Value = serde_json::from_str(&report.results_json().unwrap()).unwrap();
+        let schema = jsonschema::validator_for(&results_schema()).unwrap();
+        let faults: Vec<String> = schema.iter_errors(&results).map(|error| error.to_string()).collect();
+        assert!(faults.is_empty(), "{faults:?}");
         (report.results_json().unwrap(), report.samples_jsonl().unwrap(), report.markdown())
     };
     let first = report();

@@ -3,11 +3,12 @@
 use super::words::{money, sentence};
 use super::{CandidateFacts, CostSection, LocalCost, PriceFile, Serving, break_even};
 use crate::statistics::Interval;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use taper_diagnostics::did_you_mean;
 
 /// The cost of all candidates of an evaluation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CostReport {
     /// The currency of all amounts.
     pub currency: String,
@@ -30,7 +31,7 @@ pub struct CostReport {
 }
 
 /// The cost of a candidate.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct CandidateCost {
     /// Its name.
     pub name: String,

@@ -3,12 +3,13 @@
 use super::requirement::{Ask, Quantity, Requirement};
 use crate::statistics::{NonInferiority, non_inferiority};
 use crate::{Comparison, EffectKind, EvalResult, Evaluation, Metric, Verdict};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::fmt;
 use taper_diagnostics::ExitCode;
 
 /// How a gate ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum GateStatus {
     /// What is asked is kept.
@@ -33,7 +34,7 @@ impl fmt::Display for GateStatus {
 }
 
 /// One requirement held against one evaluation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct GateOutcome {
     /// The requirement.
     pub text: String,

@@ -2,6 +2,7 @@
 
 use super::exact::exact_match;
 use crate::Normalize;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -41,7 +42,7 @@ pub struct Confusion {
 }
 
 /// One class against all others.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ClassScore {
     /// Right among those predicted to be of the class.
     pub precision: f64,

@@ -1,5 +1,6 @@
 //! What the losses of given tokens say of a text. Losses are natural logarithms (nats).
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::ops::AddAssign;
 
@@ -9,7 +10,7 @@ pub fn perplexity(loss_sum: f64, tokens: usize) -> Option<f64> {
 }
 
 /// The losses of one text, or those of several summed.
-#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct LossSum {
     /// Sum of the losses of the scored tokens, in nats.
     pub nats: f64,

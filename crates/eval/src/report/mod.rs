@@ -10,7 +10,7 @@ mod samples;
 pub mod words;
 
 pub use ci::{github_annotations, open_metrics, step_summary};
-pub use results::{StoredResults, lm_eval_results};
+pub use results::{StoredResults, lm_eval_results, results_schema};
 pub use samples::{SampleLine, StoredResponse, read_samples};
 
 use crate::gate::exit_code;

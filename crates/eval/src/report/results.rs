@@ -3,6 +3,7 @@
 use super::{RESULTS_SCHEMA, Report};
 use crate::cost::CostReport;
 use crate::{Error, Evaluation, GateOutcome, GateSection, Pooling, Result, Verdict};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
@@ -22,7 +23,7 @@ struct Results<'a> {
 }
 
 /// Results as they are read back; what can be computed from them again is not in it.
-#[derive(Debug, Clone, PartialEq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Deserialize, JsonSchema)]
 pub struct StoredResults {
     /// The version of the file.
     pub schema: u32,
@@ -34,12 +35,25 @@ pub struct StoredResults {
     pub exit_code: u8,
     /// The evaluations.
     pub evaluations: Vec<Evaluation>,
+    /// What the candidates cost, where that was asked.
+    #[serde(default)]
+    pub cost: Option<CostReport>,
     /// What the gates asked.
     pub gate: GateSection,
     /// The candidates of which was asked how much of the gain they keep.
     pub kept: Vec<String>,
     /// How they ended.
     pub gates: Vec<GateOutcome>,
+}
+
+/// The JSON Schema of `eval/results.json`. Keys that are not in it may come at any time; those that are stay as they are within a version of
+/// `schema`.
+pub fn results_schema() -> Value {
+    let mut schema = schemars::schema_for!(StoredResults).to_value();
+    if let Some(object) = schema.as_object_mut() {
+        object.insert("title".into(), json!("taper results"));
+    }
+    schema
 }
 
 /// `schema`, `run`, `verdict`, `exit_code`, `evaluations`, `gates`, and `lm_eval`, a block as lm-evaluation-harness writes it.

@@ -1,11 +1,12 @@
 //! `eval/samples.jsonl`: every item with what each candidate did with it. Scores can be computed from it again.
 
 use crate::{Error, Evaluation, ItemFacts, Metric, Response, Result};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
 /// One item.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct SampleLine {
     /// The evaluation.
     pub eval: String,
@@ -17,7 +18,7 @@ pub struct SampleLine {
 }
 
 /// What a candidate did with it and what that scores.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StoredResponse {
     /// What it did.
     #[serde(flatten)]

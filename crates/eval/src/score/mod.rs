@@ -18,6 +18,7 @@ use crate::metrics::rouge::RougeL;
 use crate::metrics::squad::{SquadVersion, normalised_match, normalised_match_signature, token_f1, token_f1_signature};
 use crate::remote::JudgeSection;
 use crate::{Error, EvalSection, ItemFacts, Metric, Needs, Response, Result};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -26,7 +27,7 @@ use taper_data::PathList;
 use taper_hub::Fingerprint;
 
 /// What scoring needs besides the responses; it is stored with the results.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Scoring {
     /// The evaluation's settings.
     pub section: EvalSection,

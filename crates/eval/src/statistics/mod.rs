@@ -26,6 +26,7 @@ pub use resampling::{
 };
 pub use verdict::{Decision, NonInferiority, decide, decide_means, decide_shares, non_inferiority};
 
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// The share of chance that a difference may have and still count as one.
@@ -38,7 +39,7 @@ pub const POWER: f64 = 0.8;
 pub(crate) const Z: f64 = 1.959_963_984_540_054;
 
 /// A 95 % interval.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Interval {
     /// Lower end.
     pub low: f64,

@@ -16,6 +16,7 @@ pub use schema::{Comparator, SchemaError};
 use super::numeric::Tolerance;
 use fields::{Outcome, Walk};
 use schema::FieldSchema;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use std::collections::BTreeMap;
@@ -49,7 +50,7 @@ pub struct Extraction {
 }
 
 /// How often a field came out which way.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct FieldCounts {
     /// Expected and given, equal.
     pub equal: u64,
@@ -75,7 +76,7 @@ pub struct DocumentScore {
 }
 
 /// Several answers together.
-#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 pub struct FieldTable {
     /// Answers.
     pub documents: u64,
