@@ -8,7 +8,10 @@ use std::fmt::Write as _;
 pub(crate) fn desk_with(train: &str, test: &str, sections: &str) -> Desk {
     let desk = Desk::new();
     desk.write("train.jsonl", train);
-    desk.write("valid.jsonl", train.lines().take(8).map(|line| line.replace("item ", "unit ") + "\n").collect::<String>());
+    desk.write(
+        "valid.jsonl",
+        train.lines().take(8).map(|line| line.replace("item ", "unit ") + "\n").collect::<String>(),
+    );
     desk.write("test.jsonl", test);
     write_recipe(&desk, sections);
     desk
@@ -94,12 +97,17 @@ fn extraction_desk() -> Desk {
 #[test]
 fn extraction_is_told_field_by_field() {
     let desk = extraction_desk();
-    desk.taper(&["run", "recipe.toml", "--set", "train.max_steps=120"]).exits(0).tells(&["document_match", "better"]);
+    desk.taper(&["run", "recipe.toml", "--set", "train.max_steps=120"])
+        .exits(0)
+        .tells(&["document_match", "better"]);
     let results = results(&desk);
     let fields = &candidate(&results, "adapter")["fields"];
     assert_eq!(fields["documents"], 32);
     let right = fields["correct"].as_u64().unwrap() as f64 / 32.0;
-    assert!((value(&results, "adapter", "document_match") - right).abs() < 1e-12 && right > 0.1, "{fields:#}");
+    assert!(
+        (value(&results, "adapter", "document_match") - right).abs() < 1e-12 && right > 0.1,
+        "{fields:#}"
+    );
     // The sums of the table are the score.
     let of = |path: &str, how: &str| fields["fields"][path][how].as_u64().unwrap() as f64;
     let sum = |how: &str| of("colour", how) + of("lamp.dark", how);
@@ -114,13 +122,18 @@ fn extraction_is_told_field_by_field() {
     let base = &candidate(&results, "base")["fields"];
     assert_eq!((&base["valid"], &base["fields"]["colour"]["missing"]), (&json!(0), &json!(32)));
     let report = desk.read("runs/colours/report.md");
-    for piece in ["### Fields, adapter", "answers are JSON", "right as a whole", "| lamp.dark |", "documents right"] {
+    for piece in
+        ["### Fields, adapter", "answers are JSON", "right as a whole", "| lamp.dark |", "documents right"]
+    {
         assert!(report.contains(piece), "no `{piece}` in\n{report}");
     }
     let sample = &desk.json_lines("runs/colours/eval/samples.jsonl")[0]["candidates"]["adapter"];
     assert!(sample["fields"]["colour"].is_string() && sample["scores"]["field_f1"].is_number(), "{sample}");
     let signature = results["evaluations"][0]["metrics"][1]["signature"].as_str().unwrap();
-    assert!(signature.starts_with("extraction|score:field_f1|schema:") && signature.contains("|version:1|greedy|"));
+    assert!(
+        signature.starts_with("extraction|score:field_f1|schema:")
+            && signature.contains("|version:1|greedy|")
+    );
 }
 
 #[test]
@@ -135,7 +148,10 @@ fn a_schema_that_cannot_be_used_is_told_with_its_place() {
     for (schema, told) in [
         ("{", "not JSON"),
         (r#"{ "type": "objekt" }"#, "objekt"),
-        (r#"{ "properties": { "colour": { "x-compare": { "as": "nearly" } } } }"#, "`/properties/colour/x-compare`"),
+        (
+            r#"{ "properties": { "colour": { "x-compare": { "as": "nearly" } } } }"#,
+            "`/properties/colour/x-compare`",
+        ),
         (r#"{ "$ref": "https://example.com/other.json" }"#, "schema"),
     ] {
         desk.write("answer.schema.json", schema);
@@ -143,7 +159,10 @@ fn a_schema_that_cannot_be_used_is_told_with_its_place() {
     }
     // An expected answer that breaks the schema is told by its line, without its words.
     desk.write("answer.schema.json", SCHEMA.replace("\"black\"", "\"white\""));
-    check(&[]).exits(2).tells(&["breaks the schema", "/colour: enum", "test.jsonl:", "help:"]).never_tells("black");
+    check(&[])
+        .exits(2)
+        .tells(&["breaks the schema", "/colour: enum", "test.jsonl:", "help:"])
+        .never_tells("black");
     desk.write("answer.schema.json", SCHEMA);
     desk.write("test.jsonl", rows(200..204, |_, colour| colour.to_owned()));
     check(&[]).exits(2).tells(&["the expected answer is not JSON", "test.jsonl:1", "test.jsonl:2"]);
@@ -193,8 +212,11 @@ fn choices_are_chosen_by_likelihood() {
         // Both scores again, from the likelihoods that were written.
         let chosen = |sample: &Value, by_length: bool| {
             let likelihoods = sample["candidates"][name]["choices"].as_array().unwrap();
-            let choices: Vec<&str> = sample["choices"].as_array().unwrap().iter().map(|c| c.as_str().unwrap()).collect();
-            let of = |i: usize| likelihoods[i].as_f64().unwrap() / if by_length { choices[i].len() as f64 } else { 1.0 };
+            let choices: Vec<&str> =
+                sample["choices"].as_array().unwrap().iter().map(|c| c.as_str().unwrap()).collect();
+            let of = |i: usize| {
+                likelihoods[i].as_f64().unwrap() / if by_length { choices[i].len() as f64 } else { 1.0 }
+            };
             let best = (0..4).rev().max_by(|a, b| of(*a).total_cmp(&of(*b))).unwrap();
             sample["expected"] == choices[best]
         };
@@ -206,7 +228,9 @@ fn choices_are_chosen_by_likelihood() {
     assert!(value(&results, "adapter", "acc") > value(&results, "base", "acc"));
     // Nothing is written for it.
     assert_eq!(samples[0]["candidates"]["adapter"]["completion_tokens"], 0);
-    eval(&desk, &["eval.0.data=test.jsonl"]).exits(2).tells(&["no list of two choices or more in `choices`", "test.jsonl:1"]);
+    eval(&desk, &["eval.0.data=test.jsonl"])
+        .exits(2)
+        .tells(&["no list of two choices or more in `choices`", "test.jsonl:1"]);
     eval(&desk, &["eval.0.choices=options"]).exits(2).tells(&["in `options`"]);
 }
 
@@ -244,14 +268,20 @@ fn texts_are_measured_in_many_ways_at_once() {
         for metric in ["normalised_match", "contains", "numeric", "token_f1", "rouge_l"] {
             assert_eq!(scores[metric], 1.0, "{metric}: {scores}");
         }
-        assert!(["bleu", "chrf"].iter().all(|m| (scores[m].as_f64().unwrap() - 100.0).abs() < 1e-9), "{scores}");
+        assert!(
+            ["bleu", "chrf"].iter().all(|m| (scores[m].as_f64().unwrap() - 100.0).abs() < 1e-9),
+            "{scores}"
+        );
     }
     // Without a group the pattern has only to be found; a number may be off by the tolerance.
     eval(&desk, &["eval.0.pattern=\\d+ watts", "eval.0.tolerance=3"]).exits(0);
     let wider = results(&desk);
     assert!(value(&wider, "adapter", "regex") > 0.5);
     assert!(value(&wider, "adapter", "numeric") >= of("numeric"));
-    assert_ne!(wider["evaluations"][0]["metrics"][4]["signature"], results_of["evaluations"][0]["metrics"][4]["signature"]);
+    assert_ne!(
+        wider["evaluations"][0]["metrics"][4]["signature"],
+        results_of["evaluations"][0]["metrics"][4]["signature"]
+    );
     eval(&desk, &["eval.0.pattern=("]).exits(2).tells(&["`pattern` cannot be used", "unclosed group"]);
     eval(&desk, &["eval.0.metrics=[\"rouge\"]"]).exits(2).tells(&["rouge"]);
 }
@@ -267,10 +297,16 @@ fn scores_are_told_by_slices_and_items_of_a_document_count_together() {
     let slices = plain["evaluations"][0]["slices"].as_array().unwrap();
     assert_eq!(slices.len(), 2);
     let exact = |slice: &Value| slice["measured"]["adapter"][0]["value"].as_f64().unwrap();
-    assert_eq!((&slices[0]["field"], &slices[0]["value"], &slices[1]["value"]), (&json!("meta.site"), &json!("north"), &json!("south")));
+    assert_eq!(
+        (&slices[0]["field"], &slices[0]["value"], &slices[1]["value"]),
+        (&json!("meta.site"), &json!("north"), &json!("south"))
+    );
     assert!(slices.iter().all(|slice| slice["n"] == 16 && slice["comparisons"][0]["n"] == 16));
     // Halves of equal size: their mean is the whole.
-    assert!(((exact(&slices[0]) + exact(&slices[1])) / 2.0 - value(&plain, "adapter", "exact_match")).abs() < 1e-12);
+    assert!(
+        ((exact(&slices[0]) + exact(&slices[1])) / 2.0 - value(&plain, "adapter", "exact_match")).abs()
+            < 1e-12
+    );
     assert!(desk.read("runs/colours/report.md").contains("| meta.site = north | 16 |"));
     // Six documents of eight items are the fewest of which one could.
     eval(&desk, &["eval.0.cluster_by=document", "gate.require=[\"adapter better than base\"]"])
@@ -280,7 +316,10 @@ fn scores_are_told_by_slices_and_items_of_a_document_count_together() {
     let comparison = |results: &Value| results["evaluations"][0]["comparisons"][0].clone();
     assert_eq!(comparison(&plain)["test"], "exact McNemar");
     // Of four documents no verdict can come.
-    assert_eq!((&comparison(&clustered)["test"], &comparison(&clustered)["p_value"]), (&json!("permutation"), &json!(0.125)));
+    assert_eq!(
+        (&comparison(&clustered)["test"], &comparison(&clustered)["p_value"]),
+        (&json!("permutation"), &json!(0.125))
+    );
     assert_eq!(comparison(&clustered)["value"], comparison(&plain)["value"]);
     eval(&desk, &["eval.0.slices=[\"meta.sit\"]"]).exits(2).tells(&["has the field `meta.sit`", "help:"]);
     eval(&desk, &["eval.0.cluster_by=paper"]).exits(2).tells(&["no field `paper`", "fields.jsonl:1"]);

@@ -35,7 +35,9 @@ fn confidential_desk() -> Desk {
         });
         desk.write(file, named.collect::<String>());
     }
-    let recipe = RECIPE.replace("max_new_tokens = 8", "max_new_tokens = 24\ncluster_by = \"patient\"").replace("max_steps = 60", "max_steps = 30");
+    let recipe = RECIPE
+        .replace("max_new_tokens = 8", "max_new_tokens = 24\ncluster_by = \"patient\"")
+        .replace("max_steps = 60", "max_steps = 30");
     desk.write("recipe.toml", recipe.replace("min_exact_match_gain = 0.3", "min_exact_match_gain = 0.0"));
     desk
 }
@@ -53,7 +55,8 @@ fn shared(desk: &Desk, sets: &[&str]) -> Vec<(&'static str, String)> {
         .unwrap();
     let said = crate::desk::said(output, &args).exits(0);
     let read = |name: &'static str| (name, desk.read(&format!("runs/colours/{name}")));
-    let mut all: Vec<_> = ["report.html", "report.md", "junit.xml", "eval/metrics.txt", "eval/results.json"].map(read).into();
+    let mut all: Vec<_> =
+        ["report.html", "report.md", "junit.xml", "eval/metrics.txt", "eval/results.json"].map(read).into();
     all.push(("summary.md", desk.read("summary.md")));
     all.push(("annotations", said.err.lines().filter(|line| line.starts_with("::")).collect()));
     all
@@ -88,19 +91,26 @@ fn at_each_level_reports_say_no_more_than_the_level_allows() {
             assert_eq!(data["redaction"], level);
             let samples = data["samples"].as_array().unwrap();
             let training = data["training_samples"].as_array().unwrap();
-            assert_eq!((samples.len(), training.len()), match level {
-                "aggregate" => (0, 0),
-                "hashed" => (34, 0),
-                _ => (34, 5),
-            });
+            assert_eq!(
+                (samples.len(), training.len()),
+                match level {
+                    "aggregate" => (0, 0),
+                    "hashed" => (34, 0),
+                    _ => (34, 5),
+                }
+            );
             let names_items = all[1].1.contains("`test.jsonl:1");
             assert_eq!(names_items, shared_level == "hashed", "{}", all[1].1);
         }
     }
     // The shapes of texts are kept, equal texts have equal hashes.
-    let of = |level: &str| page_data(&shared(&desk, &[&format!("report.level={level}")])[0].1)["samples"].clone();
+    let of =
+        |level: &str| page_data(&shared(&desk, &[&format!("report.level={level}")])[0].1)["samples"].clone();
     let (shapes, hashes) = (of("redacted"), of("hashed"));
-    assert_eq!((&shapes[0]["input"], &shapes[0]["expected"]), (&json!("xxxxxxxxx xxxx 000 x"), &json!("xxxxxxxx xxx")));
+    assert_eq!(
+        (&shapes[0]["input"], &shapes[0]["expected"]),
+        (&json!("xxxxxxxxx xxxx 000 x"), &json!("xxxxxxxx xxx"))
+    );
     assert!(hashes[0]["expected"] == hashes[4]["expected"] && hashes[0]["expected"] != hashes[1]["expected"]);
     assert_ne!(hashes[0]["cluster"], hashes[1]["cluster"]);
     // The texts stay where scores are computed from.
@@ -122,11 +132,26 @@ fn the_page_asks_for_nothing_and_hostile_answers_stay_text() {
     assert_eq!((lower.matches("<script").count(), lower.matches("</script").count()), (2, 2));
     assert!(!page.contains("<!--") && !page.contains('\u{1b}'));
     let data = page_data(&page);
-    let expected: Vec<&str> = data["samples"].as_array().unwrap().iter().map(|s| s["expected"].as_str().unwrap()).collect();
+    let expected: Vec<&str> =
+        data["samples"].as_array().unwrap().iter().map(|s| s["expected"].as_str().unwrap()).collect();
     assert!(expected.contains(&HOSTILE), "it comes back whole");
-    let (head, body) = page.split_once("id=\"data\">").map(|(head, rest)| (head, rest.split_once("</script>").unwrap().1)).unwrap();
+    let (head, body) = page
+        .split_once("id=\"data\">")
+        .map(|(head, rest)| (head, rest.split_once("</script>").unwrap().1))
+        .unwrap();
     for part in [head, body] {
-        for request in ["src=", "href=\"http", "http://", "https://", "url(", "@import", "<link rel=\"stylesheet", "<iframe", "fetch(", "XMLHttpRequest"] {
+        for request in [
+            "src=",
+            "href=\"http",
+            "http://",
+            "https://",
+            "url(",
+            "@import",
+            "<link rel=\"stylesheet",
+            "<iframe",
+            "fetch(",
+            "XMLHttpRequest",
+        ] {
             let allowed = part.matches("http://www.w3.org/").count();
             let found = part.matches(request).count();
             assert!(found == 0 || (request == "http://" && found == allowed), "`{request}` in the page");
@@ -144,7 +169,10 @@ fn gates_are_test_cases_for_ci() {
         Report::deserialize_from_str(&desk.read("runs/colours/junit.xml")).unwrap()
     };
     let passed = junit(&[], 0);
-    assert_eq!((passed.name.as_ref().unwrap().as_str(), passed.test_suites.len(), passed.failures), ("colours", 1, 0));
+    assert_eq!(
+        (passed.name.as_ref().unwrap().as_str(), passed.test_suites.len(), passed.failures),
+        ("colours", 1, 0)
+    );
     let suite = &passed.test_suites[0];
     let names: Vec<&str> = suite.test_cases.iter().map(|case| case.name.as_str()).collect();
     assert_eq!((suite.name.as_str(), names), ("held-out", vec!["measured", "min_exact_match_gain = 0.3"]));
@@ -153,13 +181,22 @@ fn gates_are_test_cases_for_ci() {
     let suite = &failed.test_suites[0];
     assert_eq!((suite.name.as_str(), suite.failures, suite.errors), ("a <b> & \"c\"", 2, 0));
     let told = |at: usize| match &suite.test_cases[at].status {
-        TestCaseStatus::NonSuccess { kind, message, .. } => Some((*kind, message.as_ref().unwrap().as_str().to_owned())),
+        TestCaseStatus::NonSuccess { kind, message, .. } => {
+            Some((*kind, message.as_ref().unwrap().as_str().to_owned()))
+        }
         _ => None,
     };
     let (kind, message) = told(1).unwrap();
     assert!(kind == NonSuccessKind::Failure && message.starts_with("failed: "), "{message}");
     assert!(told(2).is_none() && told(3).unwrap().1.starts_with("not decided: "));
-    let nothing = junit(&["gate.require=[\"p95_latency_ms <= 1\"]", "gate.min_exact_match_gain=-1", "eval.0.metrics=[\"perplexity\", \"exact_match\"]"], 100);
+    let nothing = junit(
+        &[
+            "gate.require=[\"p95_latency_ms <= 1\"]",
+            "gate.min_exact_match_gain=-1",
+            "eval.0.metrics=[\"perplexity\", \"exact_match\"]",
+        ],
+        100,
+    );
     assert_eq!(nothing.test_suites[0].failures, 1);
 }
 
@@ -167,7 +204,8 @@ fn gates_are_test_cases_for_ci() {
 fn github_is_told_by_annotations_and_a_summary() {
     let desk = Desk::trained();
     let eval = |env: &[(&str, &str)], sets: &[&str]| {
-        let args: Vec<&str> = ["eval", "recipe.toml"].into_iter().chain(sets.iter().flat_map(|set| ["--set", *set])).collect();
+        let args: Vec<&str> =
+            ["eval", "recipe.toml"].into_iter().chain(sets.iter().flat_map(|set| ["--set", *set])).collect();
         let mut command = desk.command(&args);
         command.env_remove("GITHUB_ACTIONS").env_remove("GITHUB_STEP_SUMMARY").envs(env.iter().copied());
         crate::desk::said(command.output().unwrap(), &args)
@@ -182,9 +220,15 @@ fn github_is_told_by_annotations_and_a_summary() {
         "::warning title=gate not decided::held-out: adapter better than base by 0.8: ",
         "::notice title=held-out%3A better::The adapter is better than the base: ",
     ]);
-    assert_eq!(desk.read("summary.md"), format!("of an earlier step\n{}", desk.read("runs/colours/report.md")));
+    assert_eq!(
+        desk.read("summary.md"),
+        format!("of an earlier step\n{}", desk.read("runs/colours/report.md"))
+    );
     let metrics = desk.read("runs/colours/eval/metrics.txt");
-    assert!(metrics.contains("taper_eval{eval=\"held-out\",candidate=\"adapter\",metric=\"exact_match\"} 0."), "{metrics}");
+    assert!(
+        metrics.contains("taper_eval{eval=\"held-out\",candidate=\"adapter\",metric=\"exact_match\"} 0."),
+        "{metrics}"
+    );
     assert!(metrics.starts_with("# TYPE taper_eval gauge\n") && metrics.ends_with("# EOF\n"));
     // A summary that cannot be written does not change how the run ends.
     let nowhere = [("GITHUB_STEP_SUMMARY", "nowhere/summary.md")];
@@ -200,12 +244,24 @@ fn two_runs_leave_the_same_bytes() {
         desk.taper(&["run", "recipe.toml"]).exits(0);
     }
     // The same desk, into another folder: the answers come from the cache.
-    one.taper(&["run", "recipe.toml", "--out", "runs/again"]).exits(0).tells(&["candidate=shots n=32 cached=32"]);
-    for name in ["eval/results.json", "eval/samples.jsonl", "eval/metrics.txt", "report.md", "report.html", "junit.xml"] {
+    one.taper(&["run", "recipe.toml", "--out", "runs/again"])
+        .exits(0)
+        .tells(&["candidate=shots n=32 cached=32"]);
+    for name in [
+        "eval/results.json",
+        "eval/samples.jsonl",
+        "eval/metrics.txt",
+        "report.md",
+        "report.html",
+        "junit.xml",
+    ] {
         let of = |desk: &Desk, folder: &str| desk.read(&format!("runs/{folder}/{name}"));
         let first = of(&one, "colours");
         assert!(first == of(&two, "colours"), "`{name}` differs between two runs");
         // Only the commands that use the result, and proofs, name the folder.
-        assert!(first == of(&one, "again").replace("runs/again", "runs/colours"), "`{name}` differs between two folders");
+        assert!(
+            first == of(&one, "again").replace("runs/again", "runs/colours"),
+            "`{name}` differs between two folders"
+        );
     }
 }

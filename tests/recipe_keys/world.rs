@@ -138,7 +138,12 @@ impl World {
         checkpoint(&world.path("other"), 2);
         tiny_checkpoint(&world.path("tied"), &TinySpec::default());
         // Random too, yet with logits far enough apart that an adapter alone learns an answer.
-        let able = TinySpec { hidden_size: 64, intermediate_size: 128, initializer_range: 0.2, ..TinySpec::default() };
+        let able = TinySpec {
+            hidden_size: 64,
+            intermediate_size: 128,
+            initializer_range: 0.2,
+            ..TinySpec::default()
+        };
         tiny_checkpoint(&world.path("able"), &able);
         world.hub();
         world.recipes();
@@ -181,7 +186,8 @@ impl World {
         self.write("two.toml", &format!("{RECIPE}\n[[eval]]\nname = \"second\"\n"));
         self.write("constant.toml", CONSTANT);
         self.write("rival.toml", &format!("{RECIPE}\n[[candidate]]\nname = \"rival\"\nfew_shot = 1\n"));
-        let merged = "\n[[candidate]]\nname = \"rival\"\nexport = \"merged\"\n\n[export]\nformats = [\"merged\"]\n";
+        let merged =
+            "\n[[candidate]]\nname = \"rival\"\nexport = \"merged\"\n\n[export]\nformats = [\"merged\"]\n";
         self.write("kept.toml", &format!("{RECIPE}metrics = [\"perplexity\"]\n{merged}"));
         self.write("seed.toml", "[train]\nseed = 7\n");
         self.write("extending.toml", &format!("extends = \"seed.toml\"\n{RECIPE}"));
