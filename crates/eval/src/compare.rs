@@ -195,3 +195,40 @@ pub(crate) fn adjust<'a>(comparisons: impl IntoIterator<Item = &'a mut Compariso
         comparison.verdict = decision.verdict;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::statistics::{PairedCounts, decide_shares};
+
+    fn compared() -> Comparison {
+        let counts = PairedCounts { both: 10, won: 9, lost: 1, neither: 10 };
+        let (base, value) = (11.0 / 30.0, 19.0 / 30.0);
+        let comparison = Comparison::decided(Metric::ExactMatch, (base, value), decide_shares(counts));
+        Comparison { reference: "a".into(), candidate: "b".into(), n: 30, won: 9, lost: 1, ..comparison }
+    }
+
+    #[test]
+    fn told_the_other_way_round_it_is_the_comparison_of_the_other_pair() {
+        let mut there = compared();
+        adjust([&mut there]);
+        let back = there.reversed();
+        let swapped = PairedCounts { both: 10, won: 1, lost: 9, neither: 10 };
+        let mut expected = Comparison::decided(Metric::ExactMatch, (there.value, there.base), decide_shares(swapped));
+        adjust([&mut expected]);
+        assert_eq!((there.verdict, back.verdict), (Verdict::Better, Verdict::Worse));
+        assert_eq!((back.verdict, back.p_value, back.effect), (expected.verdict, expected.p_value, expected.effect));
+        let (found, wanted) = (back.interval.unwrap(), expected.interval.unwrap());
+        assert!((found.low - wanted.low).abs() < 1e-9 && (found.high - wanted.high).abs() < 1e-9);
+        assert_eq!((back.reference.as_str(), back.won, back.lost), ("b", 1, 9));
+        assert_eq!(back.reversed(), there);
+    }
+
+    #[test]
+    fn more_items_are_asked_for_only_where_there_are_fewer() {
+        let not_decided = Comparison { needed: Some(40), ..compared() };
+        assert_eq!(not_decided.items_to_take(), Some(40));
+        assert_eq!(Comparison { n: 40, ..not_decided.clone() }.items_to_take(), None);
+        assert_eq!(Comparison { verdict: Verdict::Better, ..not_decided }.items_to_take(), None);
+    }
+}

@@ -105,7 +105,7 @@ fn random_weights_are_trained_in_full_and_have_no_base_to_compare_with() {
     assert_eq!(
         problems(&gate),
         [
-            "15 gate.max_perplexity_ratio conflict: `max_perplexity_ratio` compares with the base, and there is none | a model from random weights is held to limits of its own, for example `max_perplexity`"
+            "15 gate.max_perplexity_ratio conflict: `max_perplexity_ratio = 0.9` compares with the base, and there is none | a model from random weights is held to limits of its own, for example `max_perplexity`"
         ]
     );
 }
@@ -134,7 +134,7 @@ fn a_gate_needs_an_evaluation_that_measures_it() {
     assert_eq!(
         with(&format!("{eval}[gate]\nmax_perplexity = 3.0\nmin_exact_match = 0.5\n")),
         [
-            "13 gate.min_exact_match gate-without-metric: `min_exact_match` is set, but no evaluation measures `exact_match` | add \"exact_match\" to the `metrics` of an `[[eval]]`"
+            "13 gate.min_exact_match gate-without-metric: `min_exact_match = 0.5` is asked, but no evaluation measures `exact_match` | add \"exact_match\" to the `metrics` of an `[[eval]]`"
         ]
     );
     assert_eq!(
@@ -146,7 +146,7 @@ fn a_gate_needs_an_evaluation_that_measures_it() {
     assert_eq!(
         with("[gate]\nmin_exact_match = 0.5\n"),
         [
-            "8 gate.min_exact_match gate-without-metric: `min_exact_match` is set, but no evaluation measures `exact_match` | add \"exact_match\" to the `metrics` of an `[[eval]]`"
+            "8 gate.min_exact_match gate-without-metric: `min_exact_match = 0.5` is asked, but no evaluation measures `exact_match` | add \"exact_match\" to the `metrics` of an `[[eval]]`"
         ]
     );
 }
@@ -204,18 +204,26 @@ fn keys_without_effect_beside_others_are_warned_of() {
     let eval = format!(
         "{LEAST}[[eval]]\ndata = \"x\"\nmetrics = [\"perplexity\"]\nmax_new_tokens = 9\nbatch_size = 16\nnormalize = \"none\"\n"
     );
-    let hint = "remove it, or measure `exact_match` or `json_fields` too";
+    let hint = "remove it, or measure `exact_match` or another metric of answers too";
     assert_eq!(
         warned(&eval),
         [
             format!(
-                "10 eval.0.max_new_tokens no-effect: `max_new_tokens` has no effect: `perplexity` alone writes no answers | {hint}"
+                "10 eval.0.max_new_tokens no-effect: `max_new_tokens` has no effect: nothing that is measured asks for an answer | {hint}"
             ),
             format!(
-                "12 eval.0.normalize no-effect: `normalize` has no effect: `perplexity` alone writes no answers | {hint}"
+                "12 eval.0.normalize no-effect: `normalize` has no effect: nothing that is measured asks for an answer | {hint}"
             ),
         ]
     );
+    let drawn = format!("{LEAST}[[eval]]\ndata = \"x\"\ntop_p = 0.5\n");
+    assert_eq!(
+        warned(&drawn),
+        [
+            "9 eval.0.top_p no-effect: `top_p` has no effect: nothing is drawn at `temperature = 0` | remove it, or set a `temperature`"
+        ]
+    );
+    assert!(warned(&format!("{drawn}temperature = 1.0\n")).is_empty());
 }
 
 #[test]

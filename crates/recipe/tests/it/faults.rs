@@ -132,7 +132,7 @@ fn a_wrong_type_is_told_in_every_shape() {
         ),
         (
             "[[eval]]\n[[eval]]\nname = \"b\"\nmetrics = [\"perplexity\", 3]",
-            "10 eval.1.metrics.1 wrong-type: `eval.1.metrics.1` is one of `exact_match`, `perplexity`, `json_fields`, not `3`",
+            "10 eval.1.metrics.1 wrong-type: `eval.1.metrics.1` is one of `exact_match`, `normalised_match`, `token_f1`, `rouge_l`, `bleu`, `chrf`, `contains`, `regex`, `numeric`, `accuracy`, `macro_f1`, `acc`, `acc_norm`, `perplexity`, `bits_per_byte`, `json_fields`, `json_valid`, `field_f1`, `document_match`, `judge`, not `3`",
         ),
         (
             "[[eval]]\n[[eval]]\nname = \"b\"\nlimit = \"all\"",

@@ -23,7 +23,7 @@ fn every_section_and_every_key_is_described_and_closed() {
         }
         objects += 1;
     }
-    assert_eq!(objects, 11, "the recipe and its ten sections");
+    assert_eq!(objects, 16, "the recipe, its thirteen sections, endpoints and judges");
 }
 
 #[test]
