@@ -82,7 +82,7 @@ pub(crate) fn cases() -> Vec<Case> {
         serve(),
         smoke(),
     ]
-        .concat()
+    .concat()
 }
 
 fn top() -> Vec<Case> {
