@@ -37,6 +37,15 @@ Reads config.json, the headers of the weights and the data; no weights. The peak
 largest phase, not a sum of all. When it is more than the memory that is free, settings with which
 it fits are named.";
 
+const EVAL_HELP: &str = "\
+Examples:
+  taper eval my.toml
+  taper eval my.toml --set eval.0.data=other.jsonl --set eval.0.name=other
+
+Writes report.html, report.md, junit.xml and eval/ in the run's folder. What was answered before is not
+asked again: after Ctrl-C the same command goes on. Kept answers lie in TAPER_CACHE_DIR, else in the user's
+cache folder; `data.cache = false` keeps none.";
+
 const VERIFY_HELP: &str = "\
 Examples:
   taper verify runs/my
@@ -126,7 +135,7 @@ pub(crate) enum Verb {
     Explain(ExplainArgs),
     /// The training part alone
     Train(RunArgs),
-    /// The evaluation part alone, base against the adapter of a run
+    /// The evaluation part alone: base, the adapter of a run and every other candidate of the recipe
     Eval(EvalArgs),
     /// Compute scores and verdict of a run again from what it stored, without its model
     Verify(VerifyArgs),
@@ -231,6 +240,7 @@ pub(crate) struct ExplainArgs {
 
 /// What to evaluate.
 #[derive(Debug, Clone, Args)]
+#[command(after_help = EVAL_HELP)]
 pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub(crate) folder: FolderArgs,

@@ -17,7 +17,7 @@ use taper_diagnostics::{ExitCode, write_bytes_atomically};
 use taper_eval::report::{TrainingSample, TrainingToken, github_annotations};
 use taper_eval::{Comparison, CurvePoint, GateStatus, Report, ReportFiles, RunFacts};
 use taper_hub::{Fingerprint, HashCache};
-use taper_train::{Metrics, Outcome};
+use taper_train::{CheckpointStore, Metrics, Outcome};
 
 /// Training examples that the report shows, and the most tokens of each.
 const TRAINING_SAMPLES: usize = 5;
@@ -176,7 +176,7 @@ pub(crate) fn facts(
         setup: setup(session, outcome),
         data: data(session),
         curve: curve(&session.path("metrics.jsonl"))?,
-        checkpoints: Vec::new(),
+        checkpoints: CheckpointStore::new(&session.folder).steps().or_fault()?,
         best_step: match outcome {
             Some(Outcome::Finished { weights_of_step, .. }) => Some(*weights_of_step),
             _ => None,
