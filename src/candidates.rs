@@ -83,7 +83,8 @@ pub(crate) fn base_name(session: &Session) -> Option<&'static str> {
 /// The base, what was trained and the recipe's candidates of a stage, those that are the base first.
 pub(crate) fn candidates<'s>(session: &'s Session, stages: &[Stage]) -> anyhow::Result<Vec<Candidate<'s>>> {
     let sections = session.run.recipe.candidate.iter().filter(|section| stages.contains(&Stage::of(section)));
-    let others = sections.map(|section| Candidate::of(section, session)).collect::<anyhow::Result<Vec<_>>>()?;
+    let others =
+        sections.map(|section| Candidate::of(section, session)).collect::<anyhow::Result<Vec<_>>>()?;
     let (mut all, others): (Vec<_>, Vec<_>) = others.into_iter().partition(|c| matches!(c.kind, Kind::Base));
     if stages.contains(&Stage::Trained) {
         if base_name(session).is_some() {
@@ -91,7 +92,8 @@ pub(crate) fn candidates<'s>(session: &'s Session, stages: &[Stage]) -> anyhow::
             all.insert(0, Candidate { name: BASE.into(), about, few_shot: None, kind: Kind::Base });
         }
         trained_folder(session)?;
-        let about = format!("{}/ of this run", if session.trains_all_weights() { "merged" } else { "adapter" });
+        let about =
+            format!("{}/ of this run", if session.trains_all_weights() { "merged" } else { "adapter" });
         let name = trained_name(session).to_owned();
         all.push(Candidate { name, about, few_shot: None, kind: Kind::Trained });
     }
@@ -104,7 +106,12 @@ impl<'s> Candidate<'s> {
         let (name, few_shot) = (section.name.clone(), section.few_shot);
         if let Some(endpoint) = &section.endpoint {
             let about = format!("{} at {}", endpoint.model, endpoint.url);
-            return Ok(Self { name, about: shown(about, few_shot), few_shot, kind: Kind::Endpoint(endpoint) });
+            return Ok(Self {
+                name,
+                about: shown(about, few_shot),
+                few_shot,
+                kind: Kind::Endpoint(endpoint),
+            });
         }
         let model = match section.export {
             Some(export) => Some(exported(session, export)?.to_string_lossy().into_owned()),
@@ -139,7 +146,8 @@ impl<'s> Candidate<'s> {
     /// How it reads text.
     fn reader<'a>(&'a self, session: &'a Session) -> &'a Base {
         match &self.kind {
-            Kind::Model { base: Other::Own(base, _), .. } | Kind::Served { base: Other::Own(base, _), .. } => base,
+            Kind::Model { base: Other::Own(base, _), .. }
+            | Kind::Served { base: Other::Own(base, _), .. } => base,
             _ => &session.base,
         }
     }
@@ -169,7 +177,13 @@ impl<'s> Candidate<'s> {
         let model = &session.run.recipe.model;
         let of_base = |base: &Base| base.files.fingerprint_with(hashes.as_ref()).or_fault();
         let adapter_of = |folder: &Path| adapter_fingerprint(folder);
-        let as_recipe_says = json!([model.dtype, model.quantize, model.double_quant, model.quantize_block_size, model.quantize_embeddings]);
+        let as_recipe_says = json!([
+            model.dtype,
+            model.quantize,
+            model.double_quant,
+            model.quantize_block_size,
+            model.quantize_embeddings
+        ]);
         let (weights, how, adapter) = match &self.kind {
             Kind::Base => (of_base(&session.base)?, as_recipe_says, None),
             Kind::Trained if session.trains_all_weights() => {
@@ -188,7 +202,8 @@ impl<'s> Candidate<'s> {
                 }
             }
         };
-        let tokenizer: String = self.tokenizer(session).fingerprint().iter().map(|b| format!("{b:02x}")).collect();
+        let tokenizer: String =
+            self.tokenizer(session).fingerprint().iter().map(|b| format!("{b:02x}")).collect();
         let adapter = adapter.as_ref().map(Fingerprint::as_str);
         Ok(json!({"weights": weights.as_str(), "as": how, "adapter": adapter, "tokenizer": tokenizer, "device": "cpu", "served": self.is_served()}).to_string())
     }
@@ -204,7 +219,12 @@ impl<'s> Candidate<'s> {
     }
 
     /// The address at which it is asked, where it is; our own server is started at the first call.
-    pub(crate) fn endpoint(&self, session: &Session, loaded: &mut Loaded, concurrency: usize) -> anyhow::Result<Option<Endpoint>> {
+    pub(crate) fn endpoint(
+        &self,
+        session: &Session,
+        loaded: &mut Loaded,
+        concurrency: usize,
+    ) -> anyhow::Result<Option<Endpoint>> {
         let (base, adapter, section) = match &self.kind {
             Kind::Endpoint(section) => return Endpoint::open(section).or_fault().map(Some),
             Kind::Served { base, adapter, section } => (base, adapter, section),
@@ -231,7 +251,11 @@ impl<'s> Candidate<'s> {
     }
 
     /// Its model, loaded at the first call.
-    pub(crate) fn model<'l>(&self, session: &Session, loaded: &'l mut Loaded) -> anyhow::Result<&'l dyn CausalLm> {
+    pub(crate) fn model<'l>(
+        &self,
+        session: &Session,
+        loaded: &'l mut Loaded,
+    ) -> anyhow::Result<&'l dyn CausalLm> {
         if let Kind::Base = self.kind {
             if loaded.base.is_none() {
                 loaded.base = Some(session.load_base()?);
@@ -248,7 +272,9 @@ impl<'s> Candidate<'s> {
     fn load(&self, session: &Session, base: Option<Box<dyn CausalLm>>) -> anyhow::Result<Box<dyn CausalLm>> {
         match &self.kind {
             Kind::Base => session.load_base(),
-            Kind::Endpoint(_) | Kind::Served { .. } => anyhow::bail!("`{}` has no model in this process", self.name),
+            Kind::Endpoint(_) | Kind::Served { .. } => {
+                anyhow::bail!("`{}` has no model in this process", self.name)
+            }
             Kind::Trained if session.trains_all_weights() => {
                 drop(base);
                 Ok(load_trained(session, None)?.1)

@@ -15,6 +15,7 @@ const AFTER_HELP: &str = "\
 Examples:
   taper run recipes/quickstart.toml   the whole way, from the data to the report
   taper check my.toml                 all that is wrong with recipe and data
+  taper smoke my.toml                 in minutes: does the recipe still work and do the same
   taper plan my.toml --probe          what it will take, held against two real steps
   taper generate --model BASE --adapter runs/my/adapter --prompt 'Hello'
   taper serve my.toml                 the base and what was trained, over HTTP
@@ -25,7 +26,7 @@ Exit codes:
     2  what was given is wrong: a recipe, a file, a flag
     4  nothing was evaluated
     5  inconclusive: not enough data to say
-  100  a gate failed, or an export lost what was trained
+  100  a gate or a check of the smoke tier failed, or an export lost what was trained
   130  interrupted; a checkpoint was written";
 
 const PLAN_HELP: &str = "\
@@ -60,6 +61,20 @@ how far its predictions are, and which share of the adapter's gain on the loss i
 
 A merged model is written matrix by matrix: that takes the memory of the largest one. For its
 proof it is loaded, or read from the disk where it is larger than the memory that is free.";
+
+const SMOKE_HELP: &str = "\
+Examples:
+  taper smoke my.toml
+  taper smoke my.toml --set smoke.max_steps=10 --json
+
+Minutes on a CPU, for each change of a recipe; `[smoke]` in the recipe says over which base, for how
+many steps, and which loss is expected. The recipe and its data are checked (what is learned, what
+training and test rows share); the training is run twice, once with an interruption in its middle,
+and both must give the same bytes; the last loss is held to `smoke.golden_loss`; base and adapter
+answer a few items. Gates are not held: a few steps over a small base prove nothing about quality.
+
+The folder gets smoke.json and junit.xml with every check, and the report. It is made anew.
+Exit codes: 0 when every check passed, 100 when one failed, 2 when recipe or data are wrong.";
 
 const ADAPTER_HELP: &str = "\
 Examples:
@@ -117,6 +132,8 @@ pub(crate) enum Verb {
     Verify(VerifyArgs),
     /// Write artefacts from the adapter of a run, with proof
     Export(ExportArgs),
+    /// Prove in minutes that a recipe works: checks, a short training, resume equality, golden loss
+    Smoke(SmokeArgs),
     /// Answer one prompt
     Generate(GenerateArgs),
     /// Chat in the terminal
@@ -253,6 +270,17 @@ pub(crate) struct ExportArgs {
     /// Export over this base even where the adapter's taper.json says that it was trained over another
     #[arg(long)]
     pub(crate) force: bool,
+}
+
+/// A recipe whose smoke tier is run.
+#[derive(Debug, Clone, Args)]
+#[command(after_help = SMOKE_HELP)]
+pub(crate) struct SmokeArgs {
+    #[command(flatten)]
+    pub(crate) recipe: RecipeArgs,
+    /// The folder to write to, one of its own [default: runs/NAME-smoke of the recipe]
+    #[arg(long, value_name = "DIR")]
+    pub(crate) out: Option<PathBuf>,
 }
 
 /// An adapter's folder, and how much of it.

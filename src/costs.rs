@@ -8,9 +8,13 @@ use taper_eval::cost::{CostReport, PriceFile, Serving, facts_of};
 use taper_eval::{EvalResult, Evaluation, Pooling};
 
 /// The cost by the first evaluation that counts right answers, where the recipe has `[cost]`; else by the first.
-pub(crate) fn cost_report(session: &Session, evaluations: &[Evaluation]) -> anyhow::Result<Option<CostReport>> {
+pub(crate) fn cost_report(
+    session: &Session,
+    evaluations: &[Evaluation],
+) -> anyhow::Result<Option<CostReport>> {
     let recipe = &session.run.recipe;
-    let counts = |evaluation: &&Evaluation| evaluation.metrics().any(|metric| metric.pooling() == Pooling::Share);
+    let counts =
+        |evaluation: &&Evaluation| evaluation.metrics().any(|metric| metric.pooling() == Pooling::Share);
     let first = evaluations.iter().find(counts).or(evaluations.first());
     let (Some(section), Some(evaluation)) = (&recipe.cost, first) else { return Ok(None) };
     let today = time::OffsetDateTime::now_utc().date();

@@ -17,7 +17,8 @@ pub(crate) const LOCK_FILE: &str = "eval/lock.json";
 /// The version of its form.
 const SCHEMA: u32 = 1;
 /// Sections whose change makes no result another one: what is asked of it, what is said of it, what else is done with it.
-const WITHOUT_EFFECT: [&str; 8] = ["name", "description", "extends", "gate", "report", "cost", "serve", "smoke"];
+const WITHOUT_EFFECT: [&str; 8] =
+    ["name", "description", "extends", "gate", "report", "cost", "serve", "smoke"];
 
 /// What a result stands on.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]

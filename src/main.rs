@@ -3,6 +3,7 @@
 mod adapters;
 mod candidates;
 mod card;
+mod ci;
 mod cli;
 mod commands;
 mod contract;

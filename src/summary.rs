@@ -1,6 +1,7 @@
 //! What a run leaves for people and scripts: `report.md`, `eval/`, `run.json`, the adapter's card, and the last lines on the screen.
 
 use crate::card;
+use crate::ci;
 use crate::commands::eval::Judged;
 use crate::commands::export::Exports;
 use crate::contract;
@@ -10,11 +11,10 @@ use crate::output::{print, say};
 use crate::session::{Session, shell_word};
 use anyhow::Context;
 use serde_json::json;
-use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 use taper_diagnostics::{ExitCode, write_bytes_atomically};
-use taper_eval::report::{TrainingSample, TrainingToken, github_annotations, step_summary};
+use taper_eval::report::{TrainingSample, TrainingToken, github_annotations};
 use taper_eval::{Comparison, CurvePoint, GateStatus, Report, ReportFiles, RunFacts};
 use taper_hub::{Fingerprint, HashCache};
 use taper_train::{Metrics, Outcome};
@@ -98,7 +98,10 @@ pub(crate) fn training_samples(session: &Session) -> anyhow::Result<Vec<Training
         });
         let place = &example.source;
         let file = place.file.file_name().unwrap_or_default().to_string_lossy();
-        Ok(TrainingSample { id: format!("{file}:{}", place.line), tokens: tokens.collect::<anyhow::Result<_>>()? })
+        Ok(TrainingSample {
+            id: format!("{file}:{}", place.line),
+            tokens: tokens.collect::<anyhow::Result<_>>()?,
+        })
     });
     samples.collect()
 }
@@ -113,15 +116,8 @@ pub(crate) fn write_report(session: &Session, report: &Report<'_>) -> anyhow::Re
 /// Say where the reports are, and tell GitHub's runner, where there is one, what its pages show.
 pub(crate) fn tell_files(report: &Report<'_>, files: &ReportFiles) {
     say(&format!("report {} and {}", files.page.display(), files.report.display()));
-    if std::env::var_os("GITHUB_ACTIONS").is_some_and(|value| value == "true") {
-        github_annotations(report).iter().for_each(|line| say(line));
-    }
-    let Some(path) = std::env::var_os("GITHUB_STEP_SUMMARY").filter(|path| !path.is_empty()) else { return };
-    let summary = fs_err::OpenOptions::new().append(true).create(true).open(&path);
-    let written = summary.and_then(|mut file| file.write_all(step_summary(&report.markdown()).as_bytes()));
-    if let Err(error) = written {
-        say(&format!("warning: the step summary cannot be written: {error}"));
-    }
+    ci::annotate(&github_annotations(report));
+    ci::add_to_step_summary(&report.markdown());
 }
 
 /// What can be said, the figures and the gates, a line each.
@@ -129,7 +125,8 @@ pub(crate) fn tell(judged: &Judged) {
     for evaluation in &judged.evaluations {
         let decisive = evaluation.metrics().next();
         let is_told = |c: &&Comparison| {
-            let is_verdict = Some(&c.reference) == evaluation.reference.as_ref() && c.candidate == evaluation.trained;
+            let is_verdict =
+                Some(&c.reference) == evaluation.reference.as_ref() && c.candidate == evaluation.trained;
             is_verdict || Some(c.metric) == decisive
         };
         for comparison in evaluation.comparisons.iter().filter(is_told) {

@@ -32,11 +32,7 @@ struct Source {
 }
 
 /// Every `[[eval]]` ready, and what is wrong with those that are not.
-pub(crate) fn prepare_tasks(
-    run: &ResolvedRun,
-    base: &Base,
-    data: &PreparedData,
-) -> (Vec<HeldOut>, Problems) {
+pub(crate) fn prepare_tasks(run: &ResolvedRun, base: &Base, data: &PreparedData) -> (Vec<HeldOut>, Problems) {
     let (mut tasks, mut problems) = (Vec::new(), Problems::new());
     for (index, section) in run.recipe.eval.iter().enumerate() {
         // What is wrong with the test data has been told by its own name.
@@ -76,16 +72,19 @@ impl HeldOut {
         let most_shots = most_shots.unwrap_or(0).max(section.few_shot);
         let pool = match most_shots {
             0 => Vec::new(),
-            _ if section.few_shot_data.is_empty() => load(recipe.data.train.paths(), &recipe.data, &[], notes)?,
+            _ if section.few_shot_data.is_empty() => {
+                load(recipe.data.train.paths(), &recipe.data, &[], notes)?
+            }
             _ => load(section.few_shot_data.paths(), &recipe.data, &[], notes)?,
         };
         let found = choose_shots(&pool, &examples, most_shots, section.seed).len();
         if found < most_shots {
-            let message = format!("{most_shots} examples are to be shown before a question, and there are {found}");
+            let message =
+                format!("{most_shots} examples are to be shown before a question, and there are {found}");
             return Err(one(Problem::error("too-few-examples", message)
                 .hint("examples whose input is asked cannot be shown; name more in `few_shot_data`, or lower `few_shot`")));
         }
-        let schema = section.schema.as_deref().map(read_schema).transpose().map_err(one)?;
+        let schema = section.schema.as_deref().map(read_schema).transpose()?;
         let (section, data) = (section.clone(), recipe.data.clone());
         let source = Source { section, data, examples, pool, schema, touched };
         let task = source.task_for(base, source.section.few_shot)?;
@@ -104,7 +103,6 @@ impl HeldOut {
 }
 
 impl Source {
-
     fn task_for(&self, base: &Base, few_shot: usize) -> Result<EvalTask, Problems> {
         let encoder = base.encoder(&self.data);
         let renderer =
@@ -123,10 +121,10 @@ impl Source {
 /// The longest schema that is read.
 const MOST_SCHEMA_BYTES: u64 = 4 << 20;
 
-fn read_schema(path: &Path) -> Result<Value, Problem> {
+fn read_schema(path: &Path) -> Result<Value, Problems> {
     let fault = |message: String| {
         let hint = "`schema` names a file with a JSON Schema of the answers, relative to the recipe";
-        Problem::error("schema", message).at(Location::file(path)).hint(hint)
+        one(Problem::error("schema", message).at(Location::file(path)).hint(hint))
     };
     let length = fs_err::metadata(path).map_err(|error| fault(error.to_string()))?.len();
     if length > MOST_SCHEMA_BYTES {
@@ -165,7 +163,8 @@ fn touched_by(
     if !section.data.is_empty()
         && let Some(problem) = taper_data::overlap(train, &held_out).problem(this, other)
     {
-        let problem = problem.hint("an evaluation on rows that were trained on proves nothing; take them out of one file");
+        let problem = problem
+            .hint("an evaluation on rows that were trained on proves nothing; take them out of one file");
         match recipe.overlap {
             OverlapChoice::Error => return Err(one(problem)),
             OverlapChoice::Report => notes.push(Problem { severity: Severity::Warning, ..problem }),

@@ -35,9 +35,10 @@ pub(crate) fn validator_of(session: &Session) -> anyhow::Result<Option<Box<dyn V
     check_metric(&session.run).into_result().or_fault()?;
     let train = &session.run.recipe.train;
     let metric = train.best_metric().and_then(Metric::of_name);
-    let held_out = session.tasks.iter().find(|held_out| {
-        metric.is_some_and(|metric| held_out.task.section.metrics.contains(&metric))
-    });
+    let held_out = session
+        .tasks
+        .iter()
+        .find(|held_out| metric.is_some_and(|metric| held_out.task.section.metrics.contains(&metric)));
     let (Some(metric), Some(held_out)) = (metric, held_out) else { return Ok(None) };
     let (base, valid) = (&session.base, &session.data.valid.tokenized);
     let section = &held_out.task.section;
@@ -45,7 +46,9 @@ pub(crate) fn validator_of(session: &Session) -> anyhow::Result<Option<Box<dyn V
     let task = EvalTask::of_tokens(section, metric, schema, valid, &base.tokenizer, stop).or_fault()?;
     if task.items.is_empty() {
         return Err(user_error(
-            format!("no validation example can be measured by `{metric}`, which is to choose the best checkpoint"),
+            format!(
+                "no validation example can be measured by `{metric}`, which is to choose the best checkpoint"
+            ),
             "look at `data.valid`, or leave `train.metric_for_best_model` out to go by the validation loss",
         ));
     }
@@ -58,7 +61,8 @@ pub(crate) fn check_metric(run: &ResolvedRun) -> Problems {
     let recipe = &run.recipe;
     let Some(name) = recipe.train.best_metric() else { return problems };
     let can = |metric: &Metric| matches!(metric.needs(), Needs::Answer | Needs::Losses);
-    let measured: Vec<Metric> = recipe.eval.iter().flat_map(|eval| eval.metrics.iter().copied()).filter(can).collect();
+    let measured: Vec<Metric> =
+        recipe.eval.iter().flat_map(|eval| eval.metrics.iter().copied()).filter(can).collect();
     if measured.iter().any(|metric| metric.name() == name) {
         return problems;
     }
@@ -70,7 +74,9 @@ pub(crate) fn check_metric(run: &ResolvedRun) -> Problems {
         list_names(&allowed, allowed.len())
     );
     let hint = match Metric::of_name(name).filter(can) {
-        Some(_) => format!("measure `{name}` in an `[[eval]]`: its settings are taken for the validation data"),
+        Some(_) => {
+            format!("measure `{name}` in an `[[eval]]`: its settings are taken for the validation data")
+        }
         None => "leave the key out to go by the validation loss".to_owned(),
     };
     let at = run.location("train.metric_for_best_model");

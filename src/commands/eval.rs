@@ -19,7 +19,9 @@ use taper_diagnostics::ExitCode;
 use taper_eval::cost::CostReport;
 use taper_eval::gate::{Ask, Requirement};
 use taper_eval::remote::{Endpoint, Judge};
-use taper_eval::{Answers, BASE, EvalTask, Evaluation, GateOutcome, Response, ResponseCache, Roles, Work, exit_code, judge};
+use taper_eval::{
+    Answers, BASE, EvalTask, Evaluation, GateOutcome, Response, ResponseCache, Roles, Work, exit_code, judge,
+};
 use taper_hub::ModelFiles;
 use taper_models::CausalLm;
 use taper_peft::LoadMode;
@@ -152,7 +154,11 @@ fn judged(
     let evaluations = evaluations.collect::<anyhow::Result<Vec<_>>>()?;
     let (gates, kept) = hold_gates(session, &evaluations, stages);
     let cost = cost_report(session, &evaluations)?;
-    let uses = session.tasks.iter().map(|held_out| count_use(session, &held_out.task)).collect::<anyhow::Result<_>>()?;
+    let uses = session
+        .tasks
+        .iter()
+        .map(|held_out| count_use(session, &held_out.task))
+        .collect::<anyhow::Result<_>>()?;
     Ok(Some(Judged { answers, evaluations, gates, kept, uses, cost }))
 }
 
@@ -270,16 +276,25 @@ fn answer(
         };
         let errors = answers.responses.iter().filter(|response| response.error.is_some()).count();
         let errors = if errors > 0 { format!(" errors={errors}") } else { String::new() };
-        say(&format!("eval={:?} candidate={name} n={}{cached}{errors}", task.section.name, answers.responses.len()));
+        say(&format!(
+            "eval={:?} candidate={name} n={}{cached}{errors}",
+            task.section.name,
+            answers.responses.len()
+        ));
     }
     Ok(answers)
 }
 
 /// By a model in this process.
-fn compute(candidate: &Candidate<'_>, asked: &Asked<'_>, loaded: &mut Loaded) -> anyhow::Result<Option<Answers>> {
+fn compute(
+    candidate: &Candidate<'_>,
+    asked: &Asked<'_>,
+    loaded: &mut Loaded,
+) -> anyhow::Result<Option<Answers>> {
     let Asked { session, task, identity, cache } = *asked;
     let (name, about) = (candidate.name.as_str(), candidate.about.as_str());
-    let times = session.run.recipe.cost.is_some() || requirements(session).iter().any(Requirement::needs_latency);
+    let times =
+        session.run.recipe.cost.is_some() || requirements(session).iter().any(Requirement::needs_latency);
     let work = Work::new(task, identity, cache, times);
     if work.is_done() {
         return Ok(work.finish(name, about));
@@ -325,7 +340,11 @@ fn unanswered(candidate: &Candidate<'_>, task: &EvalTask) -> Answers {
 }
 
 /// Let the judge of each evaluation that has one compare every candidate's answers with the base's. `false` when interrupted.
-fn judge_answers(session: &Session, answers: &mut [Vec<Answers>], cache: Option<&ResponseCache>) -> anyhow::Result<bool> {
+fn judge_answers(
+    session: &Session,
+    answers: &mut [Vec<Answers>],
+    cache: Option<&ResponseCache>,
+) -> anyhow::Result<bool> {
     let interrupt = interrupt::flag()?;
     for (held_out, all) in session.tasks.iter().zip(answers) {
         let Some(section) = &held_out.task.section.judge else { continue };
@@ -339,7 +358,10 @@ fn judge_answers(session: &Session, answers: &mut [Vec<Answers>], cache: Option<
                 return Ok(false);
             }
             let judged = candidate.responses.iter().filter(|response| response.judged.is_some()).count();
-            say(&format!("eval={:?} candidate={} judged={judged}", held_out.task.section.name, candidate.candidate));
+            say(&format!(
+                "eval={:?} candidate={} judged={judged}",
+                held_out.task.section.name, candidate.candidate
+            ));
         }
     }
     Ok(true)

@@ -13,6 +13,7 @@ mod plan;
 mod recipe;
 mod run;
 pub(crate) mod serve;
+mod smoke;
 mod train;
 mod verify;
 
@@ -30,6 +31,7 @@ pub(crate) fn dispatch(cli: Cli) -> anyhow::Result<ExitCode> {
         Verb::Eval(args) => eval::eval(&args),
         Verb::Verify(args) => verify::verify(&args),
         Verb::Export(args) => export::export(&args),
+        Verb::Smoke(args) => smoke::smoke(&args),
         Verb::Generate(args) => generate::generate(&args),
         Verb::Chat(args) => chat::chat(&args),
         Verb::Serve(args) => serve::serve(&args),

@@ -87,7 +87,8 @@ impl LocalServer {
         let server = Server::bind(&options).or_fault()?;
         let url = format!("{}://{}/v1", server.scheme(), server.local_addr());
         let load = load_options(section, &base);
-        let (quantize, serving) = (quantised(section), ServeSection { max_batch: concurrency, ..ServeSection::default() });
+        let (quantize, serving) =
+            (quantised(section), ServeSection { max_batch: concurrency, ..ServeSection::default() });
         let names = vec!["base".to_owned()];
         let chosen = Chosen { base, load, quantize, names, adapters: Vec::new(), section: serving };
         let app = App::new(self::model(chosen, false)?, AppOptions::default()).or_fault()?;

@@ -45,6 +45,15 @@ pub(crate) fn train(args: &RunArgs) -> anyhow::Result<ExitCode> {
 
 /// Train, and write what was trained: `adapter/` in PEFT's format, or with `method = "full"` the checkpoint `merged/`.
 pub(crate) fn train_session(session: &Session, args: &RunArgs) -> anyhow::Result<Outcome> {
+    train_watched(session, args, sink().as_mut())
+}
+
+/// [`train_session`] with somebody else to be told how it goes.
+pub(crate) fn train_watched(
+    session: &Session,
+    args: &RunArgs,
+    sink: &mut dyn ProgressSink,
+) -> anyhow::Result<Outcome> {
     let validator = validator_of(session)?;
     let start = start(session, args)?;
     if start == Start::Fresh && !args.overwrite {
@@ -74,7 +83,7 @@ pub(crate) fn train_session(session: &Session, args: &RunArgs) -> anyhow::Result
     }
     trainer.prepare().or_fault()?;
     session.write_resolved()?;
-    let outcome = trainer.run(sink().as_mut()).or_fault()?;
+    let outcome = trainer.run(sink).or_fault()?;
     // It holds the model, which is now written.
     drop(trainer);
     if let Outcome::Finished { .. } = &outcome {
@@ -193,7 +202,7 @@ fn fingerprints(session: &Session) -> anyhow::Result<BTreeMap<String, String>> {
 }
 
 /// Bars on a terminal, `key=value` lines elsewhere.
-fn sink() -> Box<dyn ProgressSink> {
+pub(crate) fn sink() -> Box<dyn ProgressSink> {
     if interactive() { Box::new(Bar::stderr()) } else { Box::new(Lines::new(std::io::stderr())) }
 }
 
@@ -226,14 +235,14 @@ fn write_trained(session: &Session, model: &mut dyn CausalLm, trained: &Trained)
 }
 
 /// Remove what an earlier run left in the folder, and nothing else.
-fn remove_earlier_run(folder: &Path) -> anyhow::Result<()> {
+pub(crate) fn remove_earlier_run(folder: &Path) -> anyhow::Result<()> {
     for name in ["checkpoints", "adapter", "merged", "gguf", "gguf-adapter", "mlx", "ollama", "eval"] {
         let path = folder.join(name);
         if path.is_dir() {
             fs_err::remove_dir_all(path)?;
         }
     }
-    for name in ["metrics.jsonl", "report.md", "run.json"] {
+    for name in ["metrics.jsonl", "report.md", "report.html", "junit.xml", "run.json"] {
         let path = folder.join(name);
         if path.is_file() {
             fs_err::remove_file(path)?;

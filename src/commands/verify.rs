@@ -33,7 +33,10 @@ pub(crate) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         Ok(replayed) => replayed,
         // What was changed may also be unreadable: that it was changed is what counts.
         Err(error) if checks.iter().any(|check| check.fault.is_some()) => {
-            checks.push(Check { name: "scores and verdict can be computed again".into(), fault: Some(format!("{error:#}")) });
+            checks.push(Check {
+                name: "scores and verdict can be computed again".into(),
+                fault: Some(format!("{error:#}")),
+            });
             return tell(args, &checks, &[], &[]);
         }
         Err(error) => return Err(error),
@@ -46,7 +49,9 @@ pub(crate) fn verify(args: &VerifyArgs) -> anyhow::Result<ExitCode> {
         fault: (gates != stored.gates || code as u8 != stored.exit_code)
             .then(|| format!("the run says exit code {}, its results give {}", stored.exit_code, code as u8)),
     });
-    checks.extend(run.iter().map(|run| current(&lock, run)).collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten());
+    checks.extend(
+        run.iter().map(|run| current(&lock, run)).collect::<anyhow::Result<Vec<_>>>()?.into_iter().flatten(),
+    );
     // What is asked may be asked anew of the same results.
     let gates = match &run {
         Some(run) => hold(&run.recipe.gate, &stored, &evaluations)?,
@@ -134,7 +139,10 @@ fn same_scores(stored: &Value, evaluations: &[Evaluation]) -> anyhow::Result<Vec
         let again: Value = serde_json::from_str(&serde_json::to_string(evaluation)?)?;
         let differs = first_difference(&stored["evaluations"][index], &again, String::new());
         Ok(Check {
-            name: format!("scores and verdict of `{}` follow from its {} responses", evaluation.name, evaluation.n),
+            name: format!(
+                "scores and verdict of `{}` follow from its {} responses",
+                evaluation.name, evaluation.n
+            ),
             fault: differs.map(|at| format!("`{at}` is another when computed again")),
         })
     };
@@ -159,10 +167,17 @@ fn first_difference(a: &Value, b: &Value, at: String) -> Option<String> {
     }
 }
 
-fn hold(gate: &GateSection, stored: &StoredResults, evaluations: &[Evaluation]) -> anyhow::Result<Vec<GateOutcome>> {
+fn hold(
+    gate: &GateSection,
+    stored: &StoredResults,
+    evaluations: &[Evaluation],
+) -> anyhow::Result<Vec<GateOutcome>> {
     let evals: Vec<&str> = evaluations.iter().map(|evaluation| evaluation.name.as_str()).collect();
-    let candidates: Vec<&str> =
-        evaluations.iter().flat_map(|evaluation| &evaluation.candidates).map(|c| c.candidate.as_str()).collect();
+    let candidates: Vec<&str> = evaluations
+        .iter()
+        .flat_map(|evaluation| &evaluation.candidates)
+        .map(|c| c.candidate.as_str())
+        .collect();
     let requirements = gate.requirements_of(&evals, &candidates).map_err(|errors| {
         let told: Vec<String> = errors.iter().map(ToString::to_string).collect();
         user_error(
@@ -210,7 +225,12 @@ fn tell(
             GateStatus::Failed => "FAILED".to_owned(),
             other => other.to_string(),
         };
-        say(&format!("gate {}: {}: {}: {status}", gate.eval.as_deref().unwrap_or("-"), gate.text, gate.detail));
+        say(&format!(
+            "gate {}: {}: {}: {status}",
+            gate.eval.as_deref().unwrap_or("-"),
+            gate.text,
+            gate.detail
+        ));
     }
     let holds = checks.iter().all(|check| check.fault.is_none());
     let code = if holds { exit_code(gates, evaluations) } else { ExitCode::GateFailed };

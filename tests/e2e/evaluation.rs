@@ -202,7 +202,7 @@ fn classification_counts_what_names_no_label_as_wrong() {
 #[test]
 fn choices_are_chosen_by_likelihood() {
     let desk = Desk::trained();
-    let with = |n: usize| json!({ "choices": if n % 2 == 0 { ["red", "green", "blue", "black"] } else { ["black", "blue", "green", "red"] } });
+    let with = |n: usize| json!({ "choices": if n.is_multiple_of(2) { ["red", "green", "blue", "black"] } else { ["black", "blue", "green", "red"] } });
     desk.write("choices.jsonl", rows_with(200..232, with));
     write_recipe(&desk, "[[eval]]\ndata = \"choices.jsonl\"\nmetrics = [\"acc\", \"acc_norm\"]\n");
     eval(&desk, &[]).exits(0);

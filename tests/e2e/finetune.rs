@@ -17,7 +17,12 @@ fn a_run_learns_the_task_and_leaves_every_file() {
             "event=end step=60/60",
         ])
         .tells(&["candidate=base", "candidate=adapter", "better", "min_exact_match_gain", "passed"])
-        .tells(&["export merged", "report runs/colours/report.html and runs/colours/report.md", "taper generate --model", "exit code 0"]);
+        .tells(&[
+            "export merged",
+            "report runs/colours/report.html and runs/colours/report.md",
+            "taper generate --model",
+            "exit code 0",
+        ]);
     let files = desk.files("runs/colours");
     for name in [
         "resolved.toml",

@@ -22,7 +22,7 @@ fn help_of_the_whole_lists_verbs_examples_and_exit_codes() {
 fn help_of_each_verb_says_what_it_does_and_every_default() {
     for verb in [
         "run", "check", "explain", "train", "eval", "export", "generate", "chat", "recipe", "bench", "plan",
-        "adapter", "serve",
+        "adapter", "serve", "smoke",
     ] {
         help(verb, &[verb]);
     }

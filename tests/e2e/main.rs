@@ -14,6 +14,8 @@ mod chat;
 #[cfg(test)]
 mod check;
 #[cfg(test)]
+mod ci_files;
+#[cfg(test)]
 mod contract;
 #[cfg(test)]
 mod desk;
@@ -59,5 +61,7 @@ mod reports;
 mod resume;
 #[cfg(test)]
 mod serve;
+#[cfg(test)]
+mod smoke;
 #[cfg(test)]
 mod verify;

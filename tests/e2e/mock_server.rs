@@ -144,7 +144,8 @@ fn answer_connection(
             _ if !authorized => reply(401, r#"{"error":{"message":"wrong key"}}"#),
             Err(status) => reply(status, r#"{"error":{"message":"not so"}}"#),
             Ok(text) => {
-                let choice = json!({"message": {"role": "assistant", "content": text}, "finish_reason": "stop"});
+                let choice =
+                    json!({"message": {"role": "assistant", "content": text}, "finish_reason": "stop"});
                 let usage = json!({"prompt_tokens": 20, "completion_tokens": 2});
                 reply(200, &json!({"model": body["model"], "choices": [choice], "usage": usage}).to_string())
             }

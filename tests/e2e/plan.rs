@@ -43,7 +43,12 @@ fn a_plan_states_parameters_steps_and_bytes_without_weights() {
     desk.taper(&["plan", "recipe.toml"])
         .exits(0)
         .tells(&["parameters  ", "trained (", "60 in all, 12 an epoch", "8 examples", "at its peak"])
-        .tells(&["frozen weights in f32", "it fits", "resolves    held-out, exact_match: 32 rows", "`--probe`"]);
+        .tells(&[
+            "frozen weights in f32",
+            "it fits",
+            "resolves    held-out, exact_match: 32 rows",
+            "`--probe`",
+        ]);
     assert!(!desk.has("runs"));
 }
 

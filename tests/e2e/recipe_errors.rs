@@ -114,8 +114,10 @@ fn contradictions_between_sections_are_told() {
     ]);
     said(&RECIPE.replace("[adapter]\nr = 8\nlora_alpha = 16\n", ""))
         .tells(&["no `[adapter]`", "help: add `[adapter]`"]);
-    said(&RECIPE.replace("min_exact_match_gain", "min_json_fields"))
-        .tells(&["`min_json_fields = 0.3` is asked, but no evaluation measures `json_fields`", "recipe.toml:31"]);
+    said(&RECIPE.replace("min_exact_match_gain", "min_json_fields")).tells(&[
+        "`min_json_fields = 0.3` is asked, but no evaluation measures `json_fields`",
+        "recipe.toml:31",
+    ]);
     said(&RECIPE.replace("[gate]\n", "[gate]\neval = \"held-uot\"\n")).tells(&[
         "no evaluation named `held-uot`",
         "recipe.toml:31",

@@ -37,7 +37,10 @@ fn a_run_is_verified_without_its_base_and_a_changed_word_is_found() {
     ]);
     // Whoever changes the hash with it is found by the scores, whether or not that answer was wrong before.
     elsewhere.write("stored/eval/samples.jsonl", "not json\n");
-    elsewhere.taper(&["verify", "stored"]).exits(100).tells(&["FAILED", "line 1 of the samples is no sample"]);
+    elsewhere
+        .taper(&["verify", "stored"])
+        .exits(100)
+        .tells(&["FAILED", "line 1 of the samples is no sample"]);
 }
 
 #[test]

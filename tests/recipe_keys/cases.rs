@@ -65,8 +65,24 @@ const DIVERGING: &[&str] = &[
 
 /// The cases of the binary.
 pub(crate) fn cases() -> Vec<Case> {
-    [top(), model(), adapter(), data(), train(), optimizer(), schedule(), eval(), scoring(), candidate(), gate(), report(), export(), serve()]
-        .concat()
+    [
+        top(),
+        model(),
+        adapter(),
+        data(),
+        train(),
+        optimizer(),
+        schedule(),
+        eval(),
+        scoring(),
+        candidate(),
+        gate(),
+        report(),
+        export(),
+        serve(),
+        smoke(),
+    ]
+    .concat()
 }
 
 fn top() -> Vec<Case> {
@@ -312,5 +328,17 @@ fn serve() -> Vec<Case> {
         case("serve.cache_memory", "64KiB", "serve", see::lengths).beside(PORT),
         case("serve.adapter_memory", "1k", "serve", see::code).beside(PORT).may_end_with(REFUSED),
         case("serve.request_timeout", "0.001", "serve", see::status).beside(PORT),
+    ]
+}
+
+fn smoke() -> Vec<Case> {
+    const SHORT: &[&str] = &["smoke.max_steps=2"];
+    const FAR: &[&str] = &["smoke.max_steps=2", "smoke.golden_loss=5.0"];
+    vec![
+        case("smoke.base", "../other", "smoke", see::losses).beside(SHORT),
+        case("smoke.max_steps", "3", "smoke", see::steps),
+        case("smoke.golden_loss", "1000", "smoke", see::code).beside(SHORT).may_end_with(FAILED),
+        case("smoke.tolerance", "0.99", "smoke", see::code).beside(FAR).may_end_with(FAILED),
+        case("smoke.limit", "2", "smoke", see::items).beside(SHORT),
     ]
 }

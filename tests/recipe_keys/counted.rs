@@ -2,10 +2,10 @@
 
 use crate::world::World;
 use candle_core::{DType, Tensor};
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use taper_data::{DataLoader, DataLoaderOptions, PreparedData, TextEncoder};
-use std::collections::BTreeMap;
 use taper_eval::{Answers, EvalTask, Prompting, Renderer, Work};
 use taper_hub::ModelFiles;
 use taper_models::{CausalLm, LoadOptions, ModelConfig};
@@ -143,7 +143,8 @@ impl Bench {
         let renderer = Renderer { tokenizer: &self.tokenizer, template, encoder: &encoder };
         let (examples, none) = (self.data().test.examples, BTreeMap::new());
         let task =
-            EvalTask::prepare(&self.recipe.eval[0], &examples, &Prompting::default(), &renderer, &none).unwrap();
+            EvalTask::prepare(&self.recipe.eval[0], &examples, &Prompting::default(), &renderer, &none)
+                .unwrap();
         let go_on = &mut |_| std::ops::ControlFlow::Continue(());
         let work = Work::new(&task, "", None, false);
         let answers = work.answer(("base", ""), &self.model, &self.tokenizer, go_on).unwrap().unwrap();

@@ -144,7 +144,8 @@ pub(crate) fn measured(ran: &Ran) -> Value {
 /// The values that the trained model reached.
 pub(crate) fn scores(ran: &Ran) -> Value {
     let values = |evaluation: &Value| {
-        let trained = evaluation["candidates"].as_array().into_iter().flatten().find(|c| c["name"] == "adapter");
+        let trained =
+            evaluation["candidates"].as_array().into_iter().flatten().find(|c| c["name"] == "adapter");
         let measured = trained.and_then(|c| c["measured"].as_array()).into_iter().flatten();
         measured.map(|m| json!([m["metric"], m["value"]])).collect::<Vec<_>>().into()
     };
@@ -170,7 +171,9 @@ pub(crate) fn candidates(ran: &Ran) -> Value {
         let measured = candidate["measured"].as_array().into_iter().flatten();
         json!([candidate["name"], measured.map(|m| m["value"].clone()).collect::<Vec<_>>()])
     };
-    of_evaluations(ran, |e| e["candidates"].as_array().into_iter().flatten().map(of).collect::<Vec<_>>().into())
+    of_evaluations(ran, |e| {
+        e["candidates"].as_array().into_iter().flatten().map(of).collect::<Vec<_>>().into()
+    })
 }
 
 /// The values of the slices and how many items each has.
@@ -182,13 +185,16 @@ pub(crate) fn slices(ran: &Ran) -> Value {
 /// The test behind each comparison, and its p-value.
 pub(crate) fn tests(ran: &Ran) -> Value {
     let of = |comparison: &Value| json!([comparison["test"], comparison["p_value"]]);
-    of_evaluations(ran, |e| e["comparisons"].as_array().into_iter().flatten().map(of).collect::<Vec<_>>().into())
+    of_evaluations(ran, |e| {
+        e["comparisons"].as_array().into_iter().flatten().map(of).collect::<Vec<_>>().into()
+    })
 }
 
 /// The labels that the trained model's answers were sorted by.
 pub(crate) fn labels(ran: &Ran) -> Value {
     of_evaluations(ran, |evaluation| {
-        let trained = evaluation["candidates"].as_array().into_iter().flatten().find(|c| c["name"] == "adapter");
+        let trained =
+            evaluation["candidates"].as_array().into_iter().flatten().find(|c| c["name"] == "adapter");
         trained.map_or(Value::Null, |trained| trained["classes"]["labels"].clone())
     })
 }

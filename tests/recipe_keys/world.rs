@@ -226,7 +226,7 @@ impl World {
         }
         let with_fields = |n: usize| {
             let mut row = question(n);
-            row["site"] = json!(if n % 2 == 0 { "north" } else { "south" });
+            row["site"] = json!(if n.is_multiple_of(2) { "north" } else { "south" });
             row["document"] = json!(n / 2);
             row["choices"] = json!(["red", "green", "blue"]);
             row["options"] = json!(["blue", "green", "red", "black"]);

@@ -92,7 +92,7 @@ fn main() -> Result<ExitCode> {
         }
         Verb::Dataset { dataset: None, .. } => bail!("name a dataset, or give `--check`"),
         Verb::Lengths { model, files } => lengths(&model, &files),
-        Verb::Schema => schema::write(&root()),
+        Verb::Schema => schema::write(root()),
         Verb::Tidy => return tidy_tree(),
     }?;
     Ok(ExitCode::SUCCESS)

@@ -34,7 +34,10 @@ pub fn check_dataset(data: &PreparedData, encoder: &dyn Encode, overlap: Overlap
     let train = &data.train;
     let found = data.splits().flat_map(|split| [double_bos(split, encoder), stop_token(split, encoder)]);
     let found = found.chain([unstable(train), straddling(train), specials(train)]).flatten();
-    found.chain(duplicates(train.name, &train.keys)).chain(overlaps(data, overlap)).for_each(|p| problems.push(p));
+    found
+        .chain(duplicates(train.name, &train.keys))
+        .chain(overlaps(data, overlap))
+        .for_each(|p| problems.push(p));
     for split in [&data.train, &data.valid, &data.test] {
         if split.tokenized.is_empty() && (split.dropped > 0 || !split.report.skipped.is_empty()) {
             problems.push(emptied(split));

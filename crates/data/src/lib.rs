@@ -47,7 +47,9 @@ pub use near::{NEAR_SIMILARITY, TouchKind, Touched, near_duplicates, touched};
 pub use overlap::{ExampleKeys, Overlap, overlap};
 pub use packing::{PACKING_WINDOW, pack};
 pub use prepare::{PrepareOptions, PreparedData, Split, prepare, prepare_with};
-pub use section::{COLUMNS, DataSection, FormatChoice, OnError, OverlapChoice, PathList, Supervision, Truncation};
+pub use section::{
+    COLUMNS, DataSection, FormatChoice, OnError, OverlapChoice, PathList, Supervision, Truncation,
+};
 pub use stats::DatasetStats;
 pub use token_cache::TokenCache;
 pub use tokenize::TokenizedExample;

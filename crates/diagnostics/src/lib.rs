@@ -14,8 +14,8 @@ mod suggest;
 
 pub use atomic::{AtomicFile, sync_files, sync_folder, write_atomically, write_bytes_atomically};
 pub use cache::cache_folder;
-pub use kept::KeptFiles;
 pub use exit::ExitCode;
+pub use kept::KeptFiles;
 pub use problem::{Diagnose, Located, Location, Problem, Problems, Severity, with_cause};
 pub use source::{TextSource, TooLong};
 pub use suggest::{did_you_mean, list_names};

@@ -130,7 +130,8 @@ impl Comparison {
         };
         if let Some(decision) = decision {
             let interval = Interval { low: told(decision.interval.low), high: told(decision.interval.high) };
-            this.interval = (decision.interval.low.is_finite() && decision.interval.high.is_finite()).then_some(interval);
+            this.interval =
+                (decision.interval.low.is_finite() && decision.interval.high.is_finite()).then_some(interval);
             (this.p_value, this.needed) = (decision.p_value, decision.needed);
             this.adjusted_p_value = decision.p_value;
         }
@@ -213,10 +214,14 @@ mod tests {
         adjust([&mut there]);
         let back = there.reversed();
         let swapped = PairedCounts { both: 10, won: 1, lost: 9, neither: 10 };
-        let mut expected = Comparison::decided(Metric::ExactMatch, (there.value, there.base), decide_shares(swapped));
+        let mut expected =
+            Comparison::decided(Metric::ExactMatch, (there.value, there.base), decide_shares(swapped));
         adjust([&mut expected]);
         assert_eq!((there.verdict, back.verdict), (Verdict::Better, Verdict::Worse));
-        assert_eq!((back.verdict, back.p_value, back.effect), (expected.verdict, expected.p_value, expected.effect));
+        assert_eq!(
+            (back.verdict, back.p_value, back.effect),
+            (expected.verdict, expected.p_value, expected.effect)
+        );
         let (found, wanted) = (back.interval.unwrap(), expected.interval.unwrap());
         assert!((found.low - wanted.low).abs() < 1e-9 && (found.high - wanted.high).abs() < 1e-9);
         assert_eq!((back.reference.as_str(), back.won, back.lost), ("b", 1, 9));

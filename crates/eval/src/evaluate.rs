@@ -10,7 +10,9 @@ use std::ops::{ControlFlow, Range};
 use std::path::Path;
 use std::time::Instant;
 use taper_hub::Fingerprint;
-use taper_infer::{Completion, Engine, EngineOptions, FinishReason, GenerationConfig, Request, Scored, token_losses};
+use taper_infer::{
+    Completion, Engine, EngineOptions, FinishReason, GenerationConfig, Request, Scored, token_losses,
+};
 use taper_models::CausalLm;
 use taper_text::Tokenizer;
 
@@ -55,7 +57,24 @@ struct Asked<'a> {
     batch_size: usize,
     losses: bool,
     latency: bool,
-    items: Vec<(&'a [u32], Option<&'a [u32]>, Option<String>, Vec<(&'a [u32], String)>)>,
+    items: Vec<AskedItem<'a>>,
+}
+
+#[derive(Serialize)]
+struct AskedItem<'a> {
+    prompt: &'a [u32],
+    whole: Option<AskedIds<'a>>,
+    choices: Vec<AskedIds<'a>>,
+}
+
+/// Ids, and a `1` for each that is scored.
+#[derive(Serialize)]
+struct AskedIds<'a>(&'a [u32], String);
+
+impl<'a> AskedIds<'a> {
+    fn of(scored: &'a ScoredIds) -> Self {
+        Self(&scored.input_ids, scored.mask.iter().map(|scored| if *scored { '1' } else { '0' }).collect())
+    }
 }
 
 impl<'a> Work<'a> {
@@ -82,12 +101,11 @@ impl<'a> Work<'a> {
     fn key(&self, identity: &str, items: Range<usize>) -> Option<Fingerprint> {
         let section = &self.task.section;
         let first = if section.temperature > 0.0 { items.start } else { 0 };
-        let mask = |scored: &ScoredIds| scored.mask.iter().map(|m| if *m { '1' } else { '0' }).collect::<String>();
         let losses = section.needs_losses();
-        let items = self.task.items[items].iter().map(|item| {
-            let whole = losses.then_some(&item.whole);
-            let choices = item.choices.iter().map(|choice| (choice.input_ids.as_slice(), mask(choice))).collect();
-            (item.prompt_ids.as_slice(), whole.map(|w| w.input_ids.as_slice()), whole.map(mask), choices)
+        let items = self.task.items[items].iter().map(|item| AskedItem {
+            prompt: &item.prompt_ids,
+            whole: losses.then(|| AskedIds::of(&item.whole)),
+            choices: item.choices.iter().map(AskedIds::of).collect(),
         });
         ResponseCache::key(&Asked {
             candidate: identity,
@@ -141,8 +159,9 @@ impl<'a> Work<'a> {
                 progress(Progress { done, total })
             };
             let meter = Meter::start(self.measures_latency);
-            let responses = respond(self.task, range, (model, tokenizer), self.measures_latency, &mut on_answer)
-                .map_err(|source| failed(candidate, self.task, items, source))?;
+            let responses =
+                respond(self.task, range, (model, tokenizer), self.measures_latency, &mut on_answer)
+                    .map_err(|source| failed(candidate, self.task, items, source))?;
             let Some(mut responses) = responses else { return Ok(None) };
             meter.share_among(&mut responses);
             let chunk = &mut self.chunks[index];
@@ -194,7 +213,11 @@ fn failed(candidate: &str, task: &EvalTask, items: &[EvalItem], source: taper_in
 }
 
 /// What the model does with all items, at once.
-pub(crate) fn respond_to(task: &EvalTask, model: &dyn CausalLm, tokenizer: &Tokenizer) -> Result<Vec<Response>> {
+pub(crate) fn respond_to(
+    task: &EvalTask,
+    model: &dyn CausalLm,
+    tokenizer: &Tokenizer,
+) -> Result<Vec<Response>> {
     let go_on = &mut || ControlFlow::Continue(());
     let responses = respond(task, 0..task.items.len(), (model, tokenizer), false, go_on)
         .map_err(|source| failed("the model in training", task, &task.items, source))?;
@@ -211,7 +234,9 @@ fn respond(
     let items = &task.items[range.clone()];
     let mut responses = vec![Response::default(); items.len()];
     if task.section.generates() {
-        let Some((completions, times)) = answers(task, range, (model, tokenizer), on_answer)? else { return Ok(None) };
+        let Some((completions, times)) = answers(task, range, (model, tokenizer), on_answer)? else {
+            return Ok(None);
+        };
         for ((response, completion), ms) in responses.iter_mut().zip(completions).zip(times) {
             response.finish_reason = Some(reason(completion.finish_reason).to_owned());
             response.prompt_tokens = completion.prompt_tokens;
@@ -230,7 +255,8 @@ fn respond(
         let all: Vec<&ScoredIds> = items.iter().flat_map(|item| &item.choices).collect();
         let mut losses = score(model, &all)?.into_iter();
         for (response, item) in responses.iter_mut().zip(items) {
-            response.choices = Some(losses.by_ref().take(item.choices.len()).map(|losses| -losses.nats).collect());
+            response.choices =
+                Some(losses.by_ref().take(item.choices.len()).map(|losses| -losses.nats).collect());
         }
     }
     if !task.section.generates() {
@@ -271,7 +297,8 @@ fn answers(
         }
         if broken_off { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
     })?;
-    let begin_of = |index: usize| index.checked_sub(task.section.batch_size).and_then(|i| ends.get(i)).copied();
+    let begin_of =
+        |index: usize| index.checked_sub(task.section.batch_size).and_then(|i| ends.get(i)).copied();
     let times = end_of.iter().enumerate().map(|(index, end)| {
         let begin = begin_of(index).unwrap_or(begin);
         end.saturating_duration_since(begin).as_secs_f64() * 1000.0

@@ -96,12 +96,7 @@ impl Evaluation {
     ///
     /// # Errors
     /// When a candidate's responses are not as many as the items.
-    pub fn new(
-        scorer: &Scorer,
-        items: Vec<ItemFacts>,
-        answers: Vec<Answers>,
-        roles: Roles,
-    ) -> Result<Self> {
+    pub fn new(scorer: &Scorer, items: Vec<ItemFacts>, answers: Vec<Answers>, roles: Roles) -> Result<Self> {
         let section = &scorer.scoring().section;
         if let Some(wrong) = answers.iter().find(|answers| answers.responses.len() != items.len()) {
             return Err(Error::NotPaired {
@@ -136,7 +131,8 @@ impl Evaluation {
             items,
         };
         this.comparisons = this.compare_all(scorer);
-        this.verdict = this.reference.is_some().then(|| this.decisive().map_or(Verdict::Inconclusive, |c| c.verdict));
+        this.verdict =
+            this.reference.is_some().then(|| this.decisive().map_or(Verdict::Inconclusive, |c| c.verdict));
         this.headline = headline(&this);
         this.slices = this.slice(scorer);
         this.overlap = this.touched(scorer);
@@ -196,11 +192,15 @@ impl Evaluation {
     fn compare_all(&self, scorer: &Scorer) -> Vec<Comparison> {
         let reference = self.reference.as_deref();
         let against_base = reference.into_iter().flat_map(|reference| {
-            self.candidates.iter().filter(move |c| c.candidate != reference).map(move |c| (reference, c.candidate.as_str()))
+            self.candidates
+                .iter()
+                .filter(move |c| c.candidate != reference)
+                .map(move |c| (reference, c.candidate.as_str()))
         });
         let others = self.candidates.iter().map(|c| c.candidate.as_str());
         let others = others.filter(|name| Some(*name) != reference && *name != self.trained);
-        let pairs: Vec<(&str, &str)> = against_base.chain(others.map(|name| (name, self.trained.as_str()))).collect();
+        let pairs: Vec<(&str, &str)> =
+            against_base.chain(others.map(|name| (name, self.trained.as_str()))).collect();
         pairs.into_iter().flat_map(|(first, second)| self.compare_pair(scorer, first, second)).collect()
     }
 
@@ -220,8 +220,9 @@ impl Evaluation {
             (result.candidate.clone(), values.collect())
         };
         let comparisons = match (self.base(), self.trained()) {
-            (Some(base), Some(trained)) => selection
-                .compare((&base.candidate, &base.records), (&trained.candidate, &trained.records)),
+            (Some(base), Some(trained)) => {
+                selection.compare((&base.candidate, &base.records), (&trained.candidate, &trained.records))
+            }
             _ => Vec::new(),
         };
         Part { n: indices.len(), measured: self.candidates.iter().map(measured).collect(), comparisons }
@@ -230,7 +231,8 @@ impl Evaluation {
     fn slice(&self, scorer: &Scorer) -> Vec<Slice> {
         let mut slices = Vec::new();
         for field in &scorer.scoring().section.slices {
-            let values: BTreeSet<&String> = self.items.iter().filter_map(|item| item.slices.get(field)).collect();
+            let values: BTreeSet<&String> =
+                self.items.iter().filter_map(|item| item.slices.get(field)).collect();
             let mut of_field: Vec<Slice> = values
                 .into_iter()
                 .map(|value| {

@@ -43,8 +43,8 @@ pub use response::Response;
 pub use response_cache::ResponseCache;
 pub use result::{Answers, Classes, EvalResult, Measured, MetricFacts, Record, Usage};
 pub use section::{
-    ADAPTER, BASE, CandidateSection, EvalSection, ExportedModel, Metric, Needs, Normalize, Pooling, Redaction,
-    ReportSection, Scale, SharedLevel, TRAINED,
+    ADAPTER, BASE, CandidateSection, EvalSection, ExportedModel, Metric, Needs, Normalize, Pooling,
+    Redaction, ReportSection, Scale, SharedLevel, TRAINED,
 };
 pub use selection::LEAST_ITEMS;
 pub use statistics::{ALPHA, Interval, detectable_gain, least_gain};

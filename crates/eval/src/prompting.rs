@@ -15,7 +15,12 @@ pub struct Prompting<'a> {
 }
 
 /// `few_shot` of the examples, drawn by the seed, without those whose input is asked and without plain texts, which have no answer.
-pub fn choose_shots<'a>(pool: &'a [Example], asked: &[Example], few_shot: usize, seed: u64) -> Vec<&'a Example> {
+pub fn choose_shots<'a>(
+    pool: &'a [Example],
+    asked: &[Example],
+    few_shot: usize,
+    seed: u64,
+) -> Vec<&'a Example> {
     if few_shot == 0 {
         return Vec::new();
     }

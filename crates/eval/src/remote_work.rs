@@ -121,7 +121,8 @@ pub fn judge_answers(
             first: first.clone(),
             second: second.clone(),
         };
-        let key = ResponseCache::key(&(&signature, &pair.question, &pair.reference, &pair.first, &pair.second));
+        let key =
+            ResponseCache::key(&(&signature, &pair.question, &pair.reference, &pair.first, &pair.second));
         match cache.zip(key.as_ref()).and_then(|(cache, key)| cache.get(key, 1)) {
             Some(kept) => candidate.responses[index].judged = kept[0].judged,
             None => asked.push((index, key, pair)),

@@ -144,7 +144,8 @@ impl EvalResult {
 impl Usage {
     fn of(records: &[Record]) -> Self {
         let sum = |of: fn(&Response) -> usize| records.iter().map(|record| of(&record.response) as u64).sum();
-        let mut latencies: Vec<f64> = records.iter().filter_map(|record| record.response.latency_ms).collect();
+        let mut latencies: Vec<f64> =
+            records.iter().filter_map(|record| record.response.latency_ms).collect();
         latencies.sort_by(f64::total_cmp);
         // The least value that at least this share of them does not pass.
         let at = |share: f64| {

@@ -4,8 +4,9 @@ use crate::compare::{Comparison, EffectKind, EffectSize};
 use crate::result::{Measured, Record};
 use crate::score::{Scorer, Tally, pooled};
 use crate::statistics::{
-    Bootstrap, Decision, Interval, PERMUTATIONS, PairedCounts, RESAMPLES, Tail, Units, clustered_mean_interval,
-    cohen_dz, cohen_h, decide_means, decide_shares, items_for_effect, paired_randomisation, wilson,
+    Bootstrap, Decision, Interval, PERMUTATIONS, PairedCounts, RESAMPLES, Tail, Units,
+    clustered_mean_interval, cohen_dz, cohen_h, decide_means, decide_shares, items_for_effect,
+    paired_randomisation, wilson,
 };
 use crate::{ItemFacts, Metric, Pooling, Scale, Verdict};
 
@@ -46,8 +47,11 @@ impl<'a> Selection<'a> {
         }
         // An item without a label stands for itself.
         let own: Vec<String> = indices.iter().map(|index| format!("\0{index}")).collect();
-        let labels: Vec<&String> =
-            indices.iter().zip(&own).map(|(index, own)| self.items[*index].cluster.as_ref().unwrap_or(own)).collect();
+        let labels: Vec<&String> = indices
+            .iter()
+            .zip(&own)
+            .map(|(index, own)| self.items[*index].cluster.as_ref().unwrap_or(own))
+            .collect();
         (Units::clusters(&labels), true)
     }
 
@@ -75,13 +79,20 @@ impl<'a> Selection<'a> {
                 let right = column.tallies.iter().filter(|tally| tally.value(metric) > 0.5).count();
                 Some(wilson(right, column.tallies.len()))
             }
-            (Pooling::Share | Pooling::Mean, _) => clustered_mean_interval(&values(), &column.units, Tail::Student),
+            (Pooling::Share | Pooling::Mean, _) => {
+                clustered_mean_interval(&values(), &column.units, Tail::Student)
+            }
             (Pooling::Corpus, _) => (column.units.len() >= LEAST_ITEMS)
                 .then(|| Bootstrap::new(&column.units, self.seed(), RESAMPLES, of))
                 .flatten()
                 .map(|bootstrap| bootstrap.bca()),
         };
-        Some(Measured { metric, value, n: column.tallies.len(), interval: interval.map(|i| within(i, metric)) })
+        Some(Measured {
+            metric,
+            value,
+            n: column.tallies.len(),
+            interval: interval.map(|i| within(i, metric)),
+        })
     }
 
     /// Every metric of two candidates that both were measured by, each by itself: see [`crate::compare::adjust`].
@@ -99,7 +110,12 @@ impl<'a> Selection<'a> {
         metrics.iter().filter_map(of).collect()
     }
 
-    fn compare_metric(&self, metric: Metric, first: &'a [Record], second: &'a [Record]) -> Option<Comparison> {
+    fn compare_metric(
+        &self,
+        metric: Metric,
+        first: &'a [Record],
+        second: &'a [Record],
+    ) -> Option<Comparison> {
         let tally = |records: &'a [Record], index: usize| records[index].score.tallies.get(&metric);
         let mut pairs = Vec::new();
         let mut kept = Vec::new();
@@ -126,7 +142,8 @@ impl<'a> Selection<'a> {
             }
             (Pooling::Corpus, _) => (self.decide_corpus(metric, &pairs, &units), "randomisation"),
         };
-        let decision = decision.map(|decision| Decision { needed: in_items(&decision, test, &units, pairs.len()), ..decision });
+        let decision = decision
+            .map(|decision| Decision { needed: in_items(&decision, test, &units, pairs.len()), ..decision });
         let sign = if metric.higher_is_better() { 1.0 } else { -1.0 };
         let better = |d: &&f64| **d * sign > 0.0;
         let worse = |d: &&f64| **d * sign < 0.0;
@@ -155,14 +172,18 @@ impl<'a> Selection<'a> {
         };
         let p_value = paired_randomisation(units, self.seed(), PERMUTATIONS, |swapped| {
             let side = |second: bool| {
-                let items = pairs.iter().zip(swapped).map(|((a, b), swap)| (if second != *swap { *b } else { *a }, 1));
+                let items = pairs
+                    .iter()
+                    .zip(swapped)
+                    .map(|((a, b), swap)| (if second != *swap { *b } else { *a }, 1));
                 pooled(metric, self.labels(), items)
             };
             effect_of(side(false), side(true))
         })?;
         let by_weights = |weights: &[u32]| {
             let side = |second: bool| {
-                let items = pairs.iter().zip(weights).map(|((a, b), weight)| (if second { *b } else { *a }, *weight));
+                let items =
+                    pairs.iter().zip(weights).map(|((a, b), weight)| (if second { *b } else { *a }, *weight));
                 pooled(metric, self.labels(), items)
             };
             effect_of(side(false), side(true))

@@ -100,12 +100,12 @@ impl EvalTask {
         for (index, facts) in chosen.into_iter().zip(facts) {
             let example = &examples[index];
             let item = match scorer.unmeasurable(&facts) {
-                Some((metric, why)) => Err(unmeasurable(metric, why).at(example.place.location())),
-                None => prepare_item(section, facts, example, prompting, renderer)?,
+                Some((metric, why)) => Err(Box::new(unmeasurable(metric, why).at(example.place.location()))),
+                None => prepare_item(section, &facts, example, prompting, renderer)?,
             };
             match item {
                 Ok(item) => items.push(item),
-                Err(problem) => problems.push(problem),
+                Err(problem) => problems.push(*problem),
             }
             if problems.len() >= MOST_PROBLEMS {
                 break;
@@ -179,7 +179,10 @@ fn as_text(value: &Value) -> String {
 }
 
 /// A field by which scores are told apart must be in some row, one by which items belong together in each.
-fn check_fields<'a>(section: &EvalSection, examples: impl Iterator<Item = &'a Example> + Clone) -> Result<()> {
+fn check_fields<'a>(
+    section: &EvalSection,
+    examples: impl Iterator<Item = &'a Example> + Clone,
+) -> Result<()> {
     let mut problems = Problems::new();
     for field in &section.slices {
         if !examples.clone().any(|example| example.fields.contains_key(field)) {
@@ -197,8 +200,10 @@ fn check_fields<'a>(section: &EvalSection, examples: impl Iterator<Item = &'a Ex
 }
 
 fn near<'a>(field: &str, mut examples: impl Iterator<Item = &'a Example>) -> String {
-    let known: Vec<&str> =
-        examples.next().map(|example| example.fields.keys().map(String::as_str).collect()).unwrap_or_default();
+    let known: Vec<&str> = examples
+        .next()
+        .map(|example| example.fields.keys().map(String::as_str).collect())
+        .unwrap_or_default();
     match did_you_mean(field, known.iter().copied()) {
         Some(near) => format!("did you mean `{near}`?"),
         None => "a field within another is named with a point, as `meta.site`".into(),
@@ -213,48 +218,53 @@ fn unmeasurable(metric: Metric, why: String) -> Problem {
 /// The outer error ends the reading, the inner one is about this example.
 fn prepare_item(
     section: &EvalSection,
-    facts: ItemFacts,
+    facts: &ItemFacts,
     row: &Example,
     prompting: &Prompting<'_>,
     renderer: &Renderer<'_>,
-) -> Result<Result<EvalItem, Problem>> {
+) -> Result<Result<EvalItem, Box<Problem>>> {
     if matches!(row.kind, ExampleKind::Chat { .. }) && renderer.template.is_none() {
         return Err(Error::NoTemplate { eval: section.name.clone() });
     }
     let example = prompting.apply(row, section.system.as_deref());
-    let encode = |example: &Example| scored_ids(example, renderer).map_err(|error| error.to_problem());
-    let item = || -> Result<EvalItem, Problem> {
-        let whole = encode(&example)?;
-        let choices = facts.choices.iter().map(|choice| {
-            let mut scored = encode(&with_answer(&example, choice))?;
-            // The choice itself is scored, as others do, not that the text ends behind it.
-            let stop = renderer.encoder.stop_ids();
-            let ids = scored.input_ids.iter();
-            scored.mask.iter_mut().zip(ids).for_each(|(scored, id)| *scored &= !stop.contains(id));
-            Ok(scored)
-        });
-        let choices = choices.collect::<Result<Vec<_>, Problem>>()?;
-        let (prompt, prompt_ids) = prompt_of(&example, renderer).map_err(|error| {
-            Problem::from_error("cannot-render", &error).at(row.place.location())
-        })?;
-        let (messages, tools) = as_messages(&example);
-        Ok(EvalItem {
-            facts: ItemFacts { prompt, ..facts.clone() },
-            place: row.place.clone(),
-            prompt_ids,
-            messages,
-            tools,
-            whole,
-            choices,
-        })
+    Ok(make_item(facts, row, &example, renderer))
+}
+
+/// The item of a row; `example` is the row with what stands before its question.
+fn make_item(
+    facts: &ItemFacts,
+    row: &Example,
+    example: &Example,
+    renderer: &Renderer<'_>,
+) -> Result<EvalItem, Box<Problem>> {
+    let encode =
+        |example: &Example| scored_ids(example, renderer).map_err(|error| Box::new(error.to_problem()));
+    let stop = renderer.encoder.stop_ids();
+    let as_answer = |choice: &String| {
+        let mut scored = encode(&with_answer(example, choice))?;
+        // The choice itself is scored, as others do, not that the text ends behind it.
+        let ids = scored.input_ids.iter();
+        scored.mask.iter_mut().zip(ids).for_each(|(scored, id)| *scored &= !stop.contains(id));
+        Ok(scored)
     };
-    Ok(item())
+    let whole = encode(example)?;
+    let choices = facts.choices.iter().map(as_answer).collect::<Result<Vec<_>, Box<Problem>>>()?;
+    let (prompt, prompt_ids) = prompt_of(example, renderer)
+        .map_err(|error| Box::new(Problem::from_error("cannot-render", &error).at(row.place.location())))?;
+    let (messages, tools) = as_messages(example);
+    let facts = ItemFacts { prompt, ..facts.clone() };
+    Ok(EvalItem { facts, place: row.place.clone(), prompt_ids, messages, tools, whole, choices })
 }
 
 fn scored_ids(example: &Example, renderer: &Renderer<'_>) -> taper_data::Result<ScoredIds> {
     let encoded = renderer.encoder.encode(example)?;
-    let scored: Vec<u32> =
-        encoded.input_ids.iter().zip(&encoded.loss_mask).filter(|(_, scored)| **scored).map(|(id, _)| *id).collect();
+    let scored: Vec<u32> = encoded
+        .input_ids
+        .iter()
+        .zip(&encoded.loss_mask)
+        .filter(|(_, scored)| **scored)
+        .map(|(id, _)| *id)
+        .collect();
     let bytes = renderer.tokenizer.decode(&scored, true).map_or(0, |text| text.len());
     Ok(ScoredIds { input_ids: encoded.input_ids, mask: encoded.loss_mask, bytes })
 }

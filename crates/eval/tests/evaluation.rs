@@ -143,8 +143,11 @@ fn exact_match_counts_the_answers_that_the_model_gives() {
     assert_eq!(task.items[2].facts.input, questions[2]);
     assert!(task.items[2].facts.prompt.ends_with("<|im_start|>assistant\n"));
     let result = setup.run("base", model.as_ref(), &task);
-    let right: Vec<f64> =
-        result.records.iter().map(|r| r.score.tallies[&Metric::ExactMatch].value(Metric::ExactMatch)).collect();
+    let right: Vec<f64> = result
+        .records
+        .iter()
+        .map(|r| r.score.tallies[&Metric::ExactMatch].value(Metric::ExactMatch))
+        .collect();
     assert_eq!(right, [1.0, 0.0, 1.0, 0.0, 1.0, 0.0]);
     let measured = result.measured(Metric::ExactMatch).unwrap();
     assert_eq!((measured.value, measured.n), (0.5, 6));
@@ -208,9 +211,10 @@ fn a_better_candidate_is_found_better_and_the_report_is_the_same_every_time() {
         assert_eq!(evaluation.verdict, Some(Verdict::Better));
         assert_eq!((evaluation.comparisons[0].won, evaluation.comparisons[0].lost), (12, 0));
         assert_eq!((evaluation.overlap.touched, evaluation.overlap.without.as_ref().unwrap().n), (1, 11));
-        let gate: GateSection =
-            toml::from_str("min_exact_match = 1.0\nmin_exact_match_gain = 0.9\nrequire = ['adapter better than base']")
-                .unwrap();
+        let gate: GateSection = toml::from_str(
+            "min_exact_match = 1.0\nmin_exact_match_gain = 0.9\nrequire = ['adapter better than base']",
+        )
+        .unwrap();
         let requirements = gate.requirements(std::slice::from_ref(&section), &[]).unwrap();
         let gates = judge(&requirements, std::slice::from_ref(&evaluation), &[]);
         let facts = RunFacts { title: "tiny".into(), ..RunFacts::default() };
@@ -368,7 +372,8 @@ fn choices_are_scored_as_the_answer_without_its_end() {
             .iter()
             .zip(choices)
             .map(|(scored, text)| {
-                let ids: Vec<u32> = scored.input_ids.iter().zip(&scored.mask).filter(|(_, m)| **m).map(|(i, _)| *i).collect();
+                let ids: Vec<u32> =
+                    scored.input_ids.iter().zip(&scored.mask).filter(|(_, m)| **m).map(|(i, _)| *i).collect();
                 assert_eq!(setup.tokenizer.decode(&ids, false).unwrap().trim(), text);
                 log_likelihood(model.as_ref(), &scored.input_ids, &scored.mask)
             })
@@ -395,15 +400,25 @@ fn shown_examples_stand_before_the_question_and_are_not_scored() {
     let (pool, examples) = (setup.examples(&pool), setup.examples(&rows));
     let shots = choose_shots(&pool, &examples, 5, 3);
     assert_eq!(shots.len(), 5, "what is asked is not shown");
-    let section = EvalSection { metrics: vec![Metric::Perplexity], system: Some("be short".into()), ..EvalSection::default() };
+    let section = EvalSection {
+        metrics: vec![Metric::Perplexity],
+        system: Some("be short".into()),
+        ..EvalSection::default()
+    };
     let prompting = Prompting { shots: shots[..2].to_vec(), schema: None };
     let task = setup.prepare_with(&section, &examples, &prompting).unwrap();
     for (index, item) in task.items.iter().enumerate() {
         assert!(item.facts.prompt.starts_with("<|im_start|>system\nbe short"), "{}", item.facts.prompt);
         assert_eq!(item.facts.prompt.matches("told").count(), 2);
         assert_eq!(item.messages.len(), 6);
-        let scored: Vec<u32> =
-            item.whole.input_ids.iter().zip(&item.whole.mask).filter(|(_, m)| **m).map(|(id, _)| *id).collect();
+        let scored: Vec<u32> = item
+            .whole
+            .input_ids
+            .iter()
+            .zip(&item.whole.mask)
+            .filter(|(_, m)| **m)
+            .map(|(id, _)| *id)
+            .collect();
         assert_eq!(setup.tokenizer.decode(&scored, true).unwrap().trim(), format!("answer {index}"));
         assert_eq!(item.whole.bytes, "answer 0".len());
     }
@@ -449,7 +464,8 @@ fn slices_and_clusters_follow_the_fields_of_the_rows() {
     let model = setup.model();
     let rows: Vec<String> = (0..12)
         .map(|i| {
-            let mut value: serde_json::Value = serde_json::from_str(&row(&format!("question {i}"), "x")).unwrap();
+            let mut value: serde_json::Value =
+                serde_json::from_str(&row(&format!("question {i}"), "x")).unwrap();
             value["site"] = serde_json::json!(if i % 3 == 0 { "north" } else { "south" });
             value["doc"] = serde_json::json!(i / 4);
             value.to_string()

@@ -12,6 +12,7 @@ mod resolve;
 mod resolved_toml;
 mod schema;
 mod sections;
+mod smoke;
 mod source;
 mod together;
 
@@ -22,3 +23,4 @@ pub use resolve::{ResolvedRun, resolve};
 pub use resolved_toml::resolved_toml;
 pub use schema::json_schema;
 pub use sections::Recipe;
+pub use smoke::SmokeSection;

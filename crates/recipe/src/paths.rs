@@ -34,7 +34,7 @@ pub(crate) fn make_absolute(root: &mut Node, found: &mut Findings) {
     if let Some(NodeKind::Table(adapters)) = at_mut(root, "serve.adapters").map(|node| &mut node.kind) {
         adapters.iter_mut().for_each(|(_, folder)| file(folder));
     }
-    let mut models = vec!["model.base".to_owned()];
+    let mut models = vec!["model.base".to_owned(), "smoke.base".to_owned()];
     if let Some(NodeKind::Array(candidates)) = root.child("candidate").map(|n| &n.kind) {
         models.extend((0..candidates.len()).map(|i| format!("candidate.{i}.model")));
     }
@@ -113,7 +113,7 @@ pub(crate) fn see_from_here(recipe: &mut Recipe) {
     }
     // What is no folder would be taken for a hub id.
     let of_candidates = recipe.candidate.iter_mut().filter_map(|candidate| candidate.model.as_mut());
-    for model in std::iter::once(&mut recipe.model.base).chain(of_candidates) {
+    for model in std::iter::once(&mut recipe.model.base).chain(&mut recipe.smoke.base).chain(of_candidates) {
         if let Some(path) = seen(Path::new(model)).filter(|path| path.is_dir()) {
             *model = path.to_string_lossy().into_owned();
         }

@@ -152,6 +152,7 @@ fn ranges(recipe: &Recipe, root: &Node, found: &mut Findings) {
         ("gate".to_owned(), recipe.gate.check()),
         ("export".to_owned(), recipe.export.check()),
         ("serve".to_owned(), recipe.serve.check()),
+        ("smoke".to_owned(), recipe.smoke.check()),
     ];
     if let Some(cost) = &recipe.cost {
         sections.push(("cost".to_owned(), cost.check()));

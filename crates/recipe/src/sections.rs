@@ -1,5 +1,6 @@
 //! The sections of a recipe, each a type of the crate that reads it.
 
+use crate::smoke::SmokeSection;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use taper_data::DataSection;
@@ -63,4 +64,7 @@ pub struct Recipe {
     /// How `taper serve` serves the base and what was trained.
     #[serde(default)]
     pub serve: ServeSection,
+    /// What `taper smoke` makes of the recipe: a run of minutes on a CPU, for each change.
+    #[serde(default)]
+    pub smoke: SmokeSection,
 }

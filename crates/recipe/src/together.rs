@@ -214,8 +214,11 @@ impl Faults<'_> {
                 if is_set && eval.temperature == 0.0 && eval.generates() {
                     self.push(
                         &format!("eval.{i}.{key}"),
-                        Problem::warning("no-effect", format!("`{key}` has no effect: nothing is drawn at `temperature = 0`"))
-                            .hint("remove it, or set a `temperature`"),
+                        Problem::warning(
+                            "no-effect",
+                            format!("`{key}` has no effect: nothing is drawn at `temperature = 0`"),
+                        )
+                        .hint("remove it, or set a `temperature`"),
                     );
                 }
             }
@@ -250,8 +253,11 @@ impl Faults<'_> {
             if !recipe.export.formats.contains(&format) {
                 self.push(
                     &format!("candidate.{i}.export"),
-                    Problem::error("conflict", format!("the candidate `{name}` is no format that is exported"))
-                        .hint(format!("add \"{format}\" to `export.formats`")),
+                    Problem::error(
+                        "conflict",
+                        format!("the candidate `{name}` is no format that is exported"),
+                    )
+                    .hint(format!("add \"{format}\" to `export.formats`")),
                 );
             }
         }

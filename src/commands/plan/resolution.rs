@@ -27,11 +27,12 @@ fn of_evaluation(session: &Session, held_out: &HeldOut) -> Vec<String> {
         (None, _) => format!("{n} rows"),
     };
     let mut lines = Vec::new();
-    let told: BTreeMap<&str, Vec<Metric>> = section.metrics.iter().fold(BTreeMap::new(), |mut told, metric| {
-        let kind = if metric.pooling() == Pooling::Share { "share" } else { "scores" };
-        told.entry(kind).or_insert_with(Vec::new).push(*metric);
-        told
-    });
+    let told: BTreeMap<&str, Vec<Metric>> =
+        section.metrics.iter().fold(BTreeMap::new(), |mut told, metric| {
+            let kind = if metric.pooling() == Pooling::Share { "share" } else { "scores" };
+            told.entry(kind).or_insert_with(Vec::new).push(*metric);
+            told
+        });
     for (kind, metrics) in told {
         let least = if kind == "share" { of_share(n) } else { of_scores(n) };
         let names: Vec<&str> = metrics.iter().map(|metric| metric.name()).collect();
@@ -40,8 +41,11 @@ fn of_evaluation(session: &Session, held_out: &HeldOut) -> Vec<String> {
     }
     for field in &section.slices {
         let sizes = sizes_by(&facts, field);
-        let list: Vec<String> =
-            sizes.iter().take(MOST_SLICES).map(|(value, n)| format!("{value} ({n}: {})", short(*n))).collect();
+        let list: Vec<String> = sizes
+            .iter()
+            .take(MOST_SLICES)
+            .map(|(value, n)| format!("{value} ({n}: {})", short(*n)))
+            .collect();
         let more = if sizes.len() > MOST_SLICES { ", ..." } else { "" };
         lines.push(format!("resolves    {}, by `{field}`: {}{more}", section.name, list.join(", ")));
     }
@@ -128,7 +132,9 @@ pub(super) fn json(held_out: &HeldOut) -> Value {
     let facts = held_out.task.facts();
     let n = units(&facts);
     let of = |n: usize, metric: Metric| match metric.pooling() {
-        Pooling::Share => json!({ "least_gain": least_gain(n), "detectable_gain": detectable_gain(n, DISAGREEMENT) }),
+        Pooling::Share => {
+            json!({ "least_gain": least_gain(n), "detectable_gain": detectable_gain(n, DISAGREEMENT) })
+        }
         _ => json!({ "detectable_effect_dz": detectable_effect(n as u64) }),
     };
     let metrics: serde_json::Map<String, Value> =

@@ -1,7 +1,7 @@
 //! The plan, for people and for scripts.
 
-use super::{Planned, resolution};
 use super::probe::Probed;
+use super::{Planned, resolution};
 use crate::output::say;
 use serde_json::{Value, json};
 use taper_train::plan::{Bytes, Cause, PhaseName};

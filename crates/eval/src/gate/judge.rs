@@ -57,8 +57,11 @@ pub struct GateOutcome {
 pub fn judge(requirements: &[Requirement], evaluations: &[Evaluation], kept: &[String]) -> Vec<GateOutcome> {
     let mut outcomes = Vec::new();
     for requirement in requirements {
-        let asked = evaluations.iter().filter(|e| requirement.subject.eval.as_ref().is_none_or(|name| *name == e.name));
-        let asked = asked.filter(|e| requirement.metric().is_none_or(|metric| e.metrics().any(|m| m == metric)));
+        let asked = evaluations
+            .iter()
+            .filter(|e| requirement.subject.eval.as_ref().is_none_or(|name| *name == e.name));
+        let asked =
+            asked.filter(|e| requirement.metric().is_none_or(|metric| e.metrics().any(|m| m == metric)));
         let before = outcomes.len();
         for evaluation in asked {
             if matches!(requirement.ask, Ask::GainKept { .. }) {
@@ -86,7 +89,8 @@ pub fn judge(requirements: &[Requirement], evaluations: &[Evaluation], kept: &[S
 /// made of which none measured anything.
 pub fn exit_code(outcomes: &[GateOutcome], evaluations: &[Evaluation]) -> ExitCode {
     let any = |status| outcomes.iter().any(|outcome| outcome.status == status);
-    let measured = evaluations.iter().any(|e| e.trained().is_some_and(|trained| !trained.measured.is_empty()));
+    let measured =
+        evaluations.iter().any(|e| e.trained().is_some_and(|trained| !trained.measured.is_empty()));
     if any(GateStatus::Failed) {
         ExitCode::GateFailed
     } else if any(GateStatus::NothingEvaluated) || (!evaluations.is_empty() && !measured) {
@@ -103,14 +107,17 @@ struct Finding(Option<f64>, Option<f64>, GateStatus, String);
 
 fn hold(requirement: &Requirement, evaluation: &Evaluation, candidate: &str) -> GateOutcome {
     let first = evaluation.metrics.first().map(|facts| facts.metric);
-    let comparison = |other: &str, metric: Option<Metric>| evaluation.compared(other, candidate, metric.or(first)?);
+    let comparison =
+        |other: &str, metric: Option<Metric>| evaluation.compared(other, candidate, metric.or(first)?);
     let base = evaluation.reference.as_deref().unwrap_or(crate::BASE);
     let Finding(value, limit, status, detail) = match &requirement.ask {
         Ask::Limit { quantity, at_least, strict, value } => {
             let measured = evaluation.candidate(candidate).and_then(|result| quantity_of(*quantity, result));
             limited(measured, *at_least, *strict, *value)
         }
-        Ask::Effect { metric, at_least, value } => effect(comparison(base, Some(*metric)).as_ref(), *at_least, *value),
+        Ask::Effect { metric, at_least, value } => {
+            effect(comparison(base, Some(*metric)).as_ref(), *at_least, *value)
+        }
         Ask::BetterThan { other, metric, by } => better(comparison(other, *metric).as_ref(), *by),
         Ask::NotWorseThan { other, metric, by } => not_worse(comparison(other, *metric).as_ref(), *by),
         Ask::GainKept { share } => gain_kept(evaluation, candidate, first, *share),
@@ -209,14 +216,16 @@ fn told(comparison: &Comparison, asked: &str) -> String {
     let interval = comparison
         .interval
         .map_or("no interval".to_owned(), |interval| format!("{:.4} to {:.4}", interval.low, interval.high));
-    let needed = comparison.items_to_take().map(|n| format!("; some {n} items would show it")).unwrap_or_default();
+    let needed =
+        comparison.items_to_take().map(|n| format!("; some {n} items would show it")).unwrap_or_default();
     format!("{sign}{:.4} ({interval}, n = {}), {asked}{needed}", comparison.effect, comparison.n)
 }
 
 fn gain_kept(evaluation: &Evaluation, candidate: &str, metric: Option<Metric>, share: f64) -> Finding {
     let value_of = |name: &str| Some(evaluation.candidate(name)?.measured(metric?)?.value);
     let base = evaluation.reference.as_deref().and_then(value_of);
-    let (Some(base), Some(trained), Some(value)) = (base, value_of(&evaluation.trained), value_of(candidate)) else {
+    let (Some(base), Some(trained), Some(value)) = (base, value_of(&evaluation.trained), value_of(candidate))
+    else {
         return nothing(share);
     };
     let sign = if metric.is_some_and(Metric::higher_is_better) { 1.0 } else { -1.0 };

@@ -33,7 +33,8 @@ pub(crate) fn parse(text: &str, names: Names<'_>) -> Result<Requirement, ParseEr
     let words = words(text).map_err(&fail)?;
     let mut words = words.iter().map(String::as_str).peekable();
     let first = words.next().ok_or_else(|| fail("it is empty".into()))?;
-    let next = words.next().ok_or_else(|| fail("what it asks for is missing, for example `>= 0.8`".into()))?;
+    let next =
+        words.next().ok_or_else(|| fail("what it asks for is missing, for example `>= 0.8`".into()))?;
     let number = |word: Option<&str>| -> Result<f64, ParseError> {
         let word = word.ok_or_else(|| fail("a number is missing".into()))?;
         let number = word.parse::<f64>().ok().filter(|number| number.is_finite());
@@ -59,28 +60,43 @@ pub(crate) fn parse(text: &str, names: Names<'_>) -> Result<Requirement, ParseEr
             let mut by = None;
             let mut metric = match quantity {
                 Some(Quantity::Metric(metric)) => Some(metric),
-                Some(quantity) => return Err(fail(format!("`{}` is held by a limit, not compared", quantity.name()))),
+                Some(quantity) => {
+                    return Err(fail(format!("`{}` is held by a limit, not compared", quantity.name())));
+                }
                 None => None,
             };
             while let Some(word) = words.next() {
                 match word {
                     "by" if by.is_none() => by = Some(number(words.next())?),
                     "on" if metric.is_none() => {
-                        let name = words.next().ok_or_else(|| fail("a metric is missing after `on`".into()))?;
+                        let name =
+                            words.next().ok_or_else(|| fail("a metric is missing after `on`".into()))?;
                         metric = Some(Metric::of_name(name).ok_or_else(|| fail(unknown_metric(name)))?);
                     }
                     other => return Err(fail(format!("`{other}` is not expected there"))),
                 }
             }
             match (is_not_worse, by) {
-                (true, None) => return Err(fail("how much worse is accepted is missing, for example `by 0.02`".into())),
-                (true, Some(by)) if by <= 0.0 => return Err(fail("the accepted loss must be above 0: no data shows that nothing was lost".into())),
+                (true, None) => {
+                    return Err(fail("how much worse is accepted is missing, for example `by 0.02`".into()));
+                }
+                (true, Some(by)) if by <= 0.0 => {
+                    return Err(fail(
+                        "the accepted loss must be above 0: no data shows that nothing was lost".into(),
+                    ));
+                }
                 (true, Some(by)) => Ask::NotWorseThan { other, metric, by },
-                (false, Some(by)) if by < 0.0 => return Err(fail("the gain is below 0: `not worse than ... by` accepts a loss".into())),
+                (false, Some(by)) if by < 0.0 => {
+                    return Err(fail("the gain is below 0: `not worse than ... by` accepts a loss".into()));
+                }
                 (false, by) => Ask::BetterThan { other, metric, by: by.unwrap_or(0.0) },
             }
         }
-        other => return Err(fail(format!("`{other}` is none of `>=`, `<=`, `>`, `<`, `better than`, `not worse than`"))),
+        other => {
+            return Err(fail(format!(
+                "`{other}` is none of `>=`, `<=`, `>`, `<`, `better than`, `not worse than`"
+            )));
+        }
     };
     if let Some(extra) = words.next() {
         return Err(fail(format!("`{extra}` is not expected there")));
@@ -92,7 +108,8 @@ pub(crate) fn parse(text: &str, names: Names<'_>) -> Result<Requirement, ParseEr
 fn subject(word: &str, names: Names<'_>) -> Result<(Subject, Option<Quantity>), String> {
     let mut parts = split(word);
     let last = parts.last().map(|part| part.to_owned()).unwrap_or_default();
-    let is_name = parts.len() == 1 && (names.candidates.contains(&last.as_str()) || names.evals.contains(&last.as_str()));
+    let is_name = parts.len() == 1
+        && (names.candidates.contains(&last.as_str()) || names.evals.contains(&last.as_str()));
     let quantity = Quantity::of_name(&last).filter(|_| !is_name);
     if quantity.is_some() {
         parts.pop();
@@ -101,7 +118,10 @@ fn subject(word: &str, names: Names<'_>) -> Result<(Subject, Option<Quantity>), 
     for part in &parts {
         let is_eval = names.evals.contains(&part.as_str());
         let is_candidate = names.candidates.contains(&part.as_str());
-        if is_candidate && subject.candidate.is_none() && (!is_eval || subject.eval.is_some() || parts.len() == 1) {
+        if is_candidate
+            && subject.candidate.is_none()
+            && (!is_eval || subject.eval.is_some() || parts.len() == 1)
+        {
             subject.candidate = Some(part.clone());
         } else if is_eval && subject.eval.is_none() {
             subject.eval = Some(part.clone());
@@ -110,7 +130,9 @@ fn subject(word: &str, names: Names<'_>) -> Result<(Subject, Option<Quantity>), 
             return Err(match did_you_mean(part, all.iter().copied()) {
                 Some(near) => format!("there is no `{part}`; did you mean `{near}`?"),
                 None if quantity.is_none() && part == &last => unknown_metric(part),
-                None => format!("`{part}` is no evaluation and no candidate; there are {}", list_names(&all, 10)),
+                None => {
+                    format!("`{part}` is no evaluation and no candidate; there are {}", list_names(&all, 10))
+                }
             });
         } else {
             return Err(format!("`{part}` is one name too many"));
@@ -131,7 +153,11 @@ fn known(name: &str, all: &[&str], what: &str) -> Result<String, String> {
 }
 
 fn unknown_metric(name: &str) -> String {
-    let all: Vec<&str> = Metric::ALL.iter().map(|metric| metric.name()).chain(Quantity::MEASURES.map(Quantity::name)).collect();
+    let all: Vec<&str> = Metric::ALL
+        .iter()
+        .map(|metric| metric.name())
+        .chain(Quantity::MEASURES.map(Quantity::name))
+        .collect();
     match did_you_mean(name, all.iter().copied()) {
         Some(near) => format!("there is no metric `{name}`; did you mean `{near}`?"),
         None => format!("there is no metric `{name}`; there are {}", list_names(&all, all.len())),
@@ -198,7 +224,10 @@ mod tests {
         assert_eq!(limit.ask, Ask::Limit { quantity, at_least: true, strict: false, value: 0.8 });
         assert_eq!(read("p95_latency_ms <= 300").subject, Subject::default());
         let full = read("\"held-out notes\".gpt.error_rate < 0.01");
-        assert_eq!(full.subject, Subject { eval: Some("held-out notes".into()), candidate: Some("gpt".into()) });
+        assert_eq!(
+            full.subject,
+            Subject { eval: Some("held-out notes".into()), candidate: Some("gpt".into()) }
+        );
         let better = read("adapter better than base on exact_match");
         let metric = Some(Metric::ExactMatch);
         assert_eq!(better.ask, Ask::BetterThan { other: "base".into(), metric, by: 0.0 });
@@ -206,7 +235,10 @@ mod tests {
         assert_eq!(kept.subject, Subject { eval: Some("forgetting".into()), candidate: None });
         let metric = Some(Metric::Accuracy);
         assert_eq!(kept.ask, Ask::NotWorseThan { other: "base".into(), metric, by: 0.02 });
-        assert_eq!(read("gpt better than adapter by 0.1").ask, Ask::BetterThan { other: "adapter".into(), metric: None, by: 0.1 });
+        assert_eq!(
+            read("gpt better than adapter by 0.1").ask,
+            Ask::BetterThan { other: "adapter".into(), metric: None, by: 0.1 }
+        );
     }
 
     #[test]

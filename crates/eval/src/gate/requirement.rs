@@ -117,7 +117,9 @@ impl Requirement {
     /// The metric it looks at, where it names one.
     pub fn metric(&self) -> Option<Metric> {
         match &self.ask {
-            Ask::Limit { quantity: Quantity::Metric(metric), .. } | Ask::Effect { metric, .. } => Some(*metric),
+            Ask::Limit { quantity: Quantity::Metric(metric), .. } | Ask::Effect { metric, .. } => {
+                Some(*metric)
+            }
             Ask::BetterThan { metric, .. } | Ask::NotWorseThan { metric, .. } => *metric,
             Ask::Limit { .. } | Ask::GainKept { .. } => None,
         }

@@ -110,7 +110,8 @@ impl GateSection {
             let (low, high) = key.range;
             if let Some(value) = key.value.filter(|value| !(low..=high).contains(value)) {
                 let message = format!("`{}` is {value}, allowed is {low} to {high}", key.name);
-                problems.push(Problem::error("out-of-range", message).at(Location::default().with_key(key.name)));
+                problems
+                    .push(Problem::error("out-of-range", message).at(Location::default().with_key(key.name)));
             }
         }
         problems
@@ -142,8 +143,11 @@ impl GateSection {
         let candidates: Vec<&str> = [BASE, ADAPTER, TRAINED].iter().chain(candidates).copied().collect();
         let names = Names { evals, candidates: &candidates };
         let mut errors = Vec::new();
-        let mut requirements: Vec<Requirement> =
-            self.require.iter().filter_map(|text| parse(text, names).map_err(|e| errors.push(e)).ok()).collect();
+        let mut requirements: Vec<Requirement> = self
+            .require
+            .iter()
+            .filter_map(|text| parse(text, names).map_err(|e| errors.push(e)).ok())
+            .collect();
         requirements.extend(self.keys().into_iter().filter_map(|key| {
             let value = key.value?;
             let subject = Subject { eval: self.eval.clone(), candidate: None };
@@ -185,14 +189,18 @@ impl GateSection {
             }
         };
         for requirement in &requirements {
-            let is_asked = |eval: &&EvalSection| requirement.subject.eval.as_ref().is_none_or(|name| *name == eval.name);
+            let is_asked =
+                |eval: &&EvalSection| requirement.subject.eval.as_ref().is_none_or(|name| *name == eval.name);
             let asked: Vec<&EvalSection> = evals.iter().filter(is_asked).collect();
             let metric = requirement.metric();
-            let is_measured = metric.is_none_or(|metric| asked.iter().any(|eval| eval.metrics.contains(&metric)));
+            let is_measured =
+                metric.is_none_or(|metric| asked.iter().any(|eval| eval.metrics.contains(&metric)));
             let at = || Location::default().with_key(requirement.key.as_str());
             if asked.is_empty() {
                 let message = format!("`{requirement}` is asked, but there is no `[[eval]]`");
-                problems.push(Problem::error("gate-without-metric", message).at(at()).hint("add an `[[eval]]` section"));
+                problems.push(
+                    Problem::error("gate-without-metric", message).at(at()).hint("add an `[[eval]]` section"),
+                );
             } else if let Some(metric) = metric.filter(|_| !is_measured) {
                 let message = format!("`{requirement}` is asked, but no evaluation measures `{metric}`");
                 let hint = format!("add \"{metric}\" to the `metrics` of an `[[eval]]`");
@@ -234,8 +242,13 @@ mod tests {
             "min_exact_match = 80\nmin_exact_match_gain = -2\nmax_perplexity = 0.5\nmax_perplexity_ratio = 0\nmin_gain_kept = 2",
         )
         .unwrap();
-        let expected =
-            ["min_exact_match", "min_exact_match_gain", "max_perplexity", "max_perplexity_ratio", "min_gain_kept"];
+        let expected = [
+            "min_exact_match",
+            "min_exact_match_gain",
+            "max_perplexity",
+            "max_perplexity_ratio",
+            "min_gain_kept",
+        ];
         assert_eq!(keys(&gate.check()), expected);
     }
 

@@ -37,7 +37,7 @@ pub fn github_annotations(report: &Report<'_>) -> Vec<String> {
 }
 
 /// A workflow command; what would end or open one is escaped.
-fn command(kind: &str, title: &str, text: &str) -> String {
+pub fn command(kind: &str, title: &str, text: &str) -> String {
     let data = |text: &str| text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A");
     let property = |text: &str| data(text).replace(':', "%3A").replace(',', "%2C");
     format!("::{kind} title={}::{}", property(title), data(text))

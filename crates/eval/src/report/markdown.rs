@@ -24,7 +24,13 @@ pub(super) fn render(report: &Report<'_>) -> String {
         out.push_str("\n**Nothing was evaluated.**\n");
     }
     for evaluation in report.evaluations {
-        let _ = write!(out, "\n{} **{}:** {}\n", mark(evaluation), cell_text(&evaluation.name), evaluation.headline);
+        let _ = write!(
+            out,
+            "\n{} **{}:** {}\n",
+            mark(evaluation),
+            cell_text(&evaluation.name),
+            evaluation.headline
+        );
     }
     if let Some(description) = &facts.description {
         paragraph(&mut out, description);
@@ -132,7 +138,11 @@ fn verdict(comparison: &Comparison) -> String {
 fn cost(out: &mut String, cost: Option<&CostReport>) {
     let Some(cost) = cost else { return };
     let _ = write!(out, "\n## Cost\n\n{}\n\n", cost.sentence);
-    let _ = writeln!(out, "| candidate | per 1000 items, {0} | per right answer, {0} | right |", cell_text(&cost.currency));
+    let _ = writeln!(
+        out,
+        "| candidate | per 1000 items, {0} | per right answer, {0} | right |",
+        cell_text(&cost.currency)
+    );
     out.push_str("| --- | ---: | ---: | ---: |\n");
     for candidate in &cost.candidates {
         let amount = |value: Option<f64>| value.map_or("-".to_owned(), |value| format!("{value:.4}"));
@@ -146,7 +156,8 @@ fn cost(out: &mut String, cost: Option<&CostReport>) {
         );
     }
     if !cost.assumptions.is_empty() {
-        let told: Vec<String> = cost.assumptions.iter().map(|(name, value)| format!("{name}: {value}")).collect();
+        let told: Vec<String> =
+            cost.assumptions.iter().map(|(name, value)| format!("{name}: {value}")).collect();
         let _ = write!(out, "\nAssumed: {}.\n", told.join("; "));
     }
 }
@@ -226,10 +237,16 @@ fn slices(out: &mut String, evaluation: &Evaluation) {
     let names: Vec<&str> = evaluation.candidates.iter().map(|c| c.candidate.as_str()).collect();
     let heads: Vec<String> = names.iter().map(|name| cell_text(name)).collect();
     let _ = write!(out, "\n### Slices, {}\n\n", metric.title());
-    let _ = writeln!(out, "| slice | n | {} | verdict |\n| --- | ---: |{} --- |", heads.join(" | "), " --- |".repeat(names.len()));
+    let _ = writeln!(
+        out,
+        "| slice | n | {} | verdict |\n| --- | ---: |{} --- |",
+        heads.join(" | "),
+        " --- |".repeat(names.len())
+    );
     for slice in evaluation.slices.iter().take(MOST_ROWS) {
         let cells = cells_of(&slice.part, &names, metric);
-        let verdict = slice.part.comparisons.iter().find(|c| c.metric == metric).map(verdict).unwrap_or_default();
+        let verdict =
+            slice.part.comparisons.iter().find(|c| c.metric == metric).map(verdict).unwrap_or_default();
         let label = cell_text(&format!("{} = {}", slice.field, slice.value));
         let _ = writeln!(out, "| {label} | {} | {cells} | {verdict} |", slice.part.n);
     }
@@ -237,7 +254,8 @@ fn slices(out: &mut String, evaluation: &Evaluation) {
 }
 
 fn cells_of(part: &Part, names: &[&str], metric: Metric) -> String {
-    let of = |name: &&str| cell(part.measured.get(*name).and_then(|all| all.iter().find(|m| m.metric == metric)));
+    let of =
+        |name: &&str| cell(part.measured.get(*name).and_then(|all| all.iter().find(|m| m.metric == metric)));
     names.iter().map(of).collect::<Vec<_>>().join(" | ")
 }
 
@@ -255,7 +273,13 @@ fn overlap(out: &mut String, evaluation: &Evaluation) {
     let Some(without) = &overlap.without else { return };
     let names: Vec<&str> = evaluation.candidates.iter().map(|c| c.candidate.as_str()).collect();
     let heads: Vec<String> = names.iter().map(|name| cell_text(name)).collect();
-    let _ = write!(out, "\nWithout them (n = {}):\n\n| metric | {} |\n| --- |{}\n", without.n, heads.join(" | "), " --- |".repeat(names.len()));
+    let _ = write!(
+        out,
+        "\nWithout them (n = {}):\n\n| metric | {} |\n| --- |{}\n",
+        without.n,
+        heads.join(" | "),
+        " --- |".repeat(names.len())
+    );
     for metric in evaluation.metrics() {
         let _ = writeln!(out, "| {} | {} |", metric.title(), cells_of(without, &names, metric));
     }
@@ -274,7 +298,13 @@ fn items(out: &mut String, evaluation: &Evaluation) {
     };
     let of = |won: bool| -> Vec<&str> {
         let is = |index: &usize| match (value(base, *index), value(trained, *index)) {
-            (Some(a), Some(b)) => if won { b > a } else { b < a },
+            (Some(a), Some(b)) => {
+                if won {
+                    b > a
+                } else {
+                    b < a
+                }
+            }
             _ => false,
         };
         (0..evaluation.n).filter(is).map(|index| evaluation.items()[index].id.as_str()).collect()
@@ -282,7 +312,13 @@ fn items(out: &mut String, evaluation: &Evaluation) {
     for (title, ids) in [("Won", of(true)), ("Lost", of(false))] {
         if !ids.is_empty() {
             let named: Vec<String> = ids.iter().take(ITEMS_NAMED).map(|id| format!("`{id}`")).collect();
-            let _ = write!(out, "\n{title} ({}): {}{}\n", ids.len(), named.join(", "), if ids.len() > ITEMS_NAMED { ", …" } else { "" });
+            let _ = write!(
+                out,
+                "\n{title} ({}): {}{}\n",
+                ids.len(),
+                named.join(", "),
+                if ids.len() > ITEMS_NAMED { ", …" } else { "" }
+            );
         }
     }
 }

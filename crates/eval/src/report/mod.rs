@@ -9,12 +9,12 @@ mod results;
 mod samples;
 pub mod words;
 
-pub use ci::{github_annotations, open_metrics, step_summary};
+pub use ci::{command as workflow_command, github_annotations, open_metrics, step_summary};
 pub use results::{StoredResults, lm_eval_results, results_schema};
 pub use samples::{SampleLine, StoredResponse, read_samples};
 
-use crate::gate::exit_code;
 use crate::cost::CostReport;
+use crate::gate::exit_code;
 use crate::{Error, Evaluation, GateOutcome, GateSection, ReportSection, Result, Verdict};
 use serde::{Deserialize, Serialize};
 use std::path::{Path, PathBuf};

@@ -42,7 +42,10 @@ pub(super) fn data<'a>(report: &'a Report<'_>, stored: &str) -> PageData<'a> {
             .evaluations
             .iter()
             .enumerate()
-            .map(|(index, evaluation)| PageEvaluation { evaluation, uses: report.uses.get(index).copied().flatten() })
+            .map(|(index, evaluation)| PageEvaluation {
+                evaluation,
+                uses: report.uses.get(index).copied().flatten(),
+            })
             .collect(),
         cost: report.cost,
         gates: report.gates,
@@ -52,5 +55,6 @@ pub(super) fn data<'a>(report: &'a Report<'_>, stored: &str) -> PageData<'a> {
 }
 
 pub(super) fn render(report: &Report<'_>, stored: &str) -> Result<String> {
-    crate::html::render(&data(report, stored)).map_err(|source| crate::Error::Json { file: "report.html", source })
+    crate::html::render(&data(report, stored))
+        .map_err(|source| crate::Error::Json { file: "report.html", source })
 }

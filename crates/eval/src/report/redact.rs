@@ -37,11 +37,15 @@ impl Redactor {
             return None;
         }
         let item = &mut line.item;
-        let texts = [&mut item.input, &mut item.prompt].into_iter().chain(&mut item.expected).chain(&mut item.choices);
+        let texts = [&mut item.input, &mut item.prompt]
+            .into_iter()
+            .chain(&mut item.expected)
+            .chain(&mut item.choices);
         // By what items belong together is a name from the data, as of a patient; it is needed to tell groups apart only.
         texts.chain(&mut item.cluster).for_each(|text| self.text(text));
         for stored in line.candidates.values_mut() {
-            let texts = stored.response.output.iter_mut().chain(&mut stored.answer).chain(&mut stored.response.error);
+            let texts =
+                stored.response.output.iter_mut().chain(&mut stored.answer).chain(&mut stored.response.error);
             texts.for_each(|text| self.text(text));
         }
         Some(line)
@@ -79,8 +83,11 @@ mod tests {
         assert_eq!(of(Redaction::Full, ""), "Anna Müller, 12. März");
         assert_eq!(of(Redaction::Redacted, ""), "xxxx xxxxxx, 00. xxxx");
         let hash = of(Redaction::Hashed, "a");
-        assert!(hash.len() == DIGITS && hash == of(Redaction::Hashed, "a") && hash != of(Redaction::Hashed, "b"));
-        let line = SampleLine { eval: "test".into(), item: Default::default(), candidates: Default::default() };
+        assert!(
+            hash.len() == DIGITS && hash == of(Redaction::Hashed, "a") && hash != of(Redaction::Hashed, "b")
+        );
+        let line =
+            SampleLine { eval: "test".into(), item: Default::default(), candidates: Default::default() };
         assert!(Redactor::new(Redaction::Aggregate, "").sample(line).is_none());
     }
 }

@@ -70,8 +70,8 @@ pub(super) fn render(report: &Report<'_>) -> Result<String> {
         cost: report.cost,
         lm_eval: lm_eval_results(report.evaluations),
     };
-    let mut text =
-        serde_json::to_string_pretty(&results).map_err(|source| Error::Json { file: "results.json", source })?;
+    let mut text = serde_json::to_string_pretty(&results)
+        .map_err(|source| Error::Json { file: "results.json", source })?;
     text.push('\n');
     Ok(text)
 }
@@ -92,11 +92,15 @@ pub fn lm_eval_results(evaluations: &[Evaluation]) -> Value {
                 let name = measured.metric.name();
                 values.insert(format!("{name},none"), json!(measured.value));
                 let error = standard_error(evaluation, &result.candidate, measured);
-                values.insert(format!("{name}_stderr,none"), error.map_or(json!("N/A"), |error| json!(error)));
+                values
+                    .insert(format!("{name}_stderr,none"), error.map_or(json!("N/A"), |error| json!(error)));
             }
             let answered = result.records.len() - result.errors;
             samples.insert(task.clone(), json!({ "original": evaluation.n, "effective": answered }));
-            let better = evaluation.metrics.iter().map(|facts| (facts.metric.name().to_owned(), json!(facts.higher_is_better)));
+            let better = evaluation
+                .metrics
+                .iter()
+                .map(|facts| (facts.metric.name().to_owned(), json!(facts.higher_is_better)));
             higher.insert(task.clone(), Value::Object(better.collect()));
             shots.insert(task.clone(), json!(evaluation.scoring.section.few_shot));
             results.insert(task, Value::Object(values));

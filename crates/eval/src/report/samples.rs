@@ -40,7 +40,8 @@ pub(super) fn render(evaluations: &[Evaluation]) -> Result<String> {
     let mut text = String::new();
     for evaluation in evaluations {
         for line in lines(evaluation) {
-            let json = serde_json::to_string(&line).map_err(|source| Error::Json { file: "samples.jsonl", source })?;
+            let json = serde_json::to_string(&line)
+                .map_err(|source| Error::Json { file: "samples.jsonl", source })?;
             text.push_str(&json);
             text.push('\n');
         }
@@ -51,7 +52,8 @@ pub(super) fn render(evaluations: &[Evaluation]) -> Result<String> {
 /// The samples of an evaluation.
 pub(crate) fn lines(evaluation: &Evaluation) -> impl Iterator<Item = SampleLine> + '_ {
     evaluation.items().iter().enumerate().map(|(index, item)| {
-        let of = |result: &crate::EvalResult| Some((result.candidate.clone(), stored(result.records.get(index)?)));
+        let of =
+            |result: &crate::EvalResult| Some((result.candidate.clone(), stored(result.records.get(index)?)));
         SampleLine {
             eval: evaluation.name.clone(),
             item: item.clone(),

@@ -72,12 +72,15 @@ pub fn headline(evaluation: &Evaluation) -> String {
             let verdict = match comparison.verdict {
                 Verdict::Better => format!("{trained} is better than {base}"),
                 Verdict::Worse => format!("{trained} is worse than {base}"),
-                Verdict::Inconclusive => format!("not enough data to say whether {trained} is better than {base}"),
+                Verdict::Inconclusive => {
+                    format!("not enough data to say whether {trained} is better than {base}")
+                }
             };
             capitalised(&format!("{verdict}: {}", evidence(comparison)))
         }
         _ => {
-            let measured = evaluation.trained().map(|trained| trained.measured.as_slice()).unwrap_or_default();
+            let measured =
+                evaluation.trained().map(|trained| trained.measured.as_slice()).unwrap_or_default();
             let all: Vec<String> = measured.iter().map(told).collect();
             match all.is_empty() {
                 true => "Nothing was measured.".into(),
@@ -104,7 +107,8 @@ fn evidence(comparison: &Comparison) -> String {
     let interval = effect_range(comparison);
     let interval = if interval.is_empty() { String::new() } else { format!(", 95 % interval {interval}") };
     let needed = comparison.items_to_take();
-    let needed = needed.map(|n| format!(" About {n} items would show an effect of this size.")).unwrap_or_default();
+    let needed =
+        needed.map(|n| format!(" About {n} items would show an effect of this size.")).unwrap_or_default();
     format!(
         "{} {moved} ({}{interval}, n = {n}, {} {}).{needed}",
         metric.title(),

@@ -6,8 +6,8 @@ mod tally;
 pub use tally::{Tally, pooled};
 
 use crate::metrics::bleu::{BleuCounts, corpus_bleu_signature};
-use crate::metrics::chrf::{Chrf, ChrfCounts};
 use crate::metrics::choice::{LengthNorm, chosen};
+use crate::metrics::chrf::{Chrf, ChrfCounts};
 use crate::metrics::classification::{ZeroDivision, classification_signature, label_of};
 use crate::metrics::contains::{Pattern, contains, contains_signature};
 use crate::metrics::exact::{exact_match, normalized, without_thoughts};
@@ -15,7 +15,9 @@ use crate::metrics::extraction::{DocumentScore, Extraction, ExtractionOptions};
 use crate::metrics::json_fields::json_fields;
 use crate::metrics::loss::{bits_per_byte_signature, perplexity_signature};
 use crate::metrics::rouge::RougeL;
-use crate::metrics::squad::{SquadVersion, normalised_match, normalised_match_signature, token_f1, token_f1_signature};
+use crate::metrics::squad::{
+    SquadVersion, normalised_match, normalised_match_signature, token_f1, token_f1_signature,
+};
 use crate::remote::JudgeSection;
 use crate::{Error, EvalSection, ItemFacts, Metric, Needs, Response, Result};
 use schemars::JsonSchema;
@@ -60,15 +62,24 @@ pub struct ItemScore {
 
 impl Scoring {
     /// The settings with the labels that `items` have, where the section names none.
-    pub fn new<'a>(section: &EvalSection, schema: Option<Value>, items: impl Iterator<Item = &'a ItemFacts>) -> Self {
+    pub fn new<'a>(
+        section: &EvalSection,
+        schema: Option<Value>,
+        items: impl Iterator<Item = &'a ItemFacts>,
+    ) -> Self {
         let mut labels = section.labels.clone();
         if labels.is_empty() && section.metrics.iter().any(|metric| metric.needs_labels()) {
-            labels = items.filter_map(|item| item.expected.as_deref()).map(|label| label.trim().to_owned()).collect();
+            labels = items
+                .filter_map(|item| item.expected.as_deref())
+                .map(|label| label.trim().to_owned())
+                .collect();
             labels.sort();
             labels.dedup();
         }
         // Where the files lay is no part of what is scored: results of the same data are then equal wherever they are made.
-        let bare = |list: &PathList| list.paths().iter().filter_map(|path| path.file_name()).map(PathBuf::from).collect();
+        let bare = |list: &PathList| {
+            list.paths().iter().filter_map(|path| path.file_name()).map(PathBuf::from).collect()
+        };
         let section = EvalSection {
             data: bare(&section.data),
             few_shot_data: bare(&section.few_shot_data),
@@ -84,7 +95,8 @@ impl Scorer {
     /// When the section's pattern or schema cannot be used.
     pub fn new(scoring: Scoring) -> Result<Self> {
         let section = &scoring.section;
-        let unusable = |key: &'static str, reason: String| Error::Unusable { eval: section.name.clone(), key, reason };
+        let unusable =
+            |key: &'static str, reason: String| Error::Unusable { eval: section.name.clone(), key, reason };
         let pattern = section.pattern.as_deref().map(Pattern::new).transpose();
         let pattern = pattern.map_err(|error| unusable("pattern", error.to_string()))?;
         let options = ExtractionOptions {
@@ -112,7 +124,10 @@ impl Scorer {
         if expected.trim().is_empty() && section.metrics.iter().any(|m| m.needs() != Needs::Losses) {
             return Some((metric, format!("`{metric}` compares texts, and the expected answer has none")));
         }
-        section.metrics.iter().find_map(|&metric| self.cannot(metric, item, expected).map(|why| (metric, why)))
+        section
+            .metrics
+            .iter()
+            .find_map(|&metric| self.cannot(metric, item, expected).map(|why| (metric, why)))
     }
 
     fn cannot(&self, metric: Metric, item: &ItemFacts, expected: &str) -> Option<String> {
@@ -124,12 +139,16 @@ impl Scorer {
             Metric::Numeric if self.scoring.section.numeric().find(expected).is_none() => {
                 Some("`numeric` is measured, but there is no number in the expected answer".into())
             }
-            Metric::Accuracy | Metric::MacroF1 if label_of(expected, &self.scoring.labels, normalize).is_none() => {
+            Metric::Accuracy | Metric::MacroF1
+                if label_of(expected, &self.scoring.labels, normalize).is_none() =>
+            {
                 Some(format!("`{metric}` is measured, but the expected answer is none of `labels`"))
             }
             Metric::Acc | Metric::AccNorm if item.choices.len() < 2 => {
                 let field = &self.scoring.section.choices;
-                Some(format!("`{metric}` is measured, but the row has no list of two choices or more in `{field}`"))
+                Some(format!(
+                    "`{metric}` is measured, but the row has no list of two choices or more in `{field}`"
+                ))
             }
             Metric::Acc | Metric::AccNorm if item.right_choice().is_none() => {
                 Some(format!("`{metric}` is measured, but the expected answer is none of the row's choices"))
@@ -177,7 +196,9 @@ impl Scorer {
                 Metric::JsonValid | Metric::FieldF1 | Metric::DocumentMatch => {
                     score.document.as_ref().map(|document| of_document(metric, document))
                 }
-                _ => pair.and_then(|(expected, answer)| self.of_answer(metric, expected, answer, &mut score.answer)),
+                _ => pair.and_then(|(expected, answer)| {
+                    self.of_answer(metric, expected, answer, &mut score.answer)
+                }),
             };
             if let Some(tally) = tally {
                 score.tallies.insert(metric, tally);
@@ -192,7 +213,13 @@ impl Scorer {
         Some(share(Some(likeliest) == item.right_choice()))
     }
 
-    fn of_answer(&self, metric: Metric, expected: &str, answer: &str, taken: &mut Option<String>) -> Option<Tally> {
+    fn of_answer(
+        &self,
+        metric: Metric,
+        expected: &str,
+        answer: &str,
+        taken: &mut Option<String>,
+    ) -> Option<Tally> {
         let normalize = self.scoring.section.normalize;
         Some(match metric {
             Metric::ExactMatch => share(exact_match(expected, answer, normalize)),
@@ -244,7 +271,9 @@ impl Scorer {
             Metric::Contains => contains_signature(normalize),
             Metric::Regex => self.pattern.as_ref().map(|p| p.signature(normalize)).unwrap_or_default(),
             Metric::Numeric => section.numeric().signature(),
-            Metric::Accuracy | Metric::MacroF1 => classification_signature(metric.name(), normalize, ZeroDivision::Zero),
+            Metric::Accuracy | Metric::MacroF1 => {
+                classification_signature(metric.name(), normalize, ZeroDivision::Zero)
+            }
             Metric::Acc => LengthNorm::None.signature(),
             Metric::AccNorm => LengthNorm::Characters.signature(),
             Metric::Perplexity => return perplexity_signature(),
@@ -267,7 +296,10 @@ fn decoding(section: &EvalSection) -> String {
     let how = if section.temperature == 0.0 {
         "greedy".to_owned()
     } else {
-        format!("temperature:{}|top_p:{}|top_k:{}|seed:{}", section.temperature, section.top_p, section.top_k, section.seed)
+        format!(
+            "temperature:{}|top_p:{}|top_k:{}|seed:{}",
+            section.temperature, section.top_p, section.top_k, section.seed
+        )
     };
     format!("{how}|max_new_tokens:{}", section.max_new_tokens)
 }

@@ -45,7 +45,11 @@ impl Tally {
 
 /// The metric over items that count as often as said: the value of all of them, or of a resample. `None` where no item counts or there
 /// is no value.
-pub fn pooled<'a>(metric: Metric, labels: &[String], items: impl Iterator<Item = (&'a Tally, u32)>) -> Option<f64> {
+pub fn pooled<'a>(
+    metric: Metric,
+    labels: &[String],
+    items: impl Iterator<Item = (&'a Tally, u32)>,
+) -> Option<f64> {
     let mut items = items.filter(|(_, weight)| *weight > 0).peekable();
     items.peek()?;
     match metric.pooling() {
@@ -61,12 +65,17 @@ pub fn pooled<'a>(metric: Metric, labels: &[String], items: impl Iterator<Item =
     }
 }
 
-fn corpus<'a>(metric: Metric, labels: &[String], items: impl Iterator<Item = (&'a Tally, u32)>) -> Option<f64> {
+fn corpus<'a>(
+    metric: Metric,
+    labels: &[String],
+    items: impl Iterator<Item = (&'a Tally, u32)>,
+) -> Option<f64> {
     let mut bleu = BleuCounts::default();
     let mut chrf = ChrfCounts::empty(Chrf::Chrf);
     let mut losses = LossSum::default();
     let (mut equal, mut either) = (0u64, 0u64);
-    let mut confusion = Confusion { labels: Vec::new(), counts: vec![vec![0; labels.len() + 1]; labels.len()] };
+    let mut confusion =
+        Confusion { labels: Vec::new(), counts: vec![vec![0; labels.len() + 1]; labels.len()] };
     for (tally, weight) in items {
         match tally {
             Tally::Score(_) => {}
@@ -75,7 +84,8 @@ fn corpus<'a>(metric: Metric, labels: &[String], items: impl Iterator<Item = (&'
             Tally::Loss(sum) => losses += sum.times(weight),
             Tally::Fields(counts) => {
                 equal += u64::from(weight) * 2 * counts.equal;
-                either += u64::from(weight) * (2 * (counts.equal + counts.wrong) + counts.missing + counts.invented);
+                either += u64::from(weight)
+                    * (2 * (counts.equal + counts.wrong) + counts.missing + counts.invented);
             }
             Tally::JsonFields(fields) => {
                 equal += u64::from(weight) * 2 * fields.equal as u64;

@@ -62,19 +62,42 @@ impl CandidateSection {
             fault("name", format!("`{name}` is a candidate already"), "give this one another name");
         }
         if name.contains(['.', '"']) {
-            fault("name", format!("the name `{name}` has a `.` or a quote"), "gates are written `candidate.metric`: take it out");
+            fault(
+                "name",
+                format!("the name `{name}` has a `.` or a quote"),
+                "gates are written `candidate.metric`: take it out",
+            );
         }
         if self.export.is_some() && (self.model.is_some() || self.adapter.is_some()) {
-            fault("export", "`export` names the model; `model` and `adapter` do too".into(), "keep one of them");
+            fault(
+                "export",
+                "`export` names the model; `model` and `adapter` do too".into(),
+                "keep one of them",
+            );
         }
-        if self.endpoint.is_some() && (self.model.is_some() || self.adapter.is_some() || self.export.is_some() || self.server) {
-            fault("endpoint", "`endpoint` says where the answers come from, and another key does too".into(), "keep one of them");
+        if self.endpoint.is_some()
+            && (self.model.is_some() || self.adapter.is_some() || self.export.is_some() || self.server)
+        {
+            fault(
+                "endpoint",
+                "`endpoint` says where the answers come from, and another key does too".into(),
+                "keep one of them",
+            );
         }
-        let says_nothing = self.endpoint.is_none() && self.model.is_none() && self.adapter.is_none() && self.export.is_none();
+        let says_nothing = self.endpoint.is_none()
+            && self.model.is_none()
+            && self.adapter.is_none()
+            && self.export.is_none();
         if says_nothing && !self.server && self.few_shot.is_none() {
-            fault("name", format!("`{name}` is the base again"), "set `model`, `adapter`, `export`, `endpoint`, `server` or `few_shot`");
+            fault(
+                "name",
+                format!("`{name}` is the base again"),
+                "set `model`, `adapter`, `export`, `endpoint`, `server` or `few_shot`",
+            );
         }
-        for problem in self.endpoint.iter().flat_map(|endpoint| endpoint.check().iter().cloned().collect::<Vec<_>>()) {
+        for problem in
+            self.endpoint.iter().flat_map(|endpoint| endpoint.check().iter().cloned().collect::<Vec<_>>())
+        {
             let key = problem.location.as_ref().and_then(|location| location.key.clone()).unwrap_or_default();
             problems.push(problem.at(Location::default().with_key(format!("endpoint.{key}"))));
         }

@@ -128,9 +128,7 @@ impl EvalSection {
         ] {
             require(value != Some(0), key, format!("`{key}` is 0, allowed is 1 or more"));
         }
-        for (key, value) in
-            [("tolerance", self.tolerance), ("relative_tolerance", self.relative_tolerance)]
-        {
+        for (key, value) in [("tolerance", self.tolerance), ("relative_tolerance", self.relative_tolerance)] {
             let holds = value.is_finite() && value >= 0.0;
             require(holds, key, format!("`{key}` is {value}, allowed is 0 or more"));
         }
@@ -155,7 +153,11 @@ impl EvalSection {
         match (&self.pattern, any(|metric| metric == Metric::Regex)) {
             (Some(pattern), _) => {
                 if let Err(error) = Pattern::new(pattern) {
-                    fault("pattern", format!("`pattern` cannot be used: {error}"), "see the syntax of Rust's `regex` crate");
+                    fault(
+                        "pattern",
+                        format!("`pattern` cannot be used: {error}"),
+                        "see the syntax of Rust's `regex` crate",
+                    );
                 }
             }
             (None, Some(_)) => {
@@ -183,7 +185,11 @@ impl EvalSection {
             ("relative_tolerance", self.relative_tolerance != 0.0, any(compares_numbers)),
         ] {
             if is_set && used.is_none() {
-                fault(key, format!("`{key}` is set, but nothing that is measured looks at it"), "take it out, or measure by it");
+                fault(
+                    key,
+                    format!("`{key}` is set, but nothing that is measured looks at it"),
+                    "take it out, or measure by it",
+                );
             }
         }
         for (i, label) in self.labels.iter().enumerate() {
@@ -191,9 +197,17 @@ impl EvalSection {
                 fault("labels", format!("the label `{label}` stands twice"), "name each label once");
             }
         }
-        for (key, fields) in [("slices", self.slices.as_slice()), ("cluster_by", self.cluster_by.as_slice()), ("choices", std::slice::from_ref(&self.choices))] {
+        for (key, fields) in [
+            ("slices", self.slices.as_slice()),
+            ("cluster_by", self.cluster_by.as_slice()),
+            ("choices", std::slice::from_ref(&self.choices)),
+        ] {
             if fields.iter().any(|field| field.trim().is_empty()) {
-                fault(key, format!("a field of `{key}` has no name"), "name a field of the rows, for example `site` or `meta.kind`");
+                fault(
+                    key,
+                    format!("a field of `{key}` has no name"),
+                    "name a field of the rows, for example `site` or `meta.kind`",
+                );
             }
         }
         problems
@@ -217,7 +231,8 @@ impl EvalSection {
     /// The fields of a row that are looked at besides what a model is given.
     pub fn fields(&self) -> Vec<String> {
         let choices = self.needs_choices().then_some(&self.choices);
-        let mut fields: Vec<String> = self.slices.iter().chain(&self.cluster_by).chain(choices).cloned().collect();
+        let mut fields: Vec<String> =
+            self.slices.iter().chain(&self.cluster_by).chain(choices).cloned().collect();
         fields.sort();
         fields.dedup();
         fields

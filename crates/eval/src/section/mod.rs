@@ -7,5 +7,5 @@ mod report;
 
 pub use candidate::{ADAPTER, BASE, CandidateSection, ExportedModel, TRAINED};
 pub use eval::EvalSection;
-pub use report::{Redaction, ReportSection, SharedLevel};
 pub use metric::{Metric, Needs, Normalize, Pooling, Scale};
+pub use report::{Redaction, ReportSection, SharedLevel};

@@ -49,7 +49,7 @@ fn a_key_of_another_section_is_sent_home() {
     assert_eq!(
         told,
         [
-            "2 limit unknown-key: unknown key `limit` | `limit` belongs to `[[eval]]`",
+            "2 limit unknown-key: unknown key `limit` | `limit` belongs to `[[eval]]` or `[smoke]`",
             "8 adapter.seed unknown-key: unknown key `adapter.seed` | `seed` belongs to `[train]` or `[[eval]]`",
         ]
     );

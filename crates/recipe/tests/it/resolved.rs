@@ -105,6 +105,13 @@ max_perplexity_ratio = 0.9
 [export]
 formats = ["merged"]
 merged_dtype = "f16"
+
+[smoke]
+base = "owner/tiny@v2"
+max_steps = 5
+golden_loss = 1.25
+tolerance = 0.01
+limit = 4
 "#;
 
 /// Write the resolved run into a folder of its own, as a run does, and resolve that.

@@ -82,7 +82,8 @@ fn missing_invented_and_wrong_are_told_apart() {
 
 #[test]
 fn keys_that_a_model_makes_up_are_one_field() {
-    let output: serde_json::Value = (0..1000).map(|n| (format!("Ann {n}"), json!({ "b": n }))).collect::<serde_json::Map<_, _>>().into();
+    let output: serde_json::Value =
+        (0..1000).map(|n| (format!("Ann {n}"), json!({ "b": n }))).collect::<serde_json::Map<_, _>>().into();
     let document = score(&json!({ "number": "1", "own": 2 }), &output);
     let paths: Vec<&str> = document.fields.keys().map(String::as_str).collect();
     assert_eq!(paths, ["*.*", "number", "own"]);
