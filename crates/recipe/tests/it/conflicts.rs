@@ -146,7 +146,7 @@ fn a_gate_needs_an_evaluation_that_measures_it() {
     assert_eq!(
         with("[gate]\nmin_exact_match = 0.5\n"),
         [
-            "8 gate.min_exact_match gate-without-metric: `min_exact_match = 0.5` is asked, but no evaluation measures `exact_match` | add \"exact_match\" to the `metrics` of an `[[eval]]`"
+            "8 gate.min_exact_match gate-without-metric: `min_exact_match = 0.5` is asked, but there is no `[[eval]]` | add an `[[eval]]` section"
         ]
     );
 }
