@@ -76,6 +76,8 @@ pub(crate) fn cases() -> Vec<Case> {
         eval(),
         scoring(),
         candidate(),
+        addresses(),
+        cost(),
         gate(),
         report(),
         export(),
@@ -272,6 +274,66 @@ fn candidate() -> Vec<Case> {
         case("candidate.adapter", "../adapter", "eval", see::candidates).of("rival"),
         case("candidate.few_shot", "2", "eval", see::candidates).of("rival"),
         case("candidate.export", "merged", "run", see::candidates).of("rival").beside(MERGED),
+        case("candidate.server", "true", "eval", see::candidates).of("rival"),
+    ]
+}
+
+/// Keys of addresses are shown by values that are refused; what each does is shown in `tests/e2e/endpoints.rs` and `crates/eval/src/remote`.
+fn addresses() -> Vec<Case> {
+    const API: &[&str] =
+        &["candidate=[{ name = \"api\", endpoint = { url = \"http://127.0.0.1:9\", model = \"m\" } }]"];
+    const JUDGE: &[&str] = &[
+        "eval.0.metrics=[\"exact_match\", \"judge\"]",
+        "eval.0.judge={ endpoint = { url = \"http://127.0.0.1:9\", model = \"m\" } }",
+    ];
+    let refused =
+        |key, value, beside| case(key, value, "check", see::refusal).beside(beside).may_end_with(REFUSED);
+    vec![
+        refused("candidate.endpoint.url", "nowhere", API),
+        refused("candidate.endpoint.model", "\"\"", API),
+        refused("candidate.endpoint.api_key_env", "sk-1234567890", API),
+        refused("candidate.endpoint.requests_per_minute", "0", API),
+        refused("candidate.endpoint.concurrency", "0", API),
+        refused("candidate.endpoint.timeout_s", "0", API),
+        refused("candidate.endpoint.max_retries", "-1", API),
+        refused("candidate.endpoint.extra", "{ stream = true }", API),
+        refused("eval.judge.endpoint.url", "nowhere", JUDGE),
+        refused("eval.judge.endpoint.model", "\"\"", JUDGE),
+        refused("eval.judge.endpoint.api_key_env", "sk-1234567890", JUDGE),
+        refused("eval.judge.endpoint.requests_per_minute", "0", JUDGE),
+        refused("eval.judge.endpoint.concurrency", "0", JUDGE),
+        refused("eval.judge.endpoint.timeout_s", "0", JUDGE),
+        refused("eval.judge.endpoint.max_retries", "-1", JUDGE),
+        refused("eval.judge.endpoint.extra", "{ stream = true }", JUDGE),
+        refused("eval.judge.criteria", "\"\"", JUDGE),
+        refused("eval.judge.max_tokens", "0", JUDGE),
+    ]
+}
+
+fn cost() -> Vec<Case> {
+    const BOUGHT: &[&str] = &["cost.hardware_price=3600"];
+    const POWERED: &[&str] = &[
+        "cost.hardware_price=3600",
+        "cost.power_price_per_kwh=0.25",
+        "cost.idle_watts=50",
+        "cost.busy_watts=300",
+    ];
+    const CARED: &[&str] = &["cost.hardware_price=3600", "cost.care_hours_per_month=1", "cost.care_rate=50"];
+    let told = |key, value, beside| case(key, value, "eval", see::cost).beside(beside);
+    vec![
+        told("cost.hardware_price", "9999", BOUGHT),
+        told("cost.months", "12", BOUGHT),
+        told("cost.currency", "EUR", BOUGHT),
+        told("cost.items_per_month", "1000", BOUGHT),
+        told("cost.training_cost", "70", BOUGHT),
+        told("cost.utilisation", "0.5", POWERED),
+        told("cost.power_price_per_kwh", "0.75", POWERED),
+        told("cost.idle_watts", "70", POWERED),
+        told("cost.busy_watts", "444", POWERED),
+        told("cost.care_hours_per_month", "3", CARED),
+        told("cost.care_rate", "77", CARED),
+        case("cost.rent_per_hour", "2", "check", see::refusal).beside(BOUGHT).may_end_with(REFUSED),
+        case("cost.prices", "../nothing.toml", "eval", see::refusal).beside(BOUGHT).may_end_with(REFUSED),
     ]
 }
 

@@ -152,6 +152,12 @@ pub(crate) fn scores(ran: &Ran) -> Value {
     of_evaluations(ran, values)
 }
 
+/// What the cost stands on; amounts depend on measured times.
+pub(crate) fn cost(ran: &Ran) -> Value {
+    let cost = &results(ran)["cost"];
+    json!([cost["currency"], cost["items_per_month"], cost["assumptions"]])
+}
+
 /// Which evaluation each gate was held against.
 pub(crate) fn gated(ran: &Ran) -> Value {
     let gates = results(ran)["gates"].as_array().cloned();

@@ -173,7 +173,7 @@ mod tests {
     fn what_the_tier_sets_itself_is_not_taken_from_the_command_line() {
         for set in [
             "train.max_steps=5000",
-            "model.base=other",
+            "model.base=owner/other",
             "eval.1.limit=2",
             "gate.max_perplexity=3",
             "schedule.warmup_steps=50",
