@@ -142,9 +142,15 @@ pub(crate) fn hashes_of_files(recipe: &Recipe) -> anyhow::Result<BTreeMap<String
     let mut paths: Vec<&PathBuf> = lists.flat_map(|list| list.paths()).collect();
     paths.extend(&recipe.model.chat_template);
     paths.extend(recipe.eval.iter().filter_map(|eval| eval.schema.as_ref()));
-    let hashed = paths.into_iter().map(|path| {
+    let mut hashes = BTreeMap::new();
+    for path in paths {
         let name = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
-        Ok((name, Fingerprint::of_file(path).or_fault()?.as_str().to_owned()))
-    });
-    hashed.collect()
+        let hash = Fingerprint::of_file(path).or_fault()?.as_str().to_owned();
+        // Files of one name in several folders are told apart by their order in the recipe, which no checkout changes.
+        let numbered = (2..).map(|number| format!("{name} ({number})"));
+        let is_free = |key: &String| hashes.get(key).is_none_or(|known| *known == hash);
+        let key = std::iter::once(name.clone()).chain(numbered).find(is_free);
+        hashes.insert(key.unwrap_or(name), hash);
+    }
+    Ok(hashes)
 }

@@ -21,8 +21,8 @@ fn help_of_the_whole_lists_verbs_examples_and_exit_codes() {
 #[test]
 fn help_of_each_verb_says_what_it_does_and_every_default() {
     for verb in [
-        "run", "check", "explain", "train", "eval", "export", "generate", "chat", "recipe", "bench", "plan",
-        "adapter", "serve", "smoke",
+        "run", "check", "explain", "train", "eval", "verify", "export", "generate", "chat", "recipe",
+        "bench", "plan", "adapter", "serve", "smoke",
     ] {
         help(verb, &[verb]);
     }

@@ -1,6 +1,6 @@
 //! `report.html`: one file that asks for nothing, to be opened from a disk, sent by mail and printed.
 //!
-//! The page is [`PAGE`] with six places `{{name}}` filled: the policy, the title, the style, what is read without scripts, the
+//! The page is `page.html` with six places `{{name}}` filled: the policy, the title, the style, what is read without scripts, the
 //! data, the script. All are filled in one pass, so that no data is ever looked at for places. `tests/report/render.mjs` does the
 //! same for the tests of the page.
 //!
