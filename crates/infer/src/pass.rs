@@ -62,8 +62,7 @@ pub(crate) fn hidden<'a>(
 
 /// Some rows of hidden states, `[T, H] -> [n, H]`.
 pub(crate) fn select_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
-    let rows = Tensor::new(rows, x.device()).map_err(doing("select rows"))?;
-    x.index_select(&rows, 0).map_err(doing("select rows"))
+    taper_nn::ops::take_rows(x, rows).map_err(doing("select rows"))
 }
 
 fn embed(model: &dyn CausalLm, ids: &[u32], routed: &[RoutedRows<'_>]) -> Result<Tensor> {

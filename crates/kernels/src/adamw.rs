@@ -48,19 +48,19 @@ pub fn adamw_step(param: &mut [f32], grad: &[f32], m: &mut [f32], v: &mut [f32],
 
 /// Scalars formed in `f64` and rounded once, as torch does.
 #[derive(Clone, Copy)]
-struct Constants {
-    grad_scale: f32,
-    keep: f32,
-    one_less_beta1: f32,
-    beta2: f32,
-    one_less_beta2: f32,
-    root_correction2: f32,
-    eps: f32,
-    step_size: f32,
+pub(crate) struct Constants {
+    pub(crate) grad_scale: f32,
+    pub(crate) keep: f32,
+    pub(crate) one_less_beta1: f32,
+    pub(crate) beta2: f32,
+    pub(crate) one_less_beta2: f32,
+    pub(crate) root_correction2: f32,
+    pub(crate) eps: f32,
+    pub(crate) step_size: f32,
 }
 
 impl Constants {
-    fn new(s: &AdamW) -> Self {
+    pub(crate) fn new(s: &AdamW) -> Self {
         let correction = |beta: f64| 1.0 - beta.powf(s.step as f64);
         Self {
             grad_scale: s.grad_scale,

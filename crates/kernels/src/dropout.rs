@@ -26,9 +26,7 @@ pub fn dropout<'a>(
     let n = y.len();
     assert_eq!(x.len(), n, "lengths of x and y");
     assert!((0.0..1.0).contains(&p), "dropout probability {p} is not in [0, 1)");
-    // Words below this are dropped, with p = 0 none. p < 1 in `f32` leaves at least 2^8 of the 2^32 words.
-    let threshold = (f64::from(p) * 4_294_967_296.0) as u32;
-    let scale = (1.0 / (1.0 - f64::from(p))) as f32;
+    let (threshold, scale) = constants(p);
     let y = SharedFloats::new(y);
     for_each_block(n.div_ceil(BLOCK), n, |block| {
         with_scratch(CHUNK, |[wide, out]| {
@@ -48,6 +46,12 @@ pub fn dropout<'a>(
             }
         });
     });
+}
+
+/// Words below the first are dropped, with p = 0 none; what is kept is multiplied by the second. p < 1 in `f32` leaves at least 2^8 of the
+/// 2^32 words.
+pub(crate) fn constants(p: f32) -> (u32, f32) {
+    ((f64::from(p) * 4_294_967_296.0) as u32, (1.0 / (1.0 - f64::from(p))) as f32)
 }
 
 #[cfg(test)]

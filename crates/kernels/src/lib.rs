@@ -25,6 +25,8 @@ mod allocator;
 pub mod attention;
 pub mod columns;
 pub mod cross_entropy;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 #[cfg(target_arch = "x86_64")]
 mod decode;
 pub mod dropout;

@@ -26,6 +26,12 @@ impl CounterRng {
         Self { seed, stream }
     }
 
+    /// The seed and the stream, for whoever makes the same words elsewhere.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn key(&self) -> (u64, u64) {
+        (self.seed, self.stream)
+    }
+
     /// The four words of block `counter`.
     pub fn block(&self, counter: u64) -> [u32; 4] {
         let [c0, c1] = halves(counter);

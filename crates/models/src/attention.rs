@@ -83,7 +83,7 @@ impl Attention {
         ctx: &mut ForwardContext<'_>,
     ) -> Result<Tensor> {
         let Some(embedding) = rotary.get(self.rotary) else { bail!("no rotary embedding {}", self.rotary) };
-        let tables = ctx.rotary(self.rotary, |layout| embedding.tables(layout))?;
+        let tables = ctx.rotary(self.rotary, |layout| embedding.tables(layout)?.on_device_of(x))?;
         let d = self.shape.head_dim;
         let (q, k, v) = self.project(x, ctx)?;
         let (q, k) = (rope(&q, &tables, d)?, rope(&k, &tables, d)?);

@@ -32,6 +32,16 @@ pub struct RotaryTables {
     pub sin: Tensor,
 }
 
+impl RotaryTables {
+    /// The same where `x` lies.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn on_device_of(&self, x: &Tensor) -> Result<Self> {
+        Ok(Self { cos: crate::on_device_of(&self.cos, x)?, sin: crate::on_device_of(&self.sin, x)? })
+    }
+}
+
 /// What every block of one forward pass shares.
 pub struct ForwardContext<'a> {
     layout: &'a SequenceLayout,

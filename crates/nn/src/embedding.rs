@@ -43,6 +43,10 @@ impl Embedding {
         &self.weight
     }
 
+    pub(crate) fn set_weight(&mut self, weight: Weight) {
+        self.weight = weight;
+    }
+
     /// Give the table an adapter, or take it away.
     pub fn set_adapter(&mut self, adapter: Option<Arc<dyn EmbeddingAdapter>>) {
         self.adapter = adapter;

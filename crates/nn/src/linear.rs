@@ -158,6 +158,13 @@ impl Linear {
         Ok(())
     }
 
+    /// Put the same weight, which lies on `device`, in place, and the bias beside it.
+    pub(crate) fn place_on(&mut self, weight: Weight, device: &candle_core::Device) -> Result<()> {
+        self.weight = weight;
+        self.bias = self.bias.as_ref().map(|bias| crate::device::moved(bias, device)).transpose()?;
+        Ok(())
+    }
+
     /// The bias, f32 `[out]`, outside any graph.
     pub fn bias(&self) -> Option<Tensor> {
         self.trainable_bias.as_ref().map(Var::as_detached_tensor).or_else(|| self.bias.clone())

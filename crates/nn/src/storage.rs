@@ -50,24 +50,40 @@ impl<'a> Lent<'a> {
     }
 }
 
-/// Lend the elements of a contiguous f32 CPU tensor.
+/// Lend the elements of a contiguous f32 tensor: a copy of them, where it lies on a device.
 ///
 /// # Errors
-/// When the tensor is not f32, not contiguous, or not on the CPU.
+/// When the tensor is not f32 or not contiguous.
 pub fn with_f32<R>(tensor: &Tensor, read: impl FnOnce(&[f32]) -> R) -> Result<R> {
+    #[cfg(feature = "cuda")]
+    if tensor.device().is_cuda() {
+        return crate::cuda::read_f32(tensor, read);
+    }
     Ok(read(Lent::new(tensor).f32()?))
 }
 
 /// Change the elements of a variable where they lie. Nothing recorded over it may be alive that still has to be differentiated.
 ///
 /// # Errors
-/// When the variable is not f32, not contiguous, or not on the CPU.
+/// When the variable is not f32 or not contiguous.
 pub fn update_f32(var: &Var, change: impl FnOnce(&mut [f32])) -> Result<()> {
     update(var.as_tensor(), change)
 }
 
+/// A copy of the tensor where `other` lies; the tensor itself where it is there.
+///
+/// # Errors
+/// When there is no memory.
+pub fn on_device_of(tensor: &Tensor, other: &Tensor) -> Result<Tensor> {
+    crate::device::moved(tensor, other.device())
+}
+
 /// The same for a tensor that nobody else reads.
 pub(crate) fn update(tensor: &Tensor, change: impl FnOnce(&mut [f32])) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if tensor.device().is_cuda() {
+        return crate::cuda::change_f32(tensor, change);
+    }
     tensor.inplace_op1(&Update(Cell::new(Some(change))))
 }
 
@@ -95,6 +111,10 @@ impl<F: FnOnce(&mut [f32])> InplaceOp1 for Update<F> {
 /// # Errors
 /// What the conversion says.
 pub fn to_vec_f32(tensor: &Tensor) -> Result<Vec<f32>> {
+    #[cfg(feature = "cuda")]
+    if tensor.device().is_cuda() {
+        return to_vec_f32(&crate::cuda::to_host(tensor)?);
+    }
     tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>()
 }
 

@@ -10,11 +10,15 @@
 //! [`crate::ops`] only, and training refuses a gradient that does not reach its block's input or its parameters.
 
 use crate::Result;
+#[cfg(feature = "cuda")]
+use crate::cuda::Place;
 use crate::storage::{Lent, update};
-use candle_core::{Shape, Tensor, TensorId, bail};
+use candle_core::{DType, Shape, Tensor, TensorId, bail};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
+#[cfg(feature = "cuda")]
+use taper_kernels::cuda::SliceMut;
 use taper_kernels::floats;
 use taper_kernels::reduce::axpy;
 
@@ -31,6 +35,24 @@ pub(crate) trait Op: 'static {
 
     /// Gives `to` the gradients of the inputs that it wants, from `g`, that of the output.
     fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()>;
+
+    /// [`Self::forward`] on the device that an input lies on; `None` sends it through the host.
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, _place: &Place, _inputs: &[&Tensor]) -> Result<Option<Tensor>> {
+        Ok(None)
+    }
+
+    /// [`Self::backward`] on the device that the gradient lies on; `false` sends it through the host.
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(
+        &self,
+        _place: &Place,
+        _saved: &Saved<'_>,
+        _g: &Gradient,
+        _to: &mut Receiver<'_>,
+    ) -> Result<bool> {
+        Ok(false)
+    }
 
     /// Whether the backward reads input `index`.
     fn keeps_input(&self, _index: usize) -> bool {
@@ -50,8 +72,9 @@ pub(crate) trait Op: 'static {
 
 /// Where the gradients of variables go.
 pub trait ParameterGradients {
-    /// The buffer that the gradient of variable `id`, of this shape, is added to; `None` for one that nobody trains.
-    fn buffer(&mut self, id: TensorId, shape: &Shape) -> Option<&mut [f32]>;
+    /// The sum that the gradient of variable `id`, of this shape, is added to: f32, contiguous, where the variable lies; `None` for one that
+    /// nobody trains.
+    fn sum(&mut self, id: TensorId, shape: &Shape) -> Option<&Tensor>;
 
     /// Told of a gradient, of this shape, that was made for a variable that nobody trains.
     fn stray(&mut self, shape: &Shape);
@@ -131,13 +154,30 @@ pub fn is_tracked(tensor: &Tensor) -> bool {
 
 /// The output of `op`, noted on the tape of this thread if there is one and something tracked goes in.
 pub(crate) fn apply(op: impl Op, inputs: &[&Tensor]) -> Result<Tensor> {
-    let output = op.forward(inputs)?;
+    let output = computed(&op, inputs)?;
     RECORDING.with_borrow_mut(|tape| {
         if let Some(tape) = tape {
             tape.note(Box::new(op), inputs, &output);
         }
     });
     Ok(output)
+}
+
+/// The output of `op`, where its inputs lie.
+fn computed(op: &dyn Op, inputs: &[&Tensor]) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(output) = crate::cuda::forward(op, inputs)? {
+        return Ok(output);
+    }
+    op.forward(inputs)
+}
+
+fn differentiated(op: &dyn Op, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if crate::cuda::backward(op, saved, g, to)? {
+        return Ok(());
+    }
+    op.backward(saved, g, to)
 }
 
 impl Tape {
@@ -227,9 +267,15 @@ impl Tape {
             remade.remove(&node.output.id);
             let Some(gradient) = gradient else { continue };
             let tensors = self.inputs_of(&node, &mut remade).map_err(|e| e.context(node.op.name()))?;
-            let saved = Saved { node: &node, inputs: tensors };
-            let mut to = Receiver { inputs: &node.inputs, gradients: &mut gradients, parameters };
-            node.op.backward(&saved, &gradient, &mut to).map_err(|e| e.context(node.op.name()))?;
+            let saved = Saved { node: &node, inputs: tensors, output: node.output.tensor.clone() };
+            let mut to = Receiver {
+                inputs: &node.inputs,
+                gradients: &mut gradients,
+                parameters,
+                #[cfg(feature = "cuda")]
+                through_host: None,
+            };
+            differentiated(node.op.as_ref(), &saved, &gradient, &mut to).map_err(|e| e.context(node.op.name()))?;
         }
         Ok(leaves.map(|leaf| gradients.remove(&leaf.id())))
     }
@@ -256,7 +302,7 @@ impl Tape {
         let inputs = self.inputs_of(node, remade)?;
         let inputs: Option<Vec<&Tensor>> = inputs.iter().map(Option::as_ref).collect();
         let Some(inputs) = inputs else { bail!("{} is to be made again without its inputs", node.op.name()) };
-        let tensor = node.op.forward(&inputs)?;
+        let tensor = computed(node.op.as_ref(), &inputs)?;
         remade.insert(id, tensor.clone());
         Ok(tensor)
     }
@@ -266,6 +312,7 @@ impl Tape {
 pub(crate) struct Saved<'a> {
     node: &'a Node,
     inputs: Vec<Option<Tensor>>,
+    output: Option<Tensor>,
 }
 
 impl Saved<'_> {
@@ -279,7 +326,7 @@ impl Saved<'_> {
 
     /// The output, where it is kept.
     pub(crate) fn output(&self) -> Result<&Tensor> {
-        match &self.node.output.tensor {
+        match &self.output {
             Some(tensor) => Ok(tensor),
             None => bail!("the output of {} was not kept", self.node.op.name()),
         }
@@ -294,6 +341,14 @@ impl Saved<'_> {
     pub(crate) fn shape(&self, index: usize) -> &Shape {
         &self.node.inputs[index].shape
     }
+
+    /// The same on the host.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn on_host(&self) -> Result<Saved<'_>> {
+        let host = |tensor: &Option<Tensor>| tensor.as_ref().map(crate::cuda::to_host).transpose();
+        let inputs = self.inputs.iter().map(host).collect::<Result<_>>()?;
+        Ok(Saved { node: self.node, inputs, output: host(&self.output)? })
+    }
 }
 
 /// Takes the gradients of an operation's inputs.
@@ -301,6 +356,9 @@ pub(crate) struct Receiver<'a> {
     inputs: &'a [Value],
     gradients: &'a mut HashMap<TensorId, Gradient>,
     parameters: &'a mut dyn ParameterGradients,
+    /// The device that gradients are copied to, where they are made on the host for want of a kernel.
+    #[cfg(feature = "cuda")]
+    through_host: Option<Place>,
 }
 
 impl Receiver<'_> {
@@ -312,6 +370,13 @@ impl Receiver<'_> {
     /// Hands on a gradient as it is, without a copy where nothing is there yet.
     pub(crate) fn pass(&mut self, index: usize, gradient: &Gradient) -> Result<()> {
         let value = &self.inputs[index];
+        #[cfg(feature = "cuda")]
+        let uploaded = match &self.through_host {
+            Some(place) if self.wants(index) => Some(Gradient::new(place.upload(gradient)?)),
+            _ => None,
+        };
+        #[cfg(feature = "cuda")]
+        let gradient = uploaded.as_ref().unwrap_or(gradient);
         match value.kind {
             Kind::Constant => Ok(()),
             Kind::Variable => give_to_variable(value.id, &value.shape, gradient, self.parameters),
@@ -320,10 +385,10 @@ impl Receiver<'_> {
                     self.gradients.insert(value.id, gradient.clone());
                     Ok(())
                 }
-                Some(sum) => add_in_place(sum, |sum| {
-                    axpy(1.0, Lent::new(gradient).f32()?, sum);
-                    Ok(())
-                }),
+                Some(sum) => {
+                    make_own(sum)?;
+                    add_tensor(gradient, sum)
+                }
             },
         }
     }
@@ -336,10 +401,16 @@ impl Receiver<'_> {
         fill: impl FnOnce(&mut [f32], bool) -> Result<()>,
     ) -> Result<()> {
         let value = &self.inputs[index];
+        #[cfg(feature = "cuda")]
+        if self.through_host.is_some() && self.wants(index) {
+            let mut buffer = floats::buffer(value.shape.elem_count());
+            fill(&mut buffer, false)?;
+            return self.take(index, buffer);
+        }
         match value.kind {
             Kind::Constant => Ok(()),
-            Kind::Variable => match self.parameters.buffer(value.id, &value.shape) {
-                Some(buffer) => fill(buffer, true),
+            Kind::Variable => match self.parameters.sum(value.id, &value.shape) {
+                Some(sum) => fill_in_place(sum, |sum| fill(sum, true)),
                 None => {
                     // Made all the same: `fill` may make other gradients on the way.
                     self.parameters.stray(&value.shape);
@@ -347,7 +418,10 @@ impl Receiver<'_> {
                 }
             },
             Kind::Tracked => match self.gradients.get_mut(&value.id) {
-                Some(sum) => add_in_place(sum, |sum| fill(sum, true)),
+                Some(sum) => {
+                    make_own(sum)?;
+                    fill_in_place(sum, |sum| fill(sum, true))
+                }
                 None => {
                     let mut buffer = floats::buffer(value.shape.elem_count());
                     fill(&mut buffer, false)?;
@@ -356,6 +430,64 @@ impl Receiver<'_> {
                     Ok(())
                 }
             },
+        }
+    }
+
+    /// [`Self::add`] on a device.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn add_on(
+        &mut self,
+        place: &Place,
+        index: usize,
+        fill: impl FnOnce(&mut SliceMut<'_>, bool) -> Result<()>,
+    ) -> Result<()> {
+        let value = &self.inputs[index];
+        match value.kind {
+            Kind::Constant => Ok(()),
+            Kind::Variable => match self.parameters.sum(value.id, &value.shape) {
+                Some(sum) => crate::cuda::update(place, sum, |sum| fill(sum, true)),
+                None => {
+                    self.parameters.stray(&value.shape);
+                    place.filled(DType::F32, &value.shape, |buffer| fill(buffer, false)).map(drop)
+                }
+            },
+            Kind::Tracked => match self.gradients.get_mut(&value.id) {
+                Some(sum) => {
+                    make_own(sum)?;
+                    crate::cuda::update(place, sum, |sum| fill(sum, true))
+                }
+                None => {
+                    let gradient = place.filled(DType::F32, &value.shape, |buffer| fill(buffer, false))?;
+                    self.gradients.insert(value.id, Rc::new(gradient));
+                    Ok(())
+                }
+            },
+        }
+    }
+
+    /// [`Self::write`] on a device.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn write_on(
+        &mut self,
+        place: &Place,
+        index: usize,
+        fill: impl FnOnce(&mut SliceMut<'_>) -> Result<()>,
+    ) -> Result<()> {
+        if !self.wants(index) {
+            return Ok(());
+        }
+        let gradient = place.filled(DType::F32, &self.inputs[index].shape, fill)?;
+        self.pass(index, &Rc::new(gradient))
+    }
+
+    /// The same for gradients that are made on the host and belong on `place`.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn through_host(&mut self, place: Place) -> Receiver<'_> {
+        Receiver {
+            inputs: self.inputs,
+            gradients: self.gradients,
+            parameters: self.parameters,
+            through_host: Some(place),
         }
     }
 
@@ -388,25 +520,44 @@ fn give_to_variable(
     gradient: &Gradient,
     parameters: &mut dyn ParameterGradients,
 ) -> Result<()> {
-    match parameters.buffer(id, shape) {
-        Some(buffer) => axpy(1.0, Lent::new(gradient).f32()?, buffer),
-        None => parameters.stray(shape),
+    match parameters.sum(id, shape) {
+        Some(sum) => add_tensor(gradient, sum),
+        None => {
+            parameters.stray(shape);
+            Ok(())
+        }
+    }
+}
+
+/// `sum += gradient`, where they lie.
+fn add_tensor(gradient: &Tensor, sum: &Tensor) -> Result<()> {
+    #[cfg(feature = "cuda")]
+    if let Some(place) = Place::on(sum.device()) {
+        return crate::cuda::add_to(&place, gradient, sum);
+    }
+    fill_in_place(sum, |sum| {
+        axpy(1.0, Lent::new(gradient).f32()?, sum);
+        Ok(())
+    })
+}
+
+/// Makes a sum that others hold one of its own.
+fn make_own(sum: &mut Gradient) -> Result<()> {
+    if Rc::get_mut(sum).is_none() {
+        *sum = Rc::new(sum.copy()?);
     }
     Ok(())
 }
 
-fn add_in_place(sum: &mut Gradient, add: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
-    if Rc::get_mut(sum).is_none() {
-        *sum = Rc::new(sum.copy()?);
-    }
+fn fill_in_place(sum: &Tensor, fill: impl FnOnce(&mut [f32]) -> Result<()>) -> Result<()> {
     let mut result = Ok(());
-    update(sum, |sum| result = add(sum))?;
+    update(sum, |sum| result = fill(sum))?;
     result
 }
 
 /// The gradients of all variables that get one, for whoever compares them.
 #[derive(Debug, Default)]
-pub struct CollectedGradients(Vec<(TensorId, Shape, Vec<f32>)>);
+pub struct CollectedGradients(Vec<(TensorId, Tensor)>);
 
 impl CollectedGradients {
     /// The gradient of a variable, when it got one.
@@ -414,8 +565,8 @@ impl CollectedGradients {
     /// # Errors
     /// What candle says.
     pub fn get(&self, variable: &Tensor) -> Result<Option<Tensor>> {
-        let found = self.0.iter().find(|(id, ..)| *id == variable.id());
-        found.map(|(_, shape, values)| Tensor::from_slice(values, shape, variable.device())).transpose()
+        let found = self.0.iter().find(|(id, _)| *id == variable.id());
+        found.map(|(_, sum)| sum.copy()).transpose()
     }
 
     /// How many variables got one.
@@ -425,12 +576,15 @@ impl CollectedGradients {
 }
 
 impl ParameterGradients for CollectedGradients {
-    fn buffer(&mut self, id: TensorId, shape: &Shape) -> Option<&mut [f32]> {
-        let at = self.0.iter().position(|(own, ..)| *own == id).unwrap_or_else(|| {
-            self.0.push((id, shape.clone(), vec![0.0; shape.elem_count()]));
-            self.0.len() - 1
-        });
-        Some(&mut self.0[at].2)
+    fn sum(&mut self, id: TensorId, shape: &Shape) -> Option<&Tensor> {
+        let at = match self.0.iter().position(|(own, _)| *own == id) {
+            Some(at) => at,
+            None => {
+                self.0.push((id, Tensor::zeros(shape, DType::F32, &candle_core::Device::Cpu).ok()?));
+                self.0.len() - 1
+            }
+        };
+        Some(&self.0[at].1)
     }
 
     fn stray(&mut self, _shape: &Shape) {}

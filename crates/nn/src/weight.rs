@@ -1,9 +1,14 @@
 //! The weight of a linear layer or an embedding: frozen as it lies, or trained.
 
 use crate::Result;
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, failed};
+use crate::device::moved;
 use candle_core::{DType, Device, Storage, Tensor, Var, bail};
 use std::fmt;
 use std::sync::Arc;
+#[cfg(feature = "cuda")]
+use taper_kernels::cuda::{decode::GpuQuantized, linear::GpuWeight};
 use taper_kernels::gemm::WeightView;
 use taper_kernels::threads;
 use taper_quant::QuantizedTensor;
@@ -20,6 +25,17 @@ enum Repr {
     Dense(Tensor),
     Quantized(QuantizedTensor),
     OnDisk(OnDisk),
+    #[cfg(feature = "cuda")]
+    OnGpu(OnGpu),
+}
+
+/// Blocks on a device, with those on the host that they are a copy of (mostly a mapped file), for who needs the values there.
+#[cfg(feature = "cuda")]
+#[derive(Debug, Clone)]
+struct OnGpu {
+    host: QuantizedTensor,
+    there: Arc<GpuQuantized>,
+    device: Device,
 }
 
 /// A weight that is read each time it is used, and let go of afterwards.
@@ -81,6 +97,8 @@ impl FrozenWeight {
         match &self.0 {
             Repr::Dense(_) | Repr::OnDisk(_) => None,
             Repr::Quantized(weight) => Some(weight),
+            #[cfg(feature = "cuda")]
+            Repr::OnGpu(weight) => Some(&weight.host),
         }
     }
 
@@ -90,6 +108,8 @@ impl FrozenWeight {
             Repr::Dense(weight) => (weight.dims()[0], weight.dims()[1]),
             Repr::Quantized(weight) => weight.dims(),
             Repr::OnDisk(weight) => weight.dims,
+            #[cfg(feature = "cuda")]
+            Repr::OnGpu(weight) => weight.host.dims(),
         }
     }
 
@@ -99,6 +119,8 @@ impl FrozenWeight {
             (Repr::Dense(a), Repr::Dense(b)) => a.id() == b.id(),
             (Repr::Quantized(a), Repr::Quantized(b)) => a.is_same(b),
             (Repr::OnDisk(a), Repr::OnDisk(b)) => Arc::ptr_eq(&a.read, &b.read),
+            #[cfg(feature = "cuda")]
+            (Repr::OnGpu(a), Repr::OnGpu(b)) => Arc::ptr_eq(&a.there, &b.there),
             _ => false,
         }
     }
@@ -109,6 +131,8 @@ impl FrozenWeight {
             Repr::Dense(weight) => weight.dtype(),
             Repr::Quantized(_) => DType::F32,
             Repr::OnDisk(weight) => weight.dtype,
+            #[cfg(feature = "cuda")]
+            Repr::OnGpu(_) => DType::F32,
         }
     }
 
@@ -118,39 +142,72 @@ impl FrozenWeight {
             Repr::Dense(weight) => weight.elem_count() * weight.dtype().size_in_bytes(),
             Repr::Quantized(weight) => weight.bytes(),
             Repr::OnDisk(_) => 0,
+            #[cfg(feature = "cuda")]
+            Repr::OnGpu(weight) => weight.there.bytes(),
         }
     }
 
-    /// The values in f32, `[rows, columns]`: all of them at once, for merging and for tests.
+    /// The device that it lies on.
+    pub fn device(&self) -> Device {
+        match &self.0 {
+            Repr::Dense(weight) => weight.device().clone(),
+            Repr::Quantized(_) | Repr::OnDisk(_) => Device::Cpu,
+            #[cfg(feature = "cuda")]
+            Repr::OnGpu(weight) => weight.device.clone(),
+        }
+    }
+
+    /// The same weight on a device. What is read from the disk at each use stays there.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
+        Ok(match &self.0 {
+            Repr::Dense(weight) => Self(Repr::Dense(moved(weight, device)?)),
+            #[cfg(feature = "cuda")]
+            Repr::Quantized(host) if device.is_cuda() => Self(Repr::OnGpu(OnGpu::new(host, device)?)),
+            #[cfg(feature = "cuda")]
+            Repr::OnGpu(weight) if !device.is_cuda() => Self(Repr::Quantized(weight.host.clone())),
+            _ => self.clone(),
+        })
+    }
+
+    /// The values on the host in f32, `[rows, columns]`: all of them at once, for merging and for tests.
     ///
     /// # Errors
     /// What the conversion says.
     pub fn to_f32(&self) -> Result<Tensor> {
         match &self.0 {
-            Repr::Dense(weight) => weight.to_dtype(DType::F32),
+            Repr::Dense(weight) => moved(weight, &Device::Cpu)?.to_dtype(DType::F32),
             Repr::Quantized(weight) => decoded(weight),
             Repr::OnDisk(weight) => weight.read()?.to_f32(),
+            #[cfg(feature = "cuda")]
+            Repr::OnGpu(weight) => decoded(&weight.host),
         }
     }
 
-    /// A dense tensor of the values: in the type it is held in, or decoded to f32.
+    /// A dense tensor of the values on the host: in the type it is held in, or decoded to f32.
     ///
     /// # Errors
     /// What the conversion says.
     pub fn to_dense(&self) -> Result<Tensor> {
         match &self.0 {
-            Repr::Dense(weight) => Ok(weight.clone()),
+            Repr::Dense(weight) => moved(weight, &Device::Cpu),
             Repr::Quantized(weight) => decoded(weight),
             Repr::OnDisk(weight) => weight.read()?.to_dense(),
+            #[cfg(feature = "cuda")]
+            Repr::OnGpu(weight) => decoded(&weight.host),
         }
     }
 
     /// Lend the elements to a kernel.
     pub(crate) fn with_view<R>(&self, read: impl FnOnce(WeightView<'_>) -> R) -> Result<R> {
         let dense = match &self.0 {
-            Repr::Dense(weight) => weight,
+            Repr::Dense(weight) => &moved(weight, &Device::Cpu)?,
             Repr::Quantized(weight) => return Ok(read(WeightView::Quantized(weight))),
             Repr::OnDisk(weight) => return weight.read()?.with_view(read),
+            #[cfg(feature = "cuda")]
+            Repr::OnGpu(weight) => return Ok(read(WeightView::Quantized(&weight.host))),
         };
         let (storage, layout) = dense.storage_and_layout();
         let Storage::Cpu(storage) = &*storage else { bail!("expected a weight on the CPU") };
@@ -161,6 +218,40 @@ impl FrozenWeight {
             _ => WeightView::F32(&storage.as_slice()?[start..end]),
         };
         Ok(read(view))
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl OnGpu {
+    fn new(host: &QuantizedTensor, device: &Device) -> Result<Self> {
+        let Some(place) = Place::on(device) else { bail!("expected a GPU") };
+        let there = Arc::new(GpuQuantized::upload(&place, host).map_err(failed)?);
+        Ok(Self { host: host.clone(), there, device: device.clone() })
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl FrozenWeight {
+    /// Lend the elements to a kernel. What lies on the host is copied for as long as `read` runs: a base that does not fit in the device's memory
+    /// is streamed so, layer by layer.
+    pub(crate) fn with_gpu<R>(
+        &self,
+        place: &Place,
+        read: impl FnOnce(GpuWeight<'_>) -> Result<R>,
+    ) -> Result<R> {
+        match &self.0 {
+            Repr::Dense(weight) => {
+                let there = place.upload(weight)?;
+                let lent = GpuLent::new(place, &there);
+                read(GpuWeight::Dense(lent.slice()?))
+            }
+            Repr::Quantized(weight) => {
+                let there = GpuQuantized::upload(place, weight).map_err(failed)?;
+                read(GpuWeight::Quantized(&there))
+            }
+            Repr::OnGpu(weight) => read(GpuWeight::Quantized(&weight.there)),
+            Repr::OnDisk(weight) => weight.read()?.with_gpu(place, read),
+        }
     }
 }
 
@@ -191,19 +282,36 @@ impl Weight {
         }
     }
 
+    /// The same on a device: a frozen weight. A trained one is made where its frozen one lies, and stays there.
+    pub(crate) fn to_device(&self, device: &Device) -> Result<Self> {
+        match self {
+            Self::Frozen(weight) => weight.to_device(device).map(Self::Frozen),
+            Self::Trainable(var) if var.device().same_device(device) => Ok(self.clone()),
+            Self::Trainable(_) => bail!("a trained weight cannot be moved"),
+        }
+    }
+
+    /// The device that it lies on.
+    pub fn device(&self) -> Device {
+        match self {
+            Self::Frozen(weight) => weight.device(),
+            Self::Trainable(var) => var.device().clone(),
+        }
+    }
+
     /// Whether both are one frozen weight.
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         matches!((self, other), (Self::Frozen(a), Self::Frozen(b)) if a.is_same(b))
     }
 
-    /// The values in f32, outside any graph.
+    /// The values on the host in f32, outside any graph.
     ///
     /// # Errors
     /// What the conversion says.
     pub fn to_f32(&self) -> Result<Tensor> {
         match self {
             Self::Frozen(weight) => weight.to_f32(),
-            Self::Trainable(var) => Ok(var.as_detached_tensor()),
+            Self::Trainable(var) => moved(&var.as_detached_tensor(), &Device::Cpu),
         }
     }
 
@@ -214,7 +322,7 @@ impl Weight {
     pub fn make_trainable(&mut self) -> Result<Var> {
         let var = match self {
             Self::Trainable(var) => return Ok(var.clone()),
-            Self::Frozen(weight) => Var::from_tensor(&weight.to_f32()?)?,
+            Self::Frozen(weight) => Var::from_tensor(&moved(&weight.to_f32()?, &weight.device())?)?,
         };
         *self = Self::Trainable(var.clone());
         Ok(var)

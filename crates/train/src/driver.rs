@@ -12,9 +12,9 @@ use crate::gradients::Gradients;
 use candle_core::{Device, Tensor};
 use taper_data::{Batch, IGNORE};
 use taper_models::CausalLm;
-use taper_nn::ops::{self, cross_entropy, cross_entropy_with_gradient};
+use taper_nn::ops::{self, cross_entropy, cross_entropy_with_gradient, put_rows, take_rows, zeros_like};
 use taper_nn::tape::{Gradient, Tape, record};
-use taper_nn::{ForwardContext, RandomKey, SequenceLayout, with_f32};
+use taper_nn::{ForwardContext, RandomKey, SequenceLayout, on_device_of};
 
 /// Memory that the logits of a chunk may take: 64 MiB, or more for the rows below.
 pub const LOGITS_BYTES: usize = 64 << 20;
@@ -103,7 +103,7 @@ pub fn evaluate_loss(model: &dyn CausalLm, batch: &Batch, logits_bytes: usize) -
     }
     let mut sum = 0.0;
     for (chunk, (rows, targets)) in chunks_of(model, batch, logits_bytes).into_iter().enumerate() {
-        let input = gather(&hidden, &rows).doing(gathering)?;
+        let input = take_rows(&hidden, &rows).doing(gathering)?;
         let logits = logits(model, &input, chunk, None).doing(heading)?;
         sum += cross_entropy(&logits, &targets).doing(heading)?.sum();
     }
@@ -188,11 +188,10 @@ fn head(
     wanted: bool,
     backward: &mut Backward<'_>,
 ) -> Result<(f64, Option<Gradient>)> {
-    let (tokens, width) = hidden.dims2().doing(heading)?;
     let mut loss_sum = 0.0;
-    let mut gradient = vec![0f32; if wanted { tokens * width } else { 0 }];
+    let mut gradient = if wanted { Some(zeros_like(hidden).doing(gathering)?) } else { None };
     for (chunk, (rows, targets)) in chunks_of(model, batch, options.logits_bytes).into_iter().enumerate() {
-        let input = gather(hidden, &rows).doing(gathering)?;
+        let input = take_rows(hidden, &rows).doing(gathering)?;
         let leaves: &[&Tensor] = if wanted { &[&input] } else { &[] };
         let (logits, tape) = record(leaves, || logits(model, &input, chunk, key)).doing(heading)?;
         // The gradient is written over the logits.
@@ -203,15 +202,11 @@ fn head(
             continue;
         }
         let below = backward.run("the head", tape, &logits, Gradient::new(seed), wanted.then_some(&input))?;
-        if let Some(below) = below {
-            scatter(&below, &rows, &mut gradient).doing(gathering)?;
+        if let (Some(below), Some(gradient)) = (below, &mut gradient) {
+            put_rows(&below, &rows, gradient).doing(gathering)?;
         }
     }
-    if !wanted {
-        return Ok((loss_sum, None));
-    }
-    let gradient = Tensor::from_vec(gradient, (tokens, width), &Device::Cpu).doing(gathering)?;
-    Ok((loss_sum, Some(Gradient::new(gradient))))
+    Ok((loss_sum, gradient.map(Gradient::new)))
 }
 
 /// Where the gradients of a pass go.
@@ -272,8 +267,8 @@ fn with_noise(
         rng.fill_uniform(elements.start as u64, -most, most, &mut noise[elements]);
     }
     // Outside any tape: the gradient of the embeddings is that of what noise made of them.
-    let noise = Tensor::from_vec(noise, embedded.shape(), embedded.device())?;
-    ops::add(&embedded, &noise)
+    let noise = Tensor::from_vec(noise, embedded.shape(), &Device::Cpu)?;
+    ops::add(&embedded, &on_device_of(&noise, &embedded)?)
 }
 
 /// Rows of logits in a chunk of `bytes`.
@@ -284,33 +279,11 @@ pub(crate) fn rows_per_chunk(vocab_size: usize, bytes: usize) -> usize {
 }
 
 /// The rows with a target and their targets, cut so that the logits of a chunk fit in `bytes`.
-fn chunks_of(model: &dyn CausalLm, batch: &Batch, bytes: usize) -> Vec<(Vec<usize>, Vec<u32>)> {
+fn chunks_of(model: &dyn CausalLm, batch: &Batch, bytes: usize) -> Vec<(Vec<u32>, Vec<u32>)> {
     let rows_per_chunk = rows_per_chunk(model.config().vocab_size, bytes);
     let learned = batch.targets.iter().copied().enumerate().filter(|(_, target)| *target != IGNORE);
-    let learned: Vec<(usize, u32)> = learned.collect();
+    let learned: Vec<(u32, u32)> = learned.map(|(row, target)| (row as u32, target)).collect();
     learned.chunks(rows_per_chunk).map(|chunk| chunk.iter().copied().unzip()).collect()
-}
-
-/// Rows [n, H] of [T, H].
-fn gather(hidden: &Tensor, rows: &[usize]) -> candle_core::Result<Tensor> {
-    let width = hidden.dims2()?.1;
-    let mut gathered = Vec::with_capacity(rows.len() * width);
-    with_f32(hidden, |values| {
-        for row in rows {
-            gathered.extend_from_slice(&values[row * width..(row + 1) * width]);
-        }
-    })?;
-    Tensor::from_vec(gathered, (rows.len(), width), hidden.device())
-}
-
-/// Rows of [n, H] to their places in [T, H].
-fn scatter(rows_gradient: &Tensor, rows: &[usize], gradient: &mut [f32]) -> candle_core::Result<()> {
-    let width = rows_gradient.dims2()?.1;
-    with_f32(rows_gradient, |values| {
-        for (row, values) in rows.iter().zip(values.chunks(width)) {
-            gradient[row * width..(row + 1) * width].copy_from_slice(values);
-        }
-    })
 }
 
 /// [n, H] -> [n, V]. Each chunk is a place of its own for the head's dropout.

@@ -1,18 +1,18 @@
 //! Gradients of all trained parameters, summed over the micro-batches of a step.
 
-use crate::error::{Error, Result};
-use candle_core::{Shape, TensorId};
+use crate::error::{Doing, Error, Result};
+use candle_core::{Shape, Tensor, TensorId};
 use std::collections::{BTreeSet, HashMap};
 use taper_kernels::reduce;
-use taper_nn::Parameter;
 use taper_nn::tape::ParameterGradients;
+use taper_nn::{GradientSums, Parameter};
 
 /// One f32 buffer a parameter, in the order of the parameters' names, so that nothing depends on the order in which
 /// modules were visited.
 #[derive(Debug)]
 pub struct Gradients {
     parameters: Vec<Parameter>,
-    sums: Vec<Vec<f32>>,
+    sums: GradientSums,
     received: Vec<bool>,
     places: HashMap<TensorId, usize>,
     strays: Vec<Vec<usize>>,
@@ -20,10 +20,10 @@ pub struct Gradients {
 
 /// The backward adds to the sums where they lie.
 impl ParameterGradients for Gradients {
-    fn buffer(&mut self, id: TensorId, _shape: &Shape) -> Option<&mut [f32]> {
+    fn sum(&mut self, id: TensorId, _shape: &Shape) -> Option<&Tensor> {
         let place = *self.places.get(&id)?;
         self.received[place] = true;
-        Some(&mut self.sums[place])
+        Some(self.sums.tensor(place))
     }
 
     fn stray(&mut self, shape: &Shape) {
@@ -38,7 +38,7 @@ impl Gradients {
     /// When there is no parameter, or two have one name.
     pub fn new(parameters: &[Parameter]) -> Result<Self> {
         let parameters = ordered(parameters)?;
-        let sums = parameters.iter().map(|p| vec![0f32; p.var.elem_count()]).collect();
+        let sums = GradientSums::new(&parameters).doing(|| "make room for the gradients".into())?;
         let places = parameters.iter().enumerate().map(|(i, p)| (p.var.as_tensor().id(), i)).collect();
         Ok(Self { received: vec![false; parameters.len()], sums, parameters, places, strays: Vec::new() })
     }
@@ -49,8 +49,16 @@ impl Gradients {
     }
 
     /// The sums, in the order of [`Self::parameters`]: zero for those that received none, as for an expert that no token went to.
-    pub fn sums(&self) -> &[Vec<f32>] {
+    pub fn sums(&self) -> &GradientSums {
         &self.sums
+    }
+
+    /// A copy of the sums on the host.
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn to_vecs(&self) -> Result<Vec<Vec<f32>>> {
+        self.sums.to_vecs().doing(|| "read the gradients".into())
     }
 
     /// Which parameters have received a gradient since [`Self::clear`], in the order of [`Self::parameters`].
@@ -59,9 +67,12 @@ impl Gradients {
     }
 
     /// Back to zero.
-    pub fn clear(&mut self) {
-        self.sums.iter_mut().for_each(|sum| sum.fill(0.0));
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn clear(&mut self) -> Result<()> {
         self.received.fill(false);
+        self.sums.clear().doing(|| "clear the gradients".into())
     }
 
     /// The shapes of gradients that were made for variables that are no parameters, since the last call.
@@ -70,14 +81,21 @@ impl Gradients {
     }
 
     /// The Euclidean norm over all elements, in f64, summed in the order of the names.
-    pub fn norm(&self) -> f64 {
-        self.sums.iter().map(|sum| reduce::sum_of_squares(sum)).sum::<f64>().sqrt()
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn norm(&self) -> Result<f64> {
+        self.sums.sum_of_squares().map(f64::sqrt).doing(|| "compute the norm of the gradients".into())
     }
 
     /// The names of the parameters with a NaN or an infinity.
-    pub fn not_finite(&self) -> Vec<String> {
-        let bad = self.parameters.iter().zip(&self.sums).filter(|(_, sum)| !reduce::all_finite(sum));
-        bad.map(|(parameter, _)| parameter.name.clone()).collect()
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn not_finite(&self) -> Result<Vec<String>> {
+        let sums = self.to_vecs()?;
+        let bad = self.parameters.iter().zip(&sums).filter(|(_, sum)| !reduce::all_finite(sum));
+        Ok(bad.map(|(parameter, _)| parameter.name.clone()).collect())
     }
 }
 
@@ -126,11 +144,11 @@ mod tests {
             tape.backward(&y, seed, [], &mut gradients).unwrap();
             assert_eq!(gradients.take_strays(), [[2]]);
         }
-        assert_eq!(gradients.sums(), [vec![0.0, 0.0], vec![12.0, 6.0]]);
+        assert_eq!(gradients.to_vecs().unwrap(), [vec![0.0, 0.0], vec![12.0, 6.0]]);
         assert_eq!(gradients.received(), [false, true]);
-        assert_eq!(gradients.norm(), 180f64.sqrt());
-        gradients.clear();
-        assert_eq!((gradients.norm(), gradients.received()), (0.0, &[false, false][..]));
+        assert_eq!(gradients.norm().unwrap(), 180f64.sqrt());
+        gradients.clear().unwrap();
+        assert_eq!((gradients.norm().unwrap(), gradients.received()), (0.0, &[false, false][..]));
     }
 
     #[test]
@@ -140,7 +158,7 @@ mod tests {
         let (y, tape) = tape::record(&[], || ops::scale(p.var.as_tensor(), f64::NAN)).unwrap();
         let seed = Rc::new(y.ones_like().unwrap());
         tape.backward(&y, seed, [], &mut gradients).unwrap();
-        assert_eq!(gradients.not_finite(), ["p"]);
+        assert_eq!(gradients.not_finite().unwrap(), ["p"]);
     }
 
     #[test]

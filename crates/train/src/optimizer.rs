@@ -8,25 +8,24 @@ use crate::OptimizerSection;
 use crate::error::{Doing, Error, Result};
 use crate::gradients::{Gradients, ordered};
 use crate::tensor_file::{NamedTensor, TensorFile};
-use taper_kernels::adamw::{AdamW as Settings, adamw_step};
-use taper_nn::{Parameter, ParameterKind, update_f32};
+use taper_kernels::adamw::AdamW as Settings;
+use taper_nn::{Moments, Parameter, ParameterKind};
 
 /// The optimiser's parameters, moments and step count.
 #[derive(Debug)]
 pub struct AdamW {
     section: OptimizerSection,
-    slots: Vec<Slot>,
+    parameters: Vec<Parameter>,
+    groups: Vec<Group>,
+    moments: Moments,
     step: u64,
 }
 
-/// One parameter with its group's settings and its moments.
+/// How one parameter learns.
 #[derive(Debug)]
-struct Slot {
-    parameter: Parameter,
+struct Group {
     lr_ratio: f64,
     weight_decay: f64,
-    exp_avg: Vec<f32>,
-    exp_avg_sq: Vec<f32>,
 }
 
 impl AdamW {
@@ -35,8 +34,10 @@ impl AdamW {
     /// # Errors
     /// When there is no parameter, or two have one name.
     pub fn new(parameters: &[Parameter], section: &OptimizerSection) -> Result<Self> {
-        let slots = ordered(parameters)?.into_iter().map(|p| Slot::new(p, section)).collect();
-        Ok(Self { section: section.clone(), slots, step: 0 })
+        let parameters = ordered(parameters)?;
+        let groups = parameters.iter().map(|p| Group::of(p.kind, section)).collect();
+        let moments = Moments::new(&parameters).doing(|| "make room for the optimiser".into())?;
+        Ok(Self { section: section.clone(), parameters, groups, moments, step: 0 })
     }
 
     /// Steps made.
@@ -53,36 +54,37 @@ impl AdamW {
     /// # Panics
     /// When `gradients` are not those of the optimiser's parameters: a fault of the caller.
     pub fn step(&mut self, gradients: &Gradients, lr: f64, grad_scale: f64) -> Result<()> {
-        assert_eq!(gradients.sums().len(), self.slots.len(), "gradients of other parameters");
+        assert_eq!(gradients.parameters().len(), self.parameters.len(), "gradients of other parameters");
         self.step += 1;
-        for (slot, gradient) in self.slots.iter_mut().zip(gradients.sums()) {
-            let settings = Settings {
-                lr: lr * slot.lr_ratio,
-                beta1: self.section.adam_beta1,
-                beta2: self.section.adam_beta2,
-                eps: self.section.adam_epsilon,
-                weight_decay: slot.weight_decay,
-                step: self.step,
-                grad_scale: grad_scale as f32,
-            };
-            let (m, v) = (&mut slot.exp_avg, &mut slot.exp_avg_sq);
-            update_f32(&slot.parameter.var, |values| adamw_step(values, gradient, m, v, &settings))
-                .doing(|| format!("update `{}`", slot.parameter.name))?;
-        }
-        Ok(())
+        let settings = |group: &Group| Settings {
+            lr: lr * group.lr_ratio,
+            beta1: self.section.adam_beta1,
+            beta2: self.section.adam_beta2,
+            eps: self.section.adam_epsilon,
+            weight_decay: group.weight_decay,
+            step: self.step,
+            grad_scale: grad_scale as f32,
+        };
+        let settings: Vec<Settings> = self.groups.iter().map(settings).collect();
+        let stepped = self.moments.step(&self.parameters, gradients.sums(), &settings);
+        stepped.doing(|| "update the parameters".into())
     }
 
     /// The moments as tensors `<name>.exp_avg` and `<name>.exp_avg_sq`, with the step count beside them.
-    pub fn state(&self) -> (Vec<NamedTensor<'_>>, u64) {
-        let tensors = self.slots.iter().flat_map(|slot| {
-            let tensor = |kind: &str, values| NamedTensor {
-                name: format!("{}.{kind}", slot.parameter.name),
-                shape: slot.parameter.var.dims().to_vec(),
-                values,
+    ///
+    /// # Errors
+    /// What the device says.
+    pub fn state(&self) -> Result<(Vec<NamedTensor<'_>>, u64)> {
+        let moments = self.moments.to_vecs().doing(|| "read the moments".into())?;
+        let tensors = self.parameters.iter().zip(moments).flat_map(|(p, [first, second])| {
+            let tensor = |kind: &str, values: Vec<f32>| NamedTensor {
+                name: format!("{}.{kind}", p.name),
+                shape: p.var.dims().to_vec(),
+                values: values.into(),
             };
-            [tensor("exp_avg", &slot.exp_avg[..]), tensor("exp_avg_sq", &slot.exp_avg_sq[..])]
+            [tensor("exp_avg", first), tensor("exp_avg_sq", second)]
         });
-        (tensors.collect(), self.step)
+        Ok((tensors.collect(), self.step))
     }
 
     /// Go on from a saved state.
@@ -90,38 +92,34 @@ impl AdamW {
     /// # Errors
     /// When a moment is missing from `file` or has another shape.
     pub fn restore(&mut self, file: &TensorFile, step: u64) -> Result<()> {
-        if file.names().count() != 2 * self.slots.len() {
+        if file.names().count() != 2 * self.parameters.len() {
             return Err(Error::Checkpoint {
                 path: file.path().to_owned(),
-                what: format!("{} moments for {} parameters", file.names().count(), self.slots.len()),
+                what: format!("{} moments for {} parameters", file.names().count(), self.parameters.len()),
             });
         }
-        for slot in &mut self.slots {
-            let (name, dims) = (&slot.parameter.name, slot.parameter.var.dims());
-            slot.exp_avg = file.values(&format!("{name}.exp_avg"), dims)?;
-            slot.exp_avg_sq = file.values(&format!("{name}.exp_avg_sq"), dims)?;
-        }
+        let moments = |p: &Parameter| {
+            let (name, dims) = (&p.name, p.var.dims());
+            Ok([file.values(&format!("{name}.exp_avg"), dims)?, file.values(&format!("{name}.exp_avg_sq"), dims)?])
+        };
+        let moments = self.parameters.iter().map(moments).collect::<Result<_>>()?;
+        self.moments.set(moments).doing(|| "go on from saved moments".into())?;
         self.step = step;
         Ok(())
     }
 }
 
-impl Slot {
-    fn new(parameter: Parameter, section: &OptimizerSection) -> Self {
-        let vector =
-            matches!(parameter.kind, ParameterKind::Bias | ParameterKind::LoraBias | ParameterKind::Norm);
+impl Group {
+    fn of(kind: ParameterKind, section: &OptimizerSection) -> Self {
+        let vector = matches!(kind, ParameterKind::Bias | ParameterKind::LoraBias | ParameterKind::Norm);
         let fast = vector
             || matches!(
-                parameter.kind,
+                kind,
                 ParameterKind::LoraB | ParameterKind::LoraBias | ParameterKind::LoraEmbeddingB
             );
-        let elements = parameter.var.elem_count();
         Self {
             lr_ratio: if fast { section.loraplus_lr_ratio.unwrap_or(1.0) } else { 1.0 },
             weight_decay: if vector { 0.0 } else { section.weight_decay },
-            exp_avg: vec![0.0; elements],
-            exp_avg_sq: vec![0.0; elements],
-            parameter,
         }
     }
 }
@@ -133,7 +131,7 @@ mod tests {
     use std::path::Path;
     use std::rc::Rc;
     use taper_nn::tape::record;
-    use taper_nn::{ops, to_vec_f32};
+    use taper_nn::{ops, to_vec_f32, update_f32};
 
     fn parameter(name: &str, kind: ParameterKind, values: Vec<f32>, dims: &[usize]) -> Parameter {
         let var = Var::from_tensor(&Tensor::from_vec(values, dims, &Device::Cpu).unwrap()).unwrap();
@@ -210,7 +208,7 @@ mod tests {
         (0..5).for_each(|i| step(&mut first, &one, i));
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("optimizer.safetensors");
-        let (tensors, steps) = first.state();
+        let (tensors, steps) = first.state().unwrap();
         crate::tensor_file::write(&path, &tensors).unwrap();
         let mut second = AdamW::new(&two, &section).unwrap();
         second.restore(&TensorFile::open(&path).unwrap(), steps).unwrap();

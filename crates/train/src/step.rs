@@ -94,7 +94,7 @@ impl Stepper {
         if target_tokens == 0 {
             return Err(Error::NoTargets { step: step + 1 });
         }
-        self.gradients.clear();
+        self.gradients.clear()?;
         let mut loss_sum = 0.0;
         for (index, batch) in micro_batches.iter().enumerate() {
             if interrupt.load(Ordering::Relaxed) {
@@ -126,8 +126,8 @@ impl Stepper {
         if !loss.is_finite() {
             return Err(Error::LossNotFinite { step, loss, checkpoint: None });
         }
-        let norm = self.gradients.norm() / target_tokens as f64;
-        let parameters = if norm.is_finite() { Vec::new() } else { self.gradients.not_finite() };
+        let norm = self.gradients.norm()? / target_tokens as f64;
+        let parameters = if norm.is_finite() { Vec::new() } else { self.gradients.not_finite()? };
         if norm.is_finite() && parameters.is_empty() {
             return Ok(norm);
         }

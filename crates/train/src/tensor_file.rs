@@ -16,7 +16,7 @@ pub struct NamedTensor<'a> {
     /// Its shape.
     pub shape: Vec<usize>,
     /// Its elements, row-major.
-    pub values: &'a [f32],
+    pub values: Cow<'a, [f32]>,
 }
 
 impl View for &NamedTensor<'_> {

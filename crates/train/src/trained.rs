@@ -81,7 +81,7 @@ impl Trained {
         let tensors = self.parameters.iter().zip(&values).map(|(p, values)| NamedTensor {
             name: p.name.clone(),
             shape: p.var.dims().to_vec(),
-            values,
+            values: values.into(),
         });
         tensor_file::write(&folder.join(MODEL_FILE), &tensors.collect::<Vec<_>>())
     }

@@ -443,7 +443,7 @@ impl<'m> Trainer<'m> {
 
     fn fill(&self, folder: &Path) -> Result<()> {
         self.trained.save(folder)?;
-        tensor_file::write(&folder.join(OPTIMIZER_FILE), &self.stepper.optimizer.state().0)
+        tensor_file::write(&folder.join(OPTIMIZER_FILE), &self.stepper.optimizer.state()?.0)
     }
 
     /// The checkpoint of the state as it is, written unless it is there.

@@ -1,7 +1,7 @@
 //! A device as kernels see it: a stream, cuBLAS, and the functions that were loaded.
 
 use cudarc::cublas::CudaBlas;
-use cudarc::driver::{CudaFunction, CudaModule, CudaStream, DriverError, sys};
+use cudarc::driver::{CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, sys};
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,13 +26,16 @@ pub enum GpuError {
 impl std::fmt::Display for GpuError {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::OutOfMemory { bytes } => write!(f, "out of GPU memory: {bytes} bytes are not to be had"),
+            Self::OutOfMemory { bytes } => write!(f, "{OUT_OF_MEMORY}: {bytes} more bytes are not to be had"),
             Self::Failed { what, message } => write!(f, "`{what}` on the GPU: {message}"),
         }
     }
 }
 
 impl std::error::Error for GpuError {}
+
+/// What the message of [`GpuError::OutOfMemory`] begins with, for who has the message alone.
+pub const OUT_OF_MEMORY: &str = "out of GPU memory";
 
 impl GpuError {
     pub(super) fn launch(what: &str, error: DriverError) -> Self {
@@ -42,7 +45,8 @@ impl GpuError {
         Self::Failed { what: what.to_owned(), message: message_of(error) }
     }
 
-    pub(super) fn memory(bytes: usize, error: DriverError) -> Self {
+    /// An allocation of so many bytes that failed.
+    pub fn memory(bytes: usize, error: DriverError) -> Self {
         if error.0 == sys::CUresult::CUDA_ERROR_OUT_OF_MEMORY {
             return Self::OutOfMemory { bytes };
         }
@@ -58,14 +62,26 @@ fn message_of(error: DriverError) -> String {
 /// The sources of kernels, each a module of the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Module {
+    /// `cuda/activation.cu`.
+    Activation,
     /// `cuda/attention.cu`.
     Attention,
+    /// `cuda/cross_entropy.cu`.
+    CrossEntropy,
     /// `cuda/decode.cu`.
     Decode,
+    /// `cuda/dropout.cu`.
+    Dropout,
+    /// `cuda/elementwise.cu`.
+    Elementwise,
     /// `cuda/flash.cu`.
     Flash,
     /// `cuda/norm.cu`.
     Norm,
+    /// `cuda/optimizer.cu`.
+    Optimizer,
+    /// `cuda/rope.cu`.
+    Rope,
 }
 
 impl Module {
@@ -76,10 +92,16 @@ impl Module {
             };
         }
         match self {
+            Self::Activation => ptx!("activation"),
             Self::Attention => ptx!("attention"),
+            Self::CrossEntropy => ptx!("cross_entropy"),
             Self::Decode => ptx!("decode"),
+            Self::Dropout => ptx!("dropout"),
+            Self::Elementwise => ptx!("elementwise"),
             Self::Flash => ptx!("flash"),
             Self::Norm => ptx!("norm"),
+            Self::Optimizer => ptx!("optimizer"),
+            Self::Rope => ptx!("rope"),
         }
     }
 }
@@ -121,6 +143,25 @@ impl Gpu {
     /// cuBLAS on that stream.
     pub fn blas(&self) -> &Arc<CudaBlas> {
         &self.blas
+    }
+
+    /// A copy of host memory on the device.
+    ///
+    /// # Errors
+    /// When there is no memory.
+    pub fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>, GpuError> {
+        if values.is_empty() {
+            return self.stream.null().map_err(|e| GpuError::memory(0, e));
+        }
+        self.stream.clone_htod(values).map_err(|e| GpuError::memory(size_of_val(values), e))
+    }
+
+    /// A copy of device memory on the host. Waits for the device.
+    ///
+    /// # Errors
+    /// What the driver says: also what an earlier kernel did wrong.
+    pub fn download<T: DeviceRepr>(&self, values: &impl DevicePtr<T>) -> Result<Vec<T>, GpuError> {
+        self.stream.clone_dtoh(values).map_err(|e| GpuError::launch("copy to the host", e))
     }
 
     /// A kernel, loaded at its first use, which may have `shared` bytes of dynamic shared memory.

@@ -10,15 +10,24 @@
 
 #![expect(unsafe_code, reason = "kernels are launched, and pointers handed to cuBLAS")]
 
+pub mod activation;
 pub mod attention;
+pub mod cross_entropy;
 pub mod decode;
+pub mod dropout;
+pub mod elementwise;
 pub mod gemm;
 mod gpu;
+pub mod linear;
 pub mod norm;
+pub mod optimizer;
+mod pool;
+pub mod rope;
 mod slices;
 
 pub use cudarc;
-pub use gpu::{Gpu, GpuError, Module};
+pub use gpu::{Gpu, GpuError, Module, OUT_OF_MEMORY};
+pub use pool::{PoolMemory, pool_memory, prepare};
 pub use slices::{Buffer, FloatType, Slice, SliceMut};
 
 /// Launches `name` of a module's kernels on `grid` blocks of `block` threads with `shared` bytes of dynamic shared memory. Slices are given

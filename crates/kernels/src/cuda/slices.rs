@@ -1,7 +1,7 @@
 //! Slices in a device's memory, typed at run time as the kernels' names are.
 
 use super::GpuError;
-use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr};
+use cudarc::driver::{CudaSlice, CudaStream, DevicePtr, DevicePtrMut, DeviceRepr, DriverError, result};
 use half::bf16;
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -148,6 +148,12 @@ impl<'a> SliceMut<'a> {
     pub fn part(&mut self, range: Range<usize>) -> SliceMut<'_> {
         let part = self.as_slice().part(range);
         SliceMut { ptr: part.ptr, len: part.len, dtype: part.dtype, owner: PhantomData }
+    }
+
+    /// All bytes 0.
+    pub(super) fn set_zero(&mut self, stream: &Arc<CudaStream>) -> Result<(), DriverError> {
+        // SAFETY: these are the bytes of a live buffer, as `of` and `part` have seen to.
+        unsafe { result::memset_d8_async(self.ptr, 0, self.len * self.dtype.bytes(), stream.cu_stream()) }
     }
 
     /// To read them.

@@ -3,7 +3,13 @@
 use crate::Result;
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, failed};
+#[cfg(feature = "cuda")]
+use candle_core::DType;
 use candle_core::{Tensor, bail};
+#[cfg(feature = "cuda")]
+use taper_kernels::cuda::activation as device;
 use taper_kernels::{activation as kernel, floats};
 
 pub use kernel::Gate;
@@ -40,6 +46,37 @@ impl Op for Gated {
             kernel::gated_forward(self.f, gate_s, up_s, y);
             Ok(())
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, place: &Place, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
+        let [gate, up] = inputs else { bail!("takes a gate and what it gates") };
+        let (gate_lent, up) = (GpuLent::new(place, gate), GpuLent::new(place, up));
+        let (gate_s, up) = (gate_lent.slice()?, up.slice()?);
+        let fill = |y: &mut _| device::gated_forward(place, self.f, gate_s, up, y).map_err(failed);
+        place.filled(gate.dtype(), gate.shape(), fill).map(Some)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(
+        &self,
+        place: &Place,
+        saved: &Saved<'_>,
+        g: &Gradient,
+        to: &mut Receiver<'_>,
+    ) -> Result<bool> {
+        let (gate, up) = (GpuLent::new(place, saved.input(0)?), GpuLent::new(place, saved.input(1)?));
+        let (inputs, lent) = ((gate.slice()?, up.slice()?), GpuLent::new(place, g));
+        let g_s = lent.f32()?;
+        let mut dup = None;
+        let dgate = place.filled(DType::F32, g.shape(), |dgate| {
+            let fill = |dup: &mut _| device::gated_backward(place, self.f, g_s, inputs, dgate, dup).map_err(failed);
+            dup = Some(place.filled(DType::F32, g.shape(), fill)?);
+            Ok(())
+        })?;
+        to.pass(0, &Gradient::new(dgate))?;
+        dup.map_or(Ok(()), |dup| to.pass(1, &Gradient::new(dup)))?;
+        Ok(true)
     }
 
     fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {

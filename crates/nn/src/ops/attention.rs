@@ -3,7 +3,7 @@
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply, is_tracked};
 use crate::{ForwardContext, PAGE_TOKENS, Result, SequenceLayout};
-use candle_core::{Tensor, bail};
+use candle_core::{Device, Tensor, bail};
 use std::sync::OnceLock;
 use taper_kernels::{attention as kernel, floats};
 
@@ -96,7 +96,7 @@ struct Attention {
     segments: Vec<kernel::Segment>,
     shape: AttentionShape,
     /// log-sum-exp of each row's scores, `[T, N]`, from the forward.
-    lse: OnceLock<Vec<f32>>,
+    lse: OnceLock<Tensor>,
 }
 
 impl Op for Attention {
@@ -117,6 +117,7 @@ impl Op for Attention {
             kernel::attention_forward(q_s, k_s, v_s, &self.segments, &self.shape, out, &mut lse);
             Ok(())
         })?;
+        let lse = Tensor::from_vec(lse, (q_s.len() / self.shape.head_dim,), &Device::Cpu)?;
         self.lse.get_or_init(|| lse);
         Ok(out)
     }
@@ -126,7 +127,8 @@ impl Op for Attention {
         let (q, k, v) = (saved.input(0)?, saved.input(1)?, saved.input(2)?);
         let (q, k, v, out) = (Lent::new(q), Lent::new(k), Lent::new(v), Lent::new(saved.output()?));
         let (q, k, v, out) = (q.floats()?, k.floats()?, v.floats()?, out.floats()?);
-        let g = Lent::new(g);
+        let (g, lse) = (Lent::new(g), Lent::new(lse));
+        let lse = lse.f32()?;
         let (mut dq, mut dk, mut dv) =
             (floats::buffer(q.len()), floats::buffer(k.len()), floats::buffer(v.len()));
         let (segments, shape) = (&self.segments, &self.shape);

@@ -3,6 +3,10 @@
 use crate::Result;
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, failed};
+#[cfg(feature = "cuda")]
+use taper_kernels::cuda::elementwise as device;
 use candle_core::{Tensor, bail};
 use std::ops::Range;
 use taper_kernels::columns as kernel;
@@ -42,6 +46,35 @@ impl Op for Columns {
             kernel::columns(x, y, width, self.range.clone());
             Ok(())
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, place: &Place, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
+        let (t, width) = inputs[0].dims2()?;
+        let x = GpuLent::new(place, inputs[0]);
+        let x = x.slice()?;
+        let fill = |y: &mut _| device::columns(place, x, y, width, self.range.clone()).map_err(failed);
+        place.filled(inputs[0].dtype(), (t, self.range.len()), fill).map(Some)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(
+        &self,
+        place: &Place,
+        saved: &Saved<'_>,
+        g: &Gradient,
+        to: &mut Receiver<'_>,
+    ) -> Result<bool> {
+        let width = saved.shape(0).dims2()?.1;
+        let g = GpuLent::new(place, g);
+        let g = g.f32()?;
+        to.add_on(place, 0, |dx, accumulate| {
+            if !accumulate {
+                device::fill_zeros(place, dx).map_err(failed)?;
+            }
+            device::add_columns(place, g, dx, width, self.range.clone()).map_err(failed)
+        })?;
+        Ok(true)
     }
 
     fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {

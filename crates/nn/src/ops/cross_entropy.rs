@@ -2,7 +2,11 @@
 
 use crate::Result;
 use crate::storage::{update, with_f32};
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, failed};
 use candle_core::{Tensor, bail};
+#[cfg(feature = "cuda")]
+use taper_kernels::cuda::cross_entropy as device;
 use taper_kernels::cross_entropy as kernel;
 
 /// Losses of some rows.
@@ -25,6 +29,12 @@ impl CrossEntropy {
 /// When the shapes do not fit or a target is not below V.
 pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<CrossEntropy> {
     let v = check(logits, targets)?;
+    #[cfg(feature = "cuda")]
+    if let Some(place) = Place::on(logits.device()) {
+        let lent = GpuLent::new(&place, logits);
+        let losses = device::cross_entropy_forward(&place, lent.f32()?, targets, v).map_err(failed)?;
+        return Ok(CrossEntropy { losses });
+    }
     let mut losses = vec![0f32; targets.len()];
     with_f32(logits, |logits| kernel::cross_entropy_forward(logits, targets, &mut losses, None, v))?;
     Ok(CrossEntropy { losses })
@@ -39,6 +49,15 @@ pub fn cross_entropy(logits: &Tensor, targets: &[u32]) -> Result<CrossEntropy> {
 /// When the shapes do not fit or a target is not below V.
 pub fn cross_entropy_with_gradient(logits: Tensor, targets: &[u32]) -> Result<(CrossEntropy, Tensor)> {
     let v = check(&logits, targets)?;
+    #[cfg(feature = "cuda")]
+    if let Some(place) = Place::on(logits.device()) {
+        let mut losses = Vec::new();
+        crate::cuda::update(&place, &logits, |logits| {
+            losses = device::cross_entropy_forward_backward(&place, logits, targets, v).map_err(failed)?;
+            Ok(())
+        })?;
+        return Ok((CrossEntropy { losses }, logits));
+    }
     let mut losses = vec![0f32; targets.len()];
     update(&logits, |logits| {
         kernel::cross_entropy_forward_backward(logits, targets, &mut losses, v);

@@ -3,6 +3,8 @@
 use crate::Result;
 use crate::storage::{Lent, filled, filled_f32};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, failed};
 use candle_core::{Tensor, bail};
 use taper_kernels::dropout as kernel;
 use taper_kernels::rng::CounterRng;
@@ -40,6 +42,25 @@ impl Op for Dropout {
         self.0.applied(x)
     }
 
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, place: &Place, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
+        self.0.applied_on(place, inputs[0]).map(Some)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(
+        &self,
+        place: &Place,
+        _saved: &Saved<'_>,
+        g: &Gradient,
+        to: &mut Receiver<'_>,
+    ) -> Result<bool> {
+        if to.wants(0) {
+            to.pass(0, &Gradient::new(self.0.applied_on(place, g)?))?;
+        }
+        Ok(true)
+    }
+
     fn backward(&self, _saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
         let lent = Lent::new(g);
         let values = lent.f32()?;
@@ -55,6 +76,16 @@ impl Op for Dropout {
 }
 
 impl LoraDropout {
+    /// [`Self::applied`] on a device.
+    #[cfg(feature = "cuda")]
+    pub(super) fn applied_on(&self, place: &Place, x: &Tensor) -> Result<Tensor> {
+        let lent = GpuLent::new(place, x);
+        let values = lent.slice()?;
+        place.filled(x.dtype(), x.shape(), |y| {
+            taper_kernels::cuda::dropout::dropout(place, values, y, self.p, &self.rng).map_err(failed)
+        })
+    }
+
     /// x with some elements dropped, outside any recording.
     pub(super) fn applied(&self, x: &Tensor) -> Result<Tensor> {
         let lent = Lent::new(x);

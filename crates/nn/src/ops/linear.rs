@@ -3,7 +3,14 @@
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use crate::{FrozenWeight, Result, Weight};
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, failed};
 use candle_core::{DType, Tensor, bail};
+#[cfg(feature = "cuda")]
+use taper_kernels::cuda::{
+    FloatType,
+    linear::{self as device, Converted, GpuWeight, Sizes},
+};
 use taper_kernels::gemm::WeightView;
 use taper_kernels::linear::{self as kernel, Precision};
 
@@ -45,7 +52,7 @@ pub(super) fn check_width(x: &Tensor, width: usize) -> Result<()> {
 }
 
 pub(super) fn precision_of(x: &Tensor) -> Result<Precision> {
-    Ok(Precision::of(Lent::new(x).floats()?))
+    Ok(if x.dtype() == DType::BF16 { Precision::BF16 } else { Precision::F32 })
 }
 
 /// Lend a bias, when there is one.
@@ -53,6 +60,15 @@ pub(super) fn with_bias<R>(bias: Option<&Tensor>, read: impl FnOnce(Option<&[f32
     match bias {
         None => Ok(read(None)),
         Some(bias) => Ok(read(Some(Lent::new(bias).f32()?))),
+    }
+}
+
+/// The type of a layer's products on a device.
+#[cfg(feature = "cuda")]
+pub(super) fn float_type(precision: Precision) -> FloatType {
+    match precision {
+        Precision::F32 => FloatType::F32,
+        Precision::BF16 => FloatType::BF16,
     }
 }
 
@@ -82,6 +98,39 @@ impl Op for FrozenLinear {
                 self.weight.with_view(|w| kernel::forward(x, w, bias, y, t, n_in, n_out))
             })?
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, place: &Place, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
+        let ((n_out, n_in), t) = (self.weight.dims(), inputs[0].dims()[0]);
+        let bias = self.bias.as_ref().map(|bias| place.upload(bias)).transpose()?;
+        let (x, bias) = (GpuLent::new(place, inputs[0]), bias.as_ref().map(|bias| GpuLent::new(place, bias)));
+        let (x, bias) = (x.slice()?, bias.as_ref().map(GpuLent::f32).transpose()?);
+        let sizes = Sizes { t, n_in, n_out };
+        place
+            .filled(self.output, (t, n_out), |y| {
+                self.weight.with_gpu(place, |w| device::forward(place, x, w, bias, y, sizes).map_err(failed))
+            })
+            .map(Some)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(
+        &self,
+        place: &Place,
+        saved: &Saved<'_>,
+        g: &Gradient,
+        to: &mut Receiver<'_>,
+    ) -> Result<bool> {
+        let ((n_out, n_in), t) = (self.weight.dims(), saved.shape(0).dims()[0]);
+        let (lent, sizes) = (GpuLent::new(place, g), Sizes { t, n_in, n_out });
+        let g = Converted::new(place, lent.f32()?, float_type(self.precision)).map_err(failed)?;
+        to.add_on(place, 0, |dx, accumulate| {
+            self.weight.with_gpu(place, |w| {
+                device::backward_input(place, g.slice(place), w, dx, sizes, accumulate).map_err(failed)
+            })
+        })?;
+        Ok(true)
     }
 
     fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
@@ -114,6 +163,42 @@ impl Op for TrainedLinear {
         filled(self.output, (t, n_out), |y| {
             with_bias(self.bias.as_ref(), |bias| kernel::forward(x, w, bias, y, t, n_in, n_out))
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, place: &Place, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
+        let [x, w] = inputs else { bail!("takes an input and a weight") };
+        let ((t, n_in), n_out) = (x.dims2()?, w.dims()[0]);
+        let bias = self.bias.as_ref().map(|bias| place.upload(bias)).transpose()?;
+        let (x, w) = (GpuLent::new(place, x), GpuLent::new(place, w));
+        let bias = bias.as_ref().map(|bias| GpuLent::new(place, bias));
+        let (x, w, bias) = (x.slice()?, GpuWeight::Dense(w.f32()?), bias.as_ref().map(GpuLent::f32).transpose()?);
+        let sizes = Sizes { t, n_in, n_out };
+        let fill = |y: &mut _| device::forward(place, x, w, bias, y, sizes).map_err(failed);
+        place.filled(self.output, (t, n_out), fill).map(Some)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(
+        &self,
+        place: &Place,
+        saved: &Saved<'_>,
+        g: &Gradient,
+        to: &mut Receiver<'_>,
+    ) -> Result<bool> {
+        let (x, w) = (saved.input(0)?, saved.input(1)?);
+        let ((t, n_in), n_out) = (x.dims2()?, w.dims()[0]);
+        let (x, w, lent) = (GpuLent::new(place, x), GpuLent::new(place, w), GpuLent::new(place, g));
+        let (x, w, sizes) = (x.slice()?, GpuWeight::Dense(w.f32()?), Sizes { t, n_in, n_out });
+        let g = Converted::new(place, lent.f32()?, x.dtype()).map_err(failed)?;
+        let g = g.slice(place);
+        to.add_on(place, 1, |dw, accumulate| {
+            device::backward_weight(place, g, x, dw, sizes, accumulate).map_err(failed)
+        })?;
+        to.add_on(place, 0, |dx, accumulate| {
+            device::backward_input(place, g, w, dx, sizes, accumulate).map_err(failed)
+        })?;
+        Ok(true)
     }
 
     fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {

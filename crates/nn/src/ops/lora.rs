@@ -1,12 +1,21 @@
 //! A frozen linear layer with a low-rank delta, forward and backward in one op.
 
 use super::dropout::LoraDropout;
+#[cfg(feature = "cuda")]
+use super::linear::float_type;
 use super::linear::{check_width, precision_of, with_bias};
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use crate::{FrozenWeight, Result};
-use candle_core::{DType, Tensor, bail};
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, failed};
+use candle_core::{DType, Device, Tensor, bail};
 use std::sync::OnceLock;
+#[cfg(feature = "cuda")]
+use taper_kernels::cuda::{
+    Slice,
+    linear::{self as device, Converted, GpuDelta, GpuWeight, Sizes},
+};
 use taper_kernels::linear::{self as kernel, Base, Delta};
 use taper_kernels::{dropout, floats};
 
@@ -67,7 +76,7 @@ struct LoraLinear {
     terms: LoraTerms,
     output: DType,
     /// `drop(x) A^T`, `[T, r]`, of the forward.
-    hidden: OnceLock<Vec<f32>>,
+    hidden: OnceLock<Tensor>,
 }
 
 impl LoraTerms {
@@ -95,8 +104,77 @@ impl Op for LoraLinear {
                 kernel::lora_forward(x, dropped, base, &delta, y, &mut hidden, t, n_in, n_out);
             })
         })?;
+        let hidden = Tensor::from_vec(hidden, (t, r), &Device::Cpu)?;
         self.hidden.get_or_init(|| hidden);
         Ok(y)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, place: &Place, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
+        let [x, a, b] = inputs else { bail!("takes an input and two factors") };
+        let ((t, n_in), (n_out, r)) = (x.dims2()?, b.dims2()?);
+        let dropped = self.terms.dropout.as_ref().map(|dropout| dropout.applied_on(place, x)).transpose()?;
+        let (x, dropped) = (GpuLent::new(place, x), dropped.as_ref().map(|x| GpuLent::new(place, x)));
+        let (a, b) = (GpuLent::new(place, a), GpuLent::new(place, b));
+        let inputs = (x.slice()?, dropped.as_ref().map(GpuLent::slice).transpose()?);
+        let delta = GpuDelta { a: a.f32()?, b: b.f32()?, rank: r, scale: self.terms.scale };
+        let mut y = None;
+        let hidden = place.filled(DType::F32, (t, r), |h| {
+            let fill = |y: &mut _| {
+                self.with_base_on(place, |base| {
+                    let sizes = Sizes { t, n_in, n_out };
+                    device::lora_forward(place, inputs, base, &delta, y, h, sizes).map_err(failed)
+                })
+            };
+            y = Some(place.filled(self.output, (t, n_out), fill)?);
+            Ok(())
+        })?;
+        let hidden = Tensor::from_vec(hidden, (t, r), &Device::Cpu)?;
+        self.hidden.get_or_init(|| hidden);
+        Ok(y)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(
+        &self,
+        place: &Place,
+        saved: &Saved<'_>,
+        g: &Gradient,
+        to: &mut Receiver<'_>,
+    ) -> Result<bool> {
+        let Some(hidden) = self.hidden.get().filter(|kept| kept.device().is_cuda()) else { return Ok(false) };
+        let (x, a, b) = (saved.input(0)?, saved.input(1)?, saved.input(2)?);
+        let ((t, n_in), (n_out, r)) = (x.dims2()?, b.dims2()?);
+        let (a, b, lent) = (GpuLent::new(place, a), GpuLent::new(place, b), GpuLent::new(place, g));
+        let (scale, sizes) = (self.terms.scale, Sizes { t, n_in, n_out });
+        let delta = GpuDelta { a: a.f32()?, b: b.f32()?, rank: r, scale };
+        let dtype = float_type(precision_of(x)?);
+        // Rounded once for the four products that read it.
+        let g = Converted::new(place, lent.f32()?, dtype).map_err(failed)?;
+        let g = g.slice(place);
+        let hidden = GpuLent::new(place, hidden);
+        let hidden = Converted::new(place, hidden.f32()?, dtype).map_err(failed)?;
+        to.add_on(place, 2, |db, accumulate| {
+            let sizes = (t, n_out, r);
+            device::factor_gradient(place, g, hidden.slice(place), db, sizes, (scale, accumulate)).map_err(failed)
+        })?;
+        let gh = place.filled(DType::F32, (t, r), |gh| {
+            device::lora_backward_hidden(place, g, &delta, gh, sizes).map_err(failed)
+        })?;
+        let gh = GpuLent::new(place, &gh);
+        let gh = Converted::new(place, gh.f32()?, dtype).map_err(failed)?;
+        let gh = gh.slice(place);
+        self.input_gradient_on(place, (g, gh), &delta, sizes, to)?;
+        if !to.wants(1) {
+            return Ok(true);
+        }
+        let dropped = self.terms.dropout.as_ref().map(|dropout| dropout.applied_on(place, x)).transpose()?;
+        let low_in = GpuLent::new(place, dropped.as_ref().unwrap_or(x));
+        let low_in = low_in.slice()?;
+        to.add_on(place, 1, |da, accumulate| {
+            device::factor_gradient(place, gh, low_in, da, (t, r, n_in), (1.0, accumulate)).map_err(failed)
+        })?;
+        Ok(true)
     }
 
     fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
@@ -104,8 +182,8 @@ impl Op for LoraLinear {
         let (x, a, b) = (saved.input(0)?, saved.input(1)?, saved.input(2)?);
         let ((t, n_in), (n_out, r)) = (x.dims2()?, b.dims2()?);
         let precision = precision_of(x)?;
-        let (a, b, g) = (Lent::new(a), Lent::new(b), Lent::new(g));
-        let (scale, g) = (self.terms.scale, g.f32()?);
+        let (a, b, g, hidden) = (Lent::new(a), Lent::new(b), Lent::new(g), Lent::new(hidden));
+        let (scale, g, hidden) = (self.terms.scale, g.f32()?, hidden.f32()?);
         let delta = Delta { a: a.f32()?, b: b.f32()?, rank: r, scale };
         to.add(2, |db, accumulate| {
             kernel::lora_backward_b(precision, g, hidden, db, t, n_out, r, scale, accumulate);
@@ -144,6 +222,53 @@ impl Op for LoraLinear {
         to.add(1, |da, accumulate| {
             kernel::lora_backward_a(&gh, low_in, da, t, n_in, r, accumulate);
             Ok(())
+        })
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl LoraLinear {
+    fn with_base_on<R>(
+        &self,
+        place: &Place,
+        body: impl FnOnce(Option<(GpuWeight<'_>, Option<Slice<'_>>)>) -> Result<R>,
+    ) -> Result<R> {
+        let Some((weight, bias)) = &self.base else { return body(None) };
+        let bias = bias.as_ref().map(|bias| place.upload(bias)).transpose()?;
+        let bias = bias.as_ref().map(|bias| GpuLent::new(place, bias));
+        let bias = bias.as_ref().map(GpuLent::f32).transpose()?;
+        weight.with_gpu(place, |weight| body(Some((weight, bias))))
+    }
+
+    /// `dx = g W + drop'(gh A)`.
+    fn input_gradient_on(
+        &self,
+        place: &Place,
+        (g, gh): (Slice<'_>, Slice<'_>),
+        delta: &GpuDelta<'_>,
+        sizes: Sizes,
+        to: &mut Receiver<'_>,
+    ) -> Result<()> {
+        if let (Some(dropout), true) = (&self.terms.dropout, to.wants(0)) {
+            let low = place.filled(DType::F32, (sizes.t, sizes.n_in), |low| {
+                device::lora_backward_low(place, gh, delta, low, sizes, false).map_err(failed)
+            })?;
+            to.pass(0, &Gradient::new(dropout.applied_on(place, &low)?))?;
+        } else {
+            to.add_on(place, 0, |dx, accumulate| {
+                device::lora_backward_low(place, gh, delta, dx, sizes, accumulate).map_err(failed)
+            })?;
+        }
+        if self.base.is_none() || !to.wants(0) {
+            return Ok(());
+        }
+        to.add_on(place, 0, |dx, accumulate| {
+            self.with_base_on(place, |base| match base {
+                Some((weight, _)) => {
+                    device::backward_input(place, g, weight, dx, sizes, accumulate).map_err(failed)
+                }
+                None => Ok(()),
+            })
         })
     }
 }

@@ -3,8 +3,12 @@
 use crate::Result;
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
-use candle_core::{DType, Tensor, Var, bail};
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, failed};
+use candle_core::{DType, Device, Tensor, Var, bail};
 use std::sync::OnceLock;
+#[cfg(feature = "cuda")]
+use taper_kernels::cuda::norm as device;
 use taper_kernels::{floats, norm};
 
 /// `y = x / sqrt(mean(x^2) + eps) * (offset + w)` over the last H of each row; x `[T, n H]`, w `[H]` frozen; y in `output`, f32 or bf16.
@@ -37,7 +41,7 @@ struct Norm {
     offset: f32,
     output: DType,
     /// `1 / sqrt(mean(x^2) + eps)` of each row, from the forward.
-    inv_rms: OnceLock<Vec<f32>>,
+    inv_rms: OnceLock<Tensor>,
 }
 
 impl Op for Norm {
@@ -59,14 +63,53 @@ impl Op for Norm {
             norm::rms_norm_forward(x_s, w, self.offset, self.eps, y, rows, h, &mut inv_rms);
             Ok(())
         })?;
+        let inv_rms = Tensor::from_vec(inv_rms, rows, &Device::Cpu)?;
         self.inv_rms.get_or_init(|| inv_rms);
         Ok(y)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, place: &Place, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
+        let [x, w] = inputs else { bail!("takes an input and a gain") };
+        let rows = x.elem_count() / w.elem_count();
+        let (x_lent, w) = (GpuLent::new(place, x), GpuLent::new(place, w));
+        let (x_s, w, terms) = (x_lent.slice()?, w.f32()?, (self.offset, self.eps));
+        let mut y = None;
+        let inv_rms = place.filled(DType::F32, rows, |inv_rms| {
+            let fill = |y: &mut _| device::rms_norm_forward(place, x_s, w, terms, y, inv_rms).map_err(failed);
+            y = Some(place.filled(self.output, x.shape(), fill)?);
+            Ok(())
+        })?;
+        self.inv_rms.get_or_init(|| inv_rms);
+        Ok(y)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(
+        &self,
+        place: &Place,
+        saved: &Saved<'_>,
+        g: &Gradient,
+        to: &mut Receiver<'_>,
+    ) -> Result<bool> {
+        let Some(inv_rms) = self.inv_rms.get().filter(|kept| kept.device().is_cuda()) else { return Ok(false) };
+        let (x, w) = (GpuLent::new(place, saved.input(0)?), GpuLent::new(place, saved.input(1)?));
+        let (g, inv_rms) = (GpuLent::new(place, g), GpuLent::new(place, inv_rms));
+        let (x, w, g, inv_rms) = (x.slice()?, w.f32()?, g.f32()?, inv_rms.f32()?);
+        to.add_on(place, 1, |dw, accumulate| {
+            device::rms_norm_backward_weight(place, g, x, inv_rms, dw, accumulate).map_err(failed)
+        })?;
+        to.add_on(place, 0, |dx, accumulate| {
+            device::rms_norm_backward(place, g, (x, w, self.offset), inv_rms, dx, accumulate).map_err(failed)
+        })?;
+        Ok(true)
     }
 
     fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
         let Some(inv_rms) = self.inv_rms.get() else { bail!("backward before forward") };
         let (x, w, g) = (Lent::new(saved.input(0)?), Lent::new(saved.input(1)?), Lent::new(g));
-        let (x, w, g) = (x.floats()?, w.f32()?, g.f32()?);
+        let (x, w, g, inv_rms) = (x.floats()?, w.f32()?, g.f32()?, Lent::new(inv_rms));
+        let inv_rms = inv_rms.f32()?;
         let (rows, h) = (inv_rms.len(), w.len());
         to.write(1, |dw| {
             norm::rms_norm_backward_weight(g, x, inv_rms, dw, rows, h);

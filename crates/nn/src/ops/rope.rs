@@ -3,6 +3,10 @@
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use crate::{Result, RotaryTables};
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, failed};
+#[cfg(feature = "cuda")]
+use candle_core::DType;
 use candle_core::{Tensor, bail};
 use taper_kernels::floats::{Floats, FloatsMut};
 
@@ -36,6 +40,19 @@ impl Rope {
     }
 }
 
+#[cfg(feature = "cuda")]
+impl Rope {
+    fn rotate_on(&self, place: &Place, x: &Tensor, dtype: DType, inverse: bool) -> Result<Tensor> {
+        let (cos, sin) = (place.upload(&self.tables.cos)?, place.upload(&self.tables.sin)?);
+        let (cos, sin) = (GpuLent::new(place, &cos), GpuLent::new(place, &sin));
+        let (lent, tables) = (GpuLent::new(place, x), (cos.f32()?, sin.f32()?));
+        let (values, sizes) = (lent.slice()?, (x.dims2()?.0, self.head_dim));
+        place.filled(dtype, x.shape(), |y| {
+            taper_kernels::cuda::rope::rope(place, values, y, tables, sizes, inverse).map_err(failed)
+        })
+    }
+}
+
 impl Op for Rope {
     fn name(&self) -> &'static str {
         "rope"
@@ -49,6 +66,25 @@ impl Op for Rope {
         let x = Lent::new(inputs[0]);
         let x = x.floats()?;
         filled(inputs[0].dtype(), inputs[0].shape(), |y| self.rotate(x, y, false))
+    }
+
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, place: &Place, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
+        self.rotate_on(place, inputs[0], inputs[0].dtype(), false).map(Some)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(
+        &self,
+        place: &Place,
+        _saved: &Saved<'_>,
+        g: &Gradient,
+        to: &mut Receiver<'_>,
+    ) -> Result<bool> {
+        if to.wants(0) {
+            to.pass(0, &Gradient::new(self.rotate_on(place, g, DType::F32, true)?))?;
+        }
+        Ok(true)
     }
 
     fn backward(&self, _saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {

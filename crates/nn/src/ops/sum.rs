@@ -3,7 +3,11 @@
 use crate::Result;
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, failed};
 use candle_core::{DType, Tensor, bail};
+#[cfg(feature = "cuda")]
+use taper_kernels::cuda::elementwise as device;
 use taper_kernels::elementwise as kernel;
 
 /// `x + y` of one shape; f32 where either is.
@@ -37,6 +41,28 @@ impl Op for Add {
             kernel::add(x_s, y_s, out);
             Ok(())
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, place: &Place, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
+        let [x, y] = inputs else { bail!("takes two inputs") };
+        let dtype = if x.dtype() == DType::BF16 { y.dtype() } else { DType::F32 };
+        let (x_lent, y) = (GpuLent::new(place, x), GpuLent::new(place, y));
+        let (x_s, y) = (x_lent.slice()?, y.slice()?);
+        place.filled(dtype, x.shape(), |out| device::add(place, x_s, y, out).map_err(failed)).map(Some)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(
+        &self,
+        _place: &Place,
+        _saved: &Saved<'_>,
+        g: &Gradient,
+        to: &mut Receiver<'_>,
+    ) -> Result<bool> {
+        to.pass(0, g)?;
+        to.pass(1, g)?;
+        Ok(true)
     }
 
     fn backward(&self, _saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
@@ -84,6 +110,32 @@ impl Op for Scale {
         })
     }
 
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, place: &Place, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
+        let x = GpuLent::new(place, inputs[0]);
+        let x = x.slice()?;
+        let fill = |out: &mut _| device::scale(place, x, self.factor, out).map_err(failed);
+        place.filled(self.dtype, inputs[0].shape(), fill).map(Some)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(
+        &self,
+        place: &Place,
+        _saved: &Saved<'_>,
+        g: &Gradient,
+        to: &mut Receiver<'_>,
+    ) -> Result<bool> {
+        if self.factor == 1.0 {
+            to.pass(0, g)?;
+            return Ok(true);
+        }
+        let g = GpuLent::new(place, g);
+        let g = g.f32()?;
+        to.write_on(place, 0, |dx| device::scale(place, g, self.factor, dx).map_err(failed))?;
+        Ok(true)
+    }
+
     fn backward(&self, _saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
         if self.factor == 1.0 {
             return to.pass(0, g);
@@ -127,6 +179,30 @@ impl Op for AddBias {
             kernel::add_bias(x_s, bias, out);
             Ok(())
         })
+    }
+
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, place: &Place, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
+        let [x, bias] = inputs else { bail!("takes an input and a bias") };
+        let (x_lent, bias) = (GpuLent::new(place, x), GpuLent::new(place, bias));
+        let (x_s, bias) = (x_lent.slice()?, bias.f32()?);
+        let fill = |out: &mut _| device::add_bias(place, x_s, bias, out).map_err(failed);
+        place.filled(x.dtype(), x.shape(), fill).map(Some)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(
+        &self,
+        place: &Place,
+        _saved: &Saved<'_>,
+        g: &Gradient,
+        to: &mut Receiver<'_>,
+    ) -> Result<bool> {
+        let lent = GpuLent::new(place, g);
+        let g_s = lent.f32()?;
+        to.add_on(place, 1, |dbias, accumulate| device::sum_rows(place, g_s, dbias, accumulate).map_err(failed))?;
+        to.pass(0, g)?;
+        Ok(true)
     }
 
     fn backward(&self, _saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {

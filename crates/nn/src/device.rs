@@ -1,0 +1,133 @@
+//! The device that a model computes on.
+
+use crate::{ModuleMut, Result, VisitModules, Weight};
+use candle_core::{Device, Tensor};
+use std::fmt;
+
+/// Why a device cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum DeviceError {
+    /// This build has no code for GPUs.
+    NotBuilt,
+    /// What the driver says.
+    Unavailable(String),
+    /// A card that the kernels do not run on.
+    TooOld {
+        /// Its name.
+        name: String,
+        /// Its compute capability.
+        capability: (i32, i32),
+    },
+}
+
+impl fmt::Display for DeviceError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotBuilt => f.write_str("this build has no code for GPUs"),
+            Self::Unavailable(message) => f.write_str(message),
+            Self::TooOld { name, capability: (major, minor) } => {
+                write!(f, "{name} has compute capability {major}.{minor}, and 8.0 is the least")
+            }
+        }
+    }
+}
+
+impl std::error::Error for DeviceError {}
+
+/// Memory of a device, in bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct DeviceMemory {
+    /// All that the device has.
+    pub total: usize,
+    /// What nobody has taken.
+    pub free: usize,
+    /// What our tensors take.
+    pub used: usize,
+    /// The most that they have taken.
+    pub peak: usize,
+    /// What is held for them, free parts between them included: the most there was.
+    pub reserved: usize,
+}
+
+/// CUDA device `ordinal`, set up for one thread of work: a stream of its own, memory that is freed to a pool and kept there, no events.
+///
+/// # Errors
+/// When this build has no code for it, there is no driver or no such device, or it is too old.
+pub fn open_device(ordinal: usize) -> std::result::Result<Device, DeviceError> {
+    #[cfg(feature = "cuda")]
+    return crate::cuda::open(ordinal);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = ordinal;
+        Err(DeviceError::NotBuilt)
+    }
+}
+
+/// What a person calls the device: `cpu`, or the card's name.
+pub fn device_name(device: &Device) -> String {
+    #[cfg(feature = "cuda")]
+    if let Some(name) = crate::cuda::name(device) {
+        return name;
+    }
+    let _ = device;
+    "cpu".into()
+}
+
+/// The memory of a device that has its own; `None` for the CPU.
+pub fn memory_of(device: &Device) -> Option<DeviceMemory> {
+    #[cfg(feature = "cuda")]
+    return crate::cuda::memory(device);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = device;
+        None
+    }
+}
+
+/// Waits until the device has done all that it was given.
+///
+/// # Errors
+/// What the device says of it.
+pub fn synchronize(device: &Device) -> Result<()> {
+    device.synchronize()
+}
+
+/// A copy of the tensor on a device; the tensor itself where it is there.
+pub(crate) fn moved(tensor: &Tensor, device: &Device) -> Result<Tensor> {
+    if tensor.device().same_device(device) {
+        return Ok(tensor.clone());
+    }
+    #[cfg(feature = "cuda")]
+    return match crate::cuda::Place::on(device) {
+        Some(place) => place.upload(&crate::cuda::to_host(tensor)?),
+        None => crate::cuda::to_host(tensor),
+    };
+    #[cfg(not(feature = "cuda"))]
+    tensor.to_device(device)
+}
+
+/// Move a model's weights to a device, before adapters are put on it: what is made from its weights then lies there too. The table of a tied
+/// head is moved once.
+///
+/// # Errors
+/// When there is no memory, with the module.
+pub fn move_to(model: &mut dyn VisitModules, device: &Device) -> Result<()> {
+    let mut moved_weights: Vec<(Weight, Weight)> = Vec::new();
+    let mut weight_of = |weight: &Weight| -> Result<Weight> {
+        if let Some((_, moved)) = moved_weights.iter().find(|(from, _)| from.is_same(weight)) {
+            return Ok(moved.clone());
+        }
+        let there = weight.to_device(device)?;
+        moved_weights.push((weight.clone(), there.clone()));
+        Ok(there)
+    };
+    model.visit_modules(&mut |module| {
+        let path = module.path().to_owned();
+        let result = match module {
+            ModuleMut::Linear(linear) => weight_of(linear.weight()).and_then(|weight| linear.place_on(weight, device)),
+            ModuleMut::Embedding(table) => weight_of(table.weight()).map(|weight| table.set_weight(weight)),
+            ModuleMut::RmsNorm(norm) => moved(&norm.weight(), device).and_then(|weight| norm.set_weight(weight)),
+        };
+        result.map_err(|e| e.context(format!("move `{path}` to the device")))
+    })
+}
