@@ -6,17 +6,18 @@
     python tests/train_peers/peft_cuda.py card
     python tests/train_peers/peft_cuda.py train --shape tiny --device cpu --batch 2 --seq 64
 
-Needs torch, transformers, peft and accelerate; bitsandbytes for --nf4, flash-attn for --attention flash_attention_2. No network: the
-weights are random, in the published shape. Prints one JSON line on standard output.
+Needs torch, transformers, peft and accelerate; bitsandbytes for --nf4, flash-attn for --attention flash_attention_2. No network:
+the weights are random, in the published shape. Prints one JSON line on standard output.
 
-train  A step is zero_grad, forward with the model's own loss, backward, and AdamW (fused on a GPU) over a LoRA of rank 16 on every linear
-       layer of the blocks, on BATCH x SEQ random tokens without padding. The base is bf16 (or NF4 with coded scales), the LoRA too, which
-       is PEFT's fastest way (--adapter-dtype float32 is its default). Speed is of the median step; memory is the allocator's peak from
-       the loaded model on, and what the driver says is in use at the end.
-card   The rate of torch's product of two 8192 x 8192 bf16 matrices, and of copying 4 GiB.
+train  A step is zero_grad, forward with the model's own loss, backward, and AdamW (fused on a GPU) over a LoRA of rank 16 on every
+       linear layer of the blocks, on BATCH x SEQ random tokens without padding. The base is bf16 (or NF4 with coded scales), the
+       LoRA too, which is PEFT's fastest way (--adapter-dtype float32 is its default). Speed is of the median step; memory is the
+       allocator's peak from the loaded model on, and what the driver says is in use at the end.
+card   The rate of torch's product of two 8192 x 8192 bf16 matrices, and of copying 2 GiB.
 
-`flops_per_token` is the least a step needs: 4 N for the N weights of the frozen products with the head (forward, and the backward to the
-inputs), 6 for each of the LoRA's, and causal attention's 6 T d_attention a layer. What checkpointing computes twice is not counted.
+`flops_per_token` is the least a step needs: 4 N for the N weights of the frozen products with the head (forward, and the backward
+to the inputs), 6 for each of the LoRA's, and causal attention's 6 T d_attention a layer. What checkpointing computes twice is not
+counted.
 """
 
 import argparse
@@ -32,7 +33,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 RANK = 16
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-# family, hidden, layers, heads, key-value heads, intermediate, vocabulary, tied. The base of the rotation changes no work: left out.
+# Family, hidden, layers, heads, key-value heads, intermediate, vocabulary, tied. The base of the rotation changes no work.
 SHAPES = {
     "tiny": ("llama", 64, 2, 4, 2, 128, 256, True),
     "smollm2-135m": ("llama", 576, 30, 9, 3, 1536, 49152, True),
@@ -132,7 +133,9 @@ def nf4_linear(torch, linear, device):
     )
     if has_bias:
         quantised.bias = torch.nn.Parameter(torch.zeros(linear.out_features, dtype=torch.bfloat16), requires_grad=False)
-    return quantised.to(device)  # quantises
+    quantised = quantised.to(device)  # quantises
+    assert quantised.weight.quant_state is not None, "bitsandbytes did not quantise"
+    return quantised
 
 
 def flops_per_token(options):

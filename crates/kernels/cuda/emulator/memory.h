@@ -1,0 +1,12 @@
+// The memory of the emulated device, shared by its libraries.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+namespace emulator {
+
+// Whether `bytes` from `address` on lie within one allocation.
+bool is_allocated(uint64_t address, size_t bytes);
+
+} // namespace emulator
