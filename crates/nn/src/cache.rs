@@ -1,11 +1,17 @@
 //! Keys and values of the tokens that a sequence has already seen, in pages that sequences can share.
 
 use crate::Result;
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, failed};
+#[cfg(feature = "cuda")]
+use candle_core::Tensor;
 use candle_core::bail;
 use half::bf16;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use taper_kernels::attention::CachePage;
+#[cfg(feature = "cuda")]
+use taper_kernels::cuda::{SliceMut, elementwise};
 use taper_kernels::floats::{Floats, widen};
 
 /// Tokens in a page.
@@ -48,6 +54,21 @@ enum Rows {
     None,
     F32(Box<[f32]>),
     BF16(Box<[bf16]>),
+    #[cfg(feature = "cuda")]
+    OnDevice(RowsOnDevice),
+}
+
+/// The same in the memory of a device. A clone is a copy.
+#[cfg(feature = "cuda")]
+#[derive(Debug)]
+struct RowsOnDevice(Tensor);
+
+#[cfg(feature = "cuda")]
+impl Clone for RowsOnDevice {
+    fn clone(&self) -> Self {
+        // Without memory for a copy the page stays shared, and whoever writes to it finds that out.
+        Self(self.0.copy().unwrap_or_else(|_| self.0.clone()))
+    }
 }
 
 impl KvCache {
@@ -115,6 +136,74 @@ impl KvCache {
     }
 }
 
+#[cfg(feature = "cuda")]
+impl KvCache {
+    /// [`Self::append`] of rows `rows` of keys and values that lie on a device.
+    pub(crate) fn append_on(
+        &mut self,
+        place: &Place,
+        index: usize,
+        keys_and_values: [&Tensor; 2],
+        rows: std::ops::Range<usize>,
+        width: usize,
+    ) -> Result<()> {
+        let blocks = self.tokens.len();
+        let Some(held) = self.tokens.get_mut(index) else { bail!("block {index} in a cache of {blocks}") };
+        let mut next = rows.start;
+        while next < rows.end {
+            let (page, row) = (*held / PAGE_TOKENS, *held % PAGE_TOKENS);
+            let here = (PAGE_TOKENS - row).min(rows.end - next);
+            if page == self.pages.len() {
+                self.pages.push(Arc::new(KvPage::new(blocks, &self.meter)));
+            }
+            let page = Arc::make_mut(&mut self.pages[page]);
+            page.write_on(place, index, keys_and_values, next * width..(next + here) * width, row * width, width)?;
+            next += here;
+            *held += here;
+        }
+        Ok(())
+    }
+
+    /// [`Self::views`] of pages that lie on a device.
+    pub(crate) fn lent_on<'a>(&'a self, place: &'a Place, index: usize) -> Result<Vec<[GpuLent<'a>; 2]>> {
+        let used = self.tokens(index).div_ceil(PAGE_TOKENS);
+        let lent = |rows: &'a Rows| match rows {
+            Rows::OnDevice(rows) => Ok(GpuLent::new(place, &rows.0)),
+            _ => bail!("a cache on the CPU for queries on a device"),
+        };
+        self.pages[..used].iter().map(|page| Ok([lent(&page.blocks[index][0])?, lent(&page.blocks[index][1])?])).collect()
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl KvPage {
+    fn write_on(
+        &mut self,
+        place: &Place,
+        index: usize,
+        keys_and_values: [&Tensor; 2],
+        from: std::ops::Range<usize>,
+        at: usize,
+        width: usize,
+    ) -> Result<()> {
+        for (rows, new) in self.blocks[index].iter_mut().zip(keys_and_values) {
+            if matches!(rows, Rows::None) {
+                let zeros = |rows: &mut SliceMut<'_>| elementwise::fill_zeros(place, rows).map_err(failed);
+                *rows = Rows::OnDevice(RowsOnDevice(place.filled(new.dtype(), (PAGE_TOKENS, width), zeros)?));
+                self.bytes += rows.bytes();
+                self.meter.0.fetch_add(rows.bytes(), Ordering::Relaxed);
+            }
+            let Rows::OnDevice(held) = rows else { bail!("keys and values on a device behind some on the CPU") };
+            let lent = GpuLent::new(place, new);
+            let new = lent.slice()?.part(from.clone());
+            crate::cuda::update(place, &held.0, |rows| {
+                elementwise::scale(place, new, 1.0, &mut rows.part(at..at + new.len())).map_err(failed)
+            })?;
+        }
+        Ok(())
+    }
+}
+
 impl KvPage {
     fn new(blocks: usize, meter: &CacheMeter) -> Self {
         let rows = (0..blocks).map(|_| [Rows::None, Rows::None]).collect();
@@ -177,6 +266,8 @@ impl Rows {
             Self::None => 0,
             Self::F32(rows) => size_of_val::<[f32]>(rows),
             Self::BF16(rows) => size_of_val::<[bf16]>(rows),
+            #[cfg(feature = "cuda")]
+            Self::OnDevice(rows) => rows.0.elem_count() * rows.0.dtype().size_in_bytes(),
         }
     }
 
@@ -185,6 +276,9 @@ impl Rows {
             Self::None => Floats::F32(&[]),
             Self::F32(rows) => Floats::F32(rows),
             Self::BF16(rows) => Floats::BF16(rows),
+            // Lent by `lent_on`.
+            #[cfg(feature = "cuda")]
+            Self::OnDevice(_) => Floats::F32(&[]),
         }
     }
 

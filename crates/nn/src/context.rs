@@ -49,12 +49,22 @@ pub struct ForwardContext<'a> {
     caches: Option<Vec<&'a mut KvCache>>,
     rotary: Vec<Option<RotaryTables>>,
     routes: Option<&'a Routes<'a>>,
+    #[cfg(feature = "cuda")]
+    segments: std::cell::OnceCell<std::sync::Arc<taper_kernels::cuda::attention::PackedSegments>>,
 }
 
 impl<'a> ForwardContext<'a> {
     /// A pass without dropout and without a cache.
     pub fn new(layout: &'a SequenceLayout) -> Self {
-        Self { layout, random: None, caches: None, rotary: Vec::new(), routes: None }
+        Self {
+            layout,
+            random: None,
+            caches: None,
+            rotary: Vec::new(),
+            routes: None,
+            #[cfg(feature = "cuda")]
+            segments: std::cell::OnceCell::new(),
+        }
     }
 
     /// A training pass: dropout is on, keyed by `key`.
@@ -92,6 +102,20 @@ impl<'a> ForwardContext<'a> {
     /// The caches of the segments, in their order; `None` when nothing is cached.
     pub fn caches(&mut self) -> Option<&mut [&'a mut KvCache]> {
         self.caches.as_deref_mut()
+    }
+
+    /// The batch's segments on a device, made once and shared by the layers.
+    #[cfg(feature = "cuda")]
+    pub(crate) fn segments_on(
+        &self,
+        place: &crate::cuda::Place,
+        segments: &[taper_kernels::attention::Segment],
+    ) -> Result<std::sync::Arc<taper_kernels::cuda::attention::PackedSegments>> {
+        if let Some(held) = self.segments.get() {
+            return Ok(held.clone());
+        }
+        let made = taper_kernels::cuda::attention::PackedSegments::new(place, segments).map_err(crate::cuda::failed)?;
+        Ok(self.segments.get_or_init(|| std::sync::Arc::new(made)).clone())
     }
 
     /// Rotary tables number `index` of this batch, made once by `make` and shared by the layers that ask.

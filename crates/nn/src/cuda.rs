@@ -19,7 +19,8 @@ use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use taper_kernels::cuda::cudarc::driver::CudaSlice;
-use taper_kernels::cuda::{Buffer, FloatType, Gpu, GpuError, Slice, SliceMut};
+pub(crate) use taper_kernels::cuda::SliceMut;
+use taper_kernels::cuda::{Buffer, FloatType, Gpu, GpuError, Slice};
 
 /// Operations that went through the host since the program began: none in training with LoRA.
 static STAGED: AtomicU64 = AtomicU64::new(0);
@@ -178,7 +179,7 @@ impl<'a> GpuLent<'a> {
     }
 }
 
-/// Changes an f32 tensor of a device where it lies, which nobody else reads.
+/// Changes an f32 or bf16 tensor of a device where it lies, which nobody else reads.
 pub(crate) fn update(
     place: &Place,
     tensor: &Tensor,
@@ -205,8 +206,12 @@ impl<F: FnOnce(&mut SliceMut<'_>) -> Result<()>> InplaceOp1 for Update<'_, F> {
         let Some((start, end)) = layout.contiguous_offsets() else {
             bail!("expected a contiguous tensor, got {:?}", layout.stride())
         };
-        let values = storage.as_cuda_slice_mut::<f32>()?;
-        let mut slice = SliceMut::of(values, start..end, self.place.gpu.stream());
+        let (stream, range) = (self.place.gpu.stream(), start..end);
+        let mut slice = match storage.dtype() {
+            DType::F32 => SliceMut::of(storage.as_cuda_slice_mut::<f32>()?, range, stream),
+            DType::BF16 => SliceMut::of(storage.as_cuda_slice_mut::<bf16>()?, range, stream),
+            other => bail!("a tensor in {other:?} is changed on a device"),
+        };
         self.change.take().map_or(Ok(()), |change| change(&mut slice))
     }
 }

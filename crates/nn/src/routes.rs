@@ -54,6 +54,17 @@ struct HeldFactors {
     bias: Option<Vec<f32>>,
     rank: usize,
     scale: f64,
+    /// A, B transposed and the bias on a device that rows came from.
+    #[cfg(feature = "cuda")]
+    on_device: std::sync::OnceLock<FactorsOnDevice>,
+}
+
+#[cfg(feature = "cuda")]
+#[derive(Debug)]
+struct FactorsOnDevice {
+    a: Tensor,
+    b: Tensor,
+    bias: Option<Tensor>,
 }
 
 #[derive(Debug)]
@@ -97,6 +108,8 @@ impl HeldFactors {
             bias: delta.bias.map(to_vec_f32).transpose()?,
             rank: delta.a.dims2()?.0,
             scale: delta.scale,
+            #[cfg(feature = "cuda")]
+            on_device: std::sync::OnceLock::new(),
         }))
     }
 }
@@ -276,6 +289,10 @@ fn with_deltas(base: &Linear, x: &Tensor, deltas: &[(Range<usize>, &HeldFactors,
     if width != n_in {
         bail!("expected an input of [T, {n_in}], got [{t}, {width}]")
     }
+    #[cfg(feature = "cuda")]
+    if let Some(place) = crate::cuda::Place::of(&[x]) {
+        return with_deltas_on(&place, base, x, deltas);
+    }
     let groups: Vec<Group<'_>> = deltas
         .iter()
         .map(|(rows, held, scale)| {
@@ -309,6 +326,65 @@ fn with_deltas(base: &Linear, x: &Tensor, deltas: &[(Range<usize>, &HeldFactors,
             Ok(())
         }
     })
+}
+
+#[cfg(feature = "cuda")]
+impl HeldFactors {
+    fn on(&self, place: &crate::cuda::Place) -> Result<&FactorsOnDevice> {
+        if let Some(held) = self.on_device.get() {
+            return Ok(held);
+        }
+        let upload = |values: Floats<'_>| {
+            let tensor = match values {
+                Floats::F32(values) => Tensor::from_slice(values, values.len(), &candle_core::Device::Cpu)?,
+                Floats::BF16(values) => Tensor::from_slice(values, values.len(), &candle_core::Device::Cpu)?,
+            };
+            place.upload(&tensor)
+        };
+        let bias = self.bias.as_deref().map(|bias| upload(Floats::F32(bias))).transpose()?;
+        let held = FactorsOnDevice { a: upload(self.a.view())?, b: upload(self.b.view())?, bias };
+        Ok(self.on_device.get_or_init(|| held))
+    }
+}
+
+/// [`with_deltas`] on a device, where each delta is added to what is already rounded.
+#[cfg(feature = "cuda")]
+fn with_deltas_on(
+    place: &crate::cuda::Place,
+    base: &Linear,
+    x: &Tensor,
+    deltas: &[(Range<usize>, &HeldFactors, f64)],
+) -> Result<Tensor> {
+    use crate::cuda::{GpuLent, failed, update};
+    use taper_kernels::cuda::gemm::{Matrix, Target, matmul};
+    use taper_kernels::cuda::linear::Converted;
+    let (n_in, n_out) = (base.in_features(), base.out_features());
+    let y = base.base_forward(x)?;
+    let lent = GpuLent::new(place, x);
+    let x = lent.slice()?;
+    for (rows, held, scale) in deltas {
+        let factors = held.on(place)?;
+        let (a, b) = (GpuLent::new(place, &factors.a), GpuLent::new(place, &factors.b));
+        let part = x.part(rows.start * n_in..rows.end * n_in);
+        let hidden = place.filled(DType::F32, (rows.len(), held.rank), |hidden| {
+            let mut target = Target { values: hidden.reborrow(), stride: held.rank, accumulate: false };
+            let a = Matrix::transpose_of(a.slice()?, n_in);
+            matmul(place, &mut target, Matrix::rows(part, n_in), a, (rows.len(), held.rank, n_in), 1.0).map_err(failed)
+        })?;
+        let hidden = GpuLent::new(place, &hidden);
+        let hidden = Converted::new(place, hidden.f32()?, x.dtype()).map_err(failed)?;
+        update(place, &y, |y| {
+            let mut own = y.part(rows.start * n_out..rows.end * n_out);
+            let mut target = Target { values: own.reborrow(), stride: n_out, accumulate: true };
+            let (left, right) = (Matrix::rows(hidden.slice(place), held.rank), Matrix::rows(b.slice()?, n_out));
+            matmul(place, &mut target, left, right, (rows.len(), n_out, held.rank), *scale as f32).map_err(failed)?;
+            let Some(bias) = &factors.bias else { return Ok(()) };
+            let scaled = crate::ops::scale(bias, *scale)?;
+            let scaled = GpuLent::new(place, &scaled);
+            taper_kernels::cuda::elementwise::add_bias_in_place(place, &mut own, scaled.f32()?).map_err(failed)
+        })?;
+    }
+    Ok(y)
 }
 
 /// y with some rows computed by layers of their own.

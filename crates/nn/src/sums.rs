@@ -9,7 +9,7 @@ use taper_kernels::adamw::{AdamW, adamw_step};
 use taper_kernels::reduce;
 
 #[cfg(feature = "cuda")]
-use crate::cuda::{GpuLent, Place, failed};
+use crate::cuda::{GpuLent, Place, SliceMut, failed};
 #[cfg(feature = "cuda")]
 use std::sync::Arc;
 #[cfg(feature = "cuda")]
@@ -92,7 +92,7 @@ impl GradientSums {
     pub fn clear(&mut self) -> Result<()> {
         #[cfg(feature = "cuda")]
         if let Some(Flat { place, values, .. }) = &self.flat {
-            let zero = |values: &mut _| taper_kernels::cuda::elementwise::fill_zeros(place, values).map_err(failed);
+            let zero = |values: &mut SliceMut<'_>| taper_kernels::cuda::elementwise::fill_zeros(place, values).map_err(failed);
             return crate::cuda::update(place, values, zero);
         }
         self.tensors.iter().try_for_each(|sum| update(sum, |sum| sum.fill(0.0)))

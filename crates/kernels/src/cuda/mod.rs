@@ -37,11 +37,11 @@ macro_rules! launch {
         use $crate::cuda::cudarc::driver::{LaunchConfig, PushKernelArg};
         let gpu: &$crate::cuda::Gpu = $gpu;
         let function = gpu.function($crate::cuda::Module::$module, $name, $shared)?;
-        let mut builder = gpu.stream().launch_builder(&function);
-        $(builder.arg($arg);)*
         let config = LaunchConfig { grid_dim: $grid, block_dim: $block, shared_mem_bytes: $shared };
+        // One expression, so that what is borrowed for an argument lives until the launch.
         // SAFETY: the arguments are those of the kernel of this name, and the caller has compared the lengths.
-        unsafe { builder.launch(config) }.map_err(|e| $crate::cuda::GpuError::launch($name, e))?;
+        unsafe { gpu.stream().launch_builder(&function)$(.arg($arg))*.launch(config) }
+            .map_err(|e| $crate::cuda::GpuError::launch($name, e))?;
     }};
 }
 use launch;

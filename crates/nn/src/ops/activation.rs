@@ -4,7 +4,7 @@ use crate::Result;
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 #[cfg(feature = "cuda")]
-use crate::cuda::{GpuLent, Place, failed};
+use crate::cuda::{GpuLent, Place, SliceMut, failed};
 #[cfg(feature = "cuda")]
 use candle_core::DType;
 use candle_core::{Tensor, bail};
@@ -53,7 +53,7 @@ impl Op for Gated {
         let [gate, up] = inputs else { bail!("takes a gate and what it gates") };
         let (gate_lent, up) = (GpuLent::new(place, gate), GpuLent::new(place, up));
         let (gate_s, up) = (gate_lent.slice()?, up.slice()?);
-        let fill = |y: &mut _| device::gated_forward(place, self.f, gate_s, up, y).map_err(failed);
+        let fill = |y: &mut SliceMut<'_>| device::gated_forward(place, self.f, gate_s, up, y).map_err(failed);
         place.filled(gate.dtype(), gate.shape(), fill).map(Some)
     }
 
@@ -70,7 +70,7 @@ impl Op for Gated {
         let g_s = lent.f32()?;
         let mut dup = None;
         let dgate = place.filled(DType::F32, g.shape(), |dgate| {
-            let fill = |dup: &mut _| device::gated_backward(place, self.f, g_s, inputs, dgate, dup).map_err(failed);
+            let fill = |dup: &mut SliceMut<'_>| device::gated_backward(place, self.f, g_s, inputs, dgate, dup).map_err(failed);
             dup = Some(place.filled(DType::F32, g.shape(), fill)?);
             Ok(())
         })?;

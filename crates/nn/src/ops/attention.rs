@@ -3,8 +3,14 @@
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply, is_tracked};
 use crate::{ForwardContext, PAGE_TOKENS, Result, SequenceLayout};
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, SliceMut, failed};
+#[cfg(feature = "cuda")]
+use candle_core::DType;
 use candle_core::{Device, Tensor, bail};
 use std::sync::OnceLock;
+#[cfg(feature = "cuda")]
+use taper_kernels::cuda::attention as device;
 use taper_kernels::{attention as kernel, floats};
 
 pub use kernel::AttentionShape;
@@ -29,7 +35,19 @@ pub fn attention(
         return cached(q, k, v, layer, shape, ctx);
     }
     let segments = kernel_segments(ctx.layout());
-    apply(Attention { segments, shape: *shape, lse: OnceLock::new() }, &[q, k, v])
+    #[cfg(feature = "cuda")]
+    let on_device = match Place::of(&[q]) {
+        Some(place) => Some(ctx.segments_on(&place, &segments)?),
+        None => None,
+    };
+    let op = Attention {
+        segments,
+        shape: *shape,
+        lse: OnceLock::new(),
+        #[cfg(feature = "cuda")]
+        on_device,
+    };
+    apply(op, &[q, k, v])
 }
 
 fn check(q: &Tensor, k: &Tensor, v: &Tensor, shape: &AttentionShape, layout: &SequenceLayout) -> Result<()> {
@@ -67,6 +85,13 @@ fn cached(
     let layout = ctx.layout();
     let Some(caches) = ctx.caches() else { bail!("no cache") };
     let width = shape.kv_heads * shape.head_dim;
+    #[cfg(feature = "cuda")]
+    if let Some(place) = Place::of(&[q]) {
+        for (cache, segment) in caches.iter_mut().zip(layout.segments()) {
+            cache.append_on(&place, layer, [k, v], segment.clone(), width)?;
+        }
+        return cached_on(&place, q, layer, shape, caches, layout);
+    }
     let (q_lent, k_lent, v_lent) = (Lent::new(q), Lent::new(k), Lent::new(v));
     let (q_s, k_s, v_s) = (q_lent.floats()?, k_lent.floats()?, v_lent.floats()?);
     for (cache, segment) in caches.iter_mut().zip(layout.segments()) {
@@ -92,11 +117,53 @@ fn cached(
     })
 }
 
+#[cfg(feature = "cuda")]
+fn cached_on(
+    place: &Place,
+    q: &Tensor,
+    layer: usize,
+    shape: &AttentionShape,
+    caches: &[&mut crate::KvCache],
+    layout: &SequenceLayout,
+) -> Result<Tensor> {
+    let lents: Vec<Vec<[GpuLent<'_>; 2]>> =
+        caches.iter().map(|cache| cache.lent_on(place, layer)).collect::<Result<_>>()?;
+    let mut pages = Vec::with_capacity(lents.len());
+    for lents in &lents {
+        let mut of_one = Vec::with_capacity(lents.len());
+        for [k, v] in lents {
+            of_one.push(device::GpuCachePage { k: k.slice()?, v: v.slice()? });
+        }
+        pages.push(of_one);
+    }
+    let segments: Vec<_> = layout
+        .segments()
+        .iter()
+        .zip(caches.iter().zip(&pages))
+        .map(|(segment, (cache, pages))| device::GpuCachedSegment {
+            q_start: segment.start,
+            q_len: segment.len(),
+            pages,
+            kv_len: cache.tokens(layer),
+        })
+        .collect();
+    let lent = GpuLent::new(place, q);
+    let values = lent.slice()?;
+    let path = device::Path::Best;
+    let pages = device::CachedPages::new(place, &segments, PAGE_TOKENS, values.dtype(), shape, path);
+    let pages = pages.map_err(failed)?;
+    place.filled(q.dtype(), q.shape(), |out| {
+        device::attention_cached(place, values, &pages, shape, out).map_err(failed)
+    })
+}
+
 struct Attention {
     segments: Vec<kernel::Segment>,
     shape: AttentionShape,
     /// log-sum-exp of each row's scores, `[T, N]`, from the forward.
     lse: OnceLock<Tensor>,
+    #[cfg(feature = "cuda")]
+    on_device: Option<std::sync::Arc<device::PackedSegments>>,
 }
 
 impl Op for Attention {
@@ -120,6 +187,56 @@ impl Op for Attention {
         let lse = Tensor::from_vec(lse, (q_s.len() / self.shape.head_dim,), &Device::Cpu)?;
         self.lse.get_or_init(|| lse);
         Ok(out)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn forward_cuda(&self, place: &Place, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
+        let ([q, k, v], Some(segments)) = (inputs, &self.on_device) else { return Ok(None) };
+        let (q_lent, k, v) = (GpuLent::new(place, q), GpuLent::new(place, k), GpuLent::new(place, v));
+        let (q_s, k, v) = (q_lent.slice()?, k.slice()?, v.slice()?);
+        let (path, mut out) = (device::Path::Best, None);
+        let lse = place.filled(DType::F32, q_s.len() / self.shape.head_dim, |lse| {
+            let fill = |out: &mut SliceMut<'_>| {
+                device::attention_forward(place, q_s, k, v, segments, &self.shape, out, lse, path).map_err(failed)
+            };
+            out = Some(place.filled(q.dtype(), q.shape(), fill)?);
+            Ok(())
+        })?;
+        self.lse.get_or_init(|| lse);
+        Ok(out)
+    }
+
+    #[cfg(feature = "cuda")]
+    fn backward_cuda(
+        &self,
+        place: &Place,
+        saved: &Saved<'_>,
+        g: &Gradient,
+        to: &mut Receiver<'_>,
+    ) -> Result<bool> {
+        let (Some(lse), Some(segments)) = (self.lse.get(), &self.on_device) else { return Ok(false) };
+        let (q, k, v) = (saved.input(0)?, saved.input(1)?, saved.input(2)?);
+        let lent = [g.as_ref(), q, k, v, saved.output()?, lse].map(|tensor| GpuLent::new(place, tensor));
+        let [g, q_s, k_s, v_s, out, lse] = &lent;
+        let (g, q_s, k_s, v_s) = (g.f32()?, q_s.slice()?, k_s.slice()?, v_s.slice()?);
+        let read = device::Saved { g, q: q_s, k: k_s, v: v_s, out: out.slice()?, lse: lse.f32()? };
+        let (mut dk, mut dv) = (None, None);
+        let dq = place.filled(DType::F32, q.shape(), |dq| {
+            dk = Some(place.filled(DType::F32, k.shape(), |dk| {
+                let fill = |dv: &mut SliceMut<'_>| {
+                    let path = device::Path::Best;
+                    device::attention_backward(place, &read, segments, &self.shape, dq, dk, dv, path)
+                        .map_err(failed)
+                };
+                dv = Some(place.filled(DType::F32, v.shape(), fill)?);
+                Ok(())
+            })?);
+            Ok(())
+        })?;
+        for (index, gradient) in [Some(dq), dk, dv].into_iter().flatten().enumerate() {
+            to.pass(index, &Gradient::new(gradient))?;
+        }
+        Ok(true)
     }
 
     fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {

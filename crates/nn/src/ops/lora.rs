@@ -8,7 +8,7 @@ use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use crate::{FrozenWeight, Result};
 #[cfg(feature = "cuda")]
-use crate::cuda::{GpuLent, Place, failed};
+use crate::cuda::{GpuLent, Place, SliceMut, failed};
 use candle_core::{DType, Device, Tensor, bail};
 use std::sync::OnceLock;
 #[cfg(feature = "cuda")]
@@ -120,7 +120,7 @@ impl Op for LoraLinear {
         let delta = GpuDelta { a: a.f32()?, b: b.f32()?, rank: r, scale: self.terms.scale };
         let mut y = None;
         let hidden = place.filled(DType::F32, (t, r), |h| {
-            let fill = |y: &mut _| {
+            let fill = |y: &mut SliceMut<'_>| {
                 self.with_base_on(place, |base| {
                     let sizes = Sizes { t, n_in, n_out };
                     device::lora_forward(place, inputs, base, &delta, y, h, sizes).map_err(failed)
@@ -129,7 +129,6 @@ impl Op for LoraLinear {
             y = Some(place.filled(self.output, (t, n_out), fill)?);
             Ok(())
         })?;
-        let hidden = Tensor::from_vec(hidden, (t, r), &Device::Cpu)?;
         self.hidden.get_or_init(|| hidden);
         Ok(y)
     }

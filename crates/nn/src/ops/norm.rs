@@ -4,7 +4,7 @@ use crate::Result;
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 #[cfg(feature = "cuda")]
-use crate::cuda::{GpuLent, Place, failed};
+use crate::cuda::{GpuLent, Place, SliceMut, failed};
 use candle_core::{DType, Device, Tensor, Var, bail};
 use std::sync::OnceLock;
 #[cfg(feature = "cuda")]
@@ -76,7 +76,7 @@ impl Op for Norm {
         let (x_s, w, terms) = (x_lent.slice()?, w.f32()?, (self.offset, self.eps));
         let mut y = None;
         let inv_rms = place.filled(DType::F32, rows, |inv_rms| {
-            let fill = |y: &mut _| device::rms_norm_forward(place, x_s, w, terms, y, inv_rms).map_err(failed);
+            let fill = |y: &mut SliceMut<'_>| device::rms_norm_forward(place, x_s, w, terms, y, inv_rms).map_err(failed);
             y = Some(place.filled(self.output, x.shape(), fill)?);
             Ok(())
         })?;

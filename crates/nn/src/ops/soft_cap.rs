@@ -4,7 +4,7 @@ use crate::Result;
 use crate::storage::{Lent, filled_f32};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 #[cfg(feature = "cuda")]
-use crate::cuda::{GpuLent, Place, failed};
+use crate::cuda::{GpuLent, Place, SliceMut, failed};
 #[cfg(feature = "cuda")]
 use candle_core::DType;
 use candle_core::Tensor;
@@ -52,7 +52,7 @@ impl Op for SoftCap {
     fn forward_cuda(&self, place: &Place, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
         let x = GpuLent::new(place, inputs[0]);
         let x = x.f32()?;
-        let fill = |y: &mut _| device::soft_cap_forward(place, x, self.cap, y).map_err(failed);
+        let fill = |y: &mut SliceMut<'_>| device::soft_cap_forward(place, x, self.cap, y).map_err(failed);
         place.filled(DType::F32, inputs[0].shape(), fill).map(Some)
     }
 

@@ -4,7 +4,7 @@ use crate::Result;
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 #[cfg(feature = "cuda")]
-use crate::cuda::{GpuLent, Place, failed};
+use crate::cuda::{GpuLent, Place, SliceMut, failed};
 use candle_core::{DType, Tensor, bail};
 #[cfg(feature = "cuda")]
 use taper_kernels::cuda::elementwise as device;
@@ -114,7 +114,7 @@ impl Op for Scale {
     fn forward_cuda(&self, place: &Place, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
         let x = GpuLent::new(place, inputs[0]);
         let x = x.slice()?;
-        let fill = |out: &mut _| device::scale(place, x, self.factor, out).map_err(failed);
+        let fill = |out: &mut SliceMut<'_>| device::scale(place, x, self.factor, out).map_err(failed);
         place.filled(self.dtype, inputs[0].shape(), fill).map(Some)
     }
 
@@ -186,7 +186,7 @@ impl Op for AddBias {
         let [x, bias] = inputs else { bail!("takes an input and a bias") };
         let (x_lent, bias) = (GpuLent::new(place, x), GpuLent::new(place, bias));
         let (x_s, bias) = (x_lent.slice()?, bias.f32()?);
-        let fill = |out: &mut _| device::add_bias(place, x_s, bias, out).map_err(failed);
+        let fill = |out: &mut SliceMut<'_>| device::add_bias(place, x_s, bias, out).map_err(failed);
         place.filled(x.dtype(), x.shape(), fill).map(Some)
     }
 
