@@ -8,6 +8,7 @@ pub(crate) use bench::{
 };
 pub(crate) use serve::{ListenArgs, ServeArgs, WorkArgs};
 
+use crate::device::DeviceChoice;
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
 
@@ -195,9 +196,9 @@ pub(crate) struct CommonArgs {
     /// Print one machine-readable object on stdout
     #[arg(long)]
     pub(crate) json: bool,
-    /// Where to compute; this build has the CPU
-    #[arg(long, default_value = "auto", value_parser = ["auto", "cpu"])]
-    pub(crate) device: String,
+    /// Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub(crate) device: DeviceChoice,
     /// Never use the network, even for a hub id: take what is in the cache
     #[arg(long)]
     pub(crate) offline: bool,

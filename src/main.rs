@@ -8,6 +8,7 @@ mod cli;
 mod commands;
 mod contract;
 mod costs;
+mod device;
 mod fault;
 mod interrupt;
 mod lineage;

@@ -1,9 +1,10 @@
 //! A recipe that is being run: resolved, its base's files found, its data read and checked.
 
 use crate::cli::FolderArgs;
+use crate::device;
 use crate::output::say;
 use crate::tasks::HeldOut;
-use crate::workspace::{Base, check_device, prepare, resolve, run_folder};
+use crate::workspace::{Base, prepare, resolve, run_folder};
 use std::path::PathBuf;
 use taper_data::PreparedData;
 use taper_diagnostics::write_bytes_atomically;
@@ -25,7 +26,7 @@ pub(crate) struct Session {
 impl Session {
     /// Check everything that can be checked without weights, and say what will be run.
     pub(crate) fn open(args: &FolderArgs) -> anyhow::Result<Self> {
-        check_device(&args.recipe.common)?;
+        device::check(&args.recipe.common)?;
         let run = resolve(&args.recipe)?;
         let folder = run_folder(args, &run);
         let base = Base::of_recipe(&run.recipe.model, &args.recipe.common)?;

@@ -5,6 +5,7 @@ use crate::contract::TEMPLATE_FILE;
 use crate::fault::{OrFault, user_error};
 use crate::output::say;
 use crate::tasks::{HeldOut, prepare_tasks};
+use candle_core::Device;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use taper_data::{DataSection, PrepareOptions, PreparedData, TextEncoder, TokenCache};
@@ -37,6 +38,7 @@ pub(crate) struct Base {
     pub(crate) files: ModelFiles,
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) template: Option<ChatTemplate>,
+    common: CommonArgs,
 }
 
 impl Base {
@@ -65,7 +67,7 @@ impl Base {
         };
         let tokenizer = Arc::new(Tokenizer::load(&tokenizer_files).or_fault()?);
         let template = ChatTemplate::load(&tokenizer_files, &tokenizer).or_fault()?;
-        Ok(Self { source, files, tokenizer, template })
+        Ok(Self { source, files, tokenizer, template, common: common.clone() })
     }
 
     /// The base of a recipe, whose template sees the same date in every run.
@@ -105,9 +107,17 @@ impl Base {
         TextEncoder::new(&self.tokenizer, self.template.as_ref(), section.supervise)
     }
 
-    /// The weights.
+    /// The weights, on the device that is asked for.
     pub(crate) fn load(&self, options: LoadOptions) -> anyhow::Result<Box<dyn CausalLm>> {
-        taper_models::load(&self.files, options).or_fault()
+        let device = self.device()?;
+        let mut model = taper_models::load(&self.files, options).or_fault()?;
+        crate::device::place(model.as_mut(), &device)?;
+        Ok(model)
+    }
+
+    /// Where models are computed.
+    pub(crate) fn device(&self) -> anyhow::Result<Device> {
+        crate::device::open(&self.common)
     }
 }
 
@@ -158,13 +168,5 @@ fn tell_data(data: &PreparedData) {
 pub(crate) fn tell_reused(data: &PreparedData) {
     if data.reused > 0 {
         say(&format!("tokens of {} examples are those that an earlier run kept", data.reused));
-    }
-}
-
-/// Refuse a device that this build does not have.
-pub(crate) fn check_device(common: &CommonArgs) -> anyhow::Result<()> {
-    match common.device.as_str() {
-        "auto" | "cpu" => Ok(()),
-        other => Err(user_error(format!("this build has no device `{other}`"), "use `--device cpu`")),
     }
 }

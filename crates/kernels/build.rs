@@ -40,7 +40,8 @@ fn compile() -> Result<(), String> {
             std::thread::spawn(move || ptx_of(&source, &out, &nvcc))
         })
         .collect();
-    jobs.into_iter().try_for_each(|job| job.join().unwrap_or_else(|_| Err("a compiler's thread panicked".into())))
+    jobs.into_iter()
+        .try_for_each(|job| job.join().unwrap_or_else(|_| Err("a compiler's thread panicked".into())))
 }
 
 fn nvcc() -> PathBuf {

@@ -2,9 +2,10 @@
 
 use crate::adapters::load_adapter;
 use crate::cli::{AdapterCheckArgs, AdapterShowArgs, AdapterVerb, ModelArgs, WeightedFolder};
+use crate::device;
 use crate::fault::OrFault;
 use crate::output::{print, say};
-use crate::workspace::{Base, check_device};
+use crate::workspace::Base;
 use serde_json::json;
 use std::fmt::Write;
 use taper_diagnostics::ExitCode;
@@ -45,7 +46,7 @@ fn show(args: &AdapterShowArgs) -> anyhow::Result<ExitCode> {
 }
 
 fn check(args: &AdapterCheckArgs) -> anyhow::Result<ExitCode> {
-    check_device(&args.common)?;
+    device::check(&args.common)?;
     // What is wrong with the adapter alone is told before a base is loaded.
     let adapter = taper_peft::inspect(&args.dir).or_fault()?;
     let named = ModelArgs {

@@ -1,18 +1,19 @@
 //! `taper check`: recipe and data problems, all at once, with places.
 
 use crate::cli::RecipeArgs;
+use crate::device;
 use crate::fault::OrFault;
 use crate::output::{print, say};
 use crate::tasks::prepare_tasks;
 use crate::validator::check_metric;
-use crate::workspace::{Base, check_device, read_data, tell_reused};
+use crate::workspace::{Base, read_data, tell_reused};
 use serde_json::json;
 use taper_data::PreparedData;
 use taper_diagnostics::{ExitCode, Problem, Problems, Severity};
 use taper_recipe::{RecipeError, ResolvedRun};
 
 pub(crate) fn check(args: &RecipeArgs) -> anyhow::Result<ExitCode> {
-    check_device(&args.common)?;
+    device::check(&args.common)?;
     let (data, problems) = match taper_recipe::resolve(&args.recipe, &args.sets) {
         Ok(run) => look(args, &run)?,
         Err(RecipeError::Problems(problems)) => (PreparedData::default(), problems),

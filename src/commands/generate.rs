@@ -3,9 +3,10 @@
 use crate::adapters::put_on;
 use crate::cli::{GenerateArgs, ModelArgs, SamplingArgs};
 use crate::contract;
+use crate::device;
 use crate::fault::{OrFault, user_error};
 use crate::output::{print, print_piece};
-use crate::workspace::{Base, check_device};
+use crate::workspace::Base;
 use serde_json::json;
 use std::io::Read;
 use std::ops::ControlFlow;
@@ -83,7 +84,7 @@ fn read_prompt(given: &str) -> anyhow::Result<String> {
 
 /// The model of the flags, its adapter attached for inference.
 pub(crate) fn open_model(args: &ModelArgs) -> anyhow::Result<(Base, Box<dyn CausalLm>)> {
-    check_device(&args.common)?;
+    device::check(&args.common)?;
     let (base, options) = Base::named(args)?;
     for adapter in &args.adapter {
         contract::hold(&adapter.folder, &base, args.force)?;

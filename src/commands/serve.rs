@@ -3,9 +3,10 @@
 use super::eval::folder_of_trained;
 use crate::cli::{CommonArgs, FolderArgs, ListenArgs, RecipeArgs, ServeArgs, WorkArgs};
 use crate::contract::{self, TEMPLATE_FILE};
+use crate::device;
 use crate::fault::{OrFault, user_error};
 use crate::output::{print, say};
-use crate::workspace::{Base, check_device, model_section, resolve, run_folder};
+use crate::workspace::{Base, model_section, resolve, run_folder};
 use candle_core::DType;
 use serde_json::json;
 use std::io::IsTerminal;
@@ -41,7 +42,7 @@ struct Chosen {
 }
 
 pub(crate) fn serve(args: &ServeArgs) -> anyhow::Result<ExitCode> {
-    check_device(&args.common)?;
+    device::check(&args.common)?;
     log_to_stderr(&args.work);
     let chosen = chosen(args)?;
     let keys = std::env::var(API_KEYS_VARIABLE).ok();

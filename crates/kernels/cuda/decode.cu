@@ -1,8 +1,9 @@
-// Frozen weights in their coded form: decoded to bf16 or f32, single rows of them (an embedding table), and products of few rows with them.
+// Frozen weights in their coded form: decoded to bf16 or f32, single rows of them (an embedding table), and products of few
+// rows with them.
 #include "decode_blocks.cuh"
 
-// The table of the nibbles in shared memory; all threads of a block must call it. (Its sixteen floats lie in as many banks, so that
-// threads that look up different ones do not wait for each other.)
+// The table of the nibbles in shared memory; all threads of a block must call it. (Its sixteen floats lie in as many banks, so
+// that threads that look up different ones do not wait for each other.)
 template <class D> __device__ __forceinline__ void load_table(const Coded &w, float *table) {
     if (!D::TABLED) return;
     if (threadIdx.x < NIBBLES) table[threadIdx.x] = w.tables[threadIdx.x];
@@ -41,8 +42,8 @@ __device__ __forceinline__ i64 row_of(i64 at, i64 columns) {
     return (u32)at / (u32)columns;
 }
 
-// Elements first..first + count of the flattened matrix, a thread to a run. Where rows are whole runs, `first` and `count` are multiples
-// of 8; else the first and the last run may be wanted in part.
+// Elements first..first + count of the flattened matrix, a thread to a run. Where rows are whole runs, `first` and `count` are
+// multiples of 8; else the first and the last run may be wanted in part.
 template <class D, class Y> __device__ void decode(const Coded &w, i64 first, i64 count, Y *y) {
     __shared__ float table[NIBBLES];
     load_table<D>(w, table);
@@ -64,8 +65,8 @@ template <class D, class Y> __device__ void decode(const Coded &w, i64 first, i6
     }
 }
 
-// y[n, columns] from rows `ids` of the matrix, a block to a row. A row that is not there becomes NaN: nothing outside is read, and it is
-// seen.
+// y[n, columns] from rows `ids` of the matrix, a block to a row. A row that is not there becomes NaN: nothing outside is read,
+// and it is seen.
 template <class D> __device__ void gather(const Coded &w, const u32 *ids, i64 rows, float *y) {
     __shared__ float table[NIBBLES];
     load_table<D>(w, table);
@@ -163,9 +164,9 @@ __device__ __forceinline__ void add_columns(const Thin<X, R> &t, i64 start, i64 
 
 // y[m, rows] = x[m, columns] W^T + bias for few rows m <= M; a weight is read and decoded once.
 //
-// `split` warps (a power of two up to 8) share R rows of W, each with every split-th stretch of 256 columns; their sums are added in order
-// at the end. A sum is so in one order that depends on `columns` and `split` alone: a row of x has the same result among others as by
-// itself. `bias` [rows] may be null; y is bf16 or f32.
+// `split` warps (a power of two up to 8) share R rows of W, each with every split-th stretch of 256 columns; their sums are
+// added in order at the end. A sum is so in one order that depends on `columns` and `split` alone: a row of x has the same
+// result among others as by itself. `bias` [rows] may be null; y is bf16 or f32.
 template <class D, class X, int M>
 __device__ void thin(const Coded &w, const X *x, i64 m, const float *bias, void *y, int y_is_bf16, i64 rows, int split) {
     // Rows that share what is loaded of x, which is the most of all loads when there are many.

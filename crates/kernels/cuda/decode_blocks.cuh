@@ -1,7 +1,7 @@
 // How eight elements of every format of frozen weights are decoded: one struct a format, its formula beside it.
 //
-// A matrix is what `crates/quant` holds, byte for byte as it lies in its file. The values are those of its decoder to the bit: the order of
-// products and sums is the formula's, and no product is fused with a sum (`times`, `plus`, `minus`).
+// A matrix is what `crates/quant` holds, byte for byte as it lies in its file. The values are those of its decoder to the bit:
+// the order of products and sums is the formula's, and no product is fused with a sum (`times`, `plus`, `minus`).
 //
 // Sources: the block structures of GGML as its Python package `gguf` 0.19 reads them; bitsandbytes 0.50 (NF4, FP4, LLM.int8()).
 #pragma once
@@ -106,8 +106,8 @@ __device__ __forceinline__ Eight with_fifth_bits(Eight codes, u32 bits) {
     return or_shifted(codes, {spread(bits & 15), spread(bits >> 4)}, 4);
 }
 
-// Blocks of 32. `run`: elements i..i + 8 of the block at b, i a multiple of 8. Element j is in the low nibble of byte j, element j + 16 in
-// its high one.
+// Blocks of 32. `run`: elements i..i + 8 of the block at b, i a multiple of 8. Element j is in the low nibble of byte j,
+// element j + 16 in its high one.
 
 template <int ALIGN> __device__ __forceinline__ Eight nibbles_of_32(const u8 *codes, int i) {
     return bits_of(load_eight<ALIGN>(codes + i % 16), i / 16 * 4, 0x0f0f0f0fu);
@@ -174,8 +174,8 @@ struct IQ4_NL {
     }
 };
 
-// Super-blocks of 256. Two bits: byte l of 32 has elements l, l + 32, l + 64, l + 96 of half a super-block, from its lowest bits up. Four
-// bits: byte l of 32 has elements l and l + 32 of a quarter.
+// Super-blocks of 256. Two bits: byte l of 32 has elements l, l + 32, l + 64, l + 96 of half a super-block, from its lowest
+// bits up. Four bits: byte l of 32 has elements l and l + 32 of a quarter.
 
 template <int ALIGN> __device__ __forceinline__ Eight two_bits(const u8 *codes, int i) {
     return bits_of(load_eight<ALIGN>(codes + i / 128 * 32 + i % 32), i / 32 % 4 * 2, 0x03030303u);
@@ -196,8 +196,8 @@ struct Q2_K {
     }
 };
 
-// d (scale - 32) (q - 4) by sixteens: the third bit of q is in a mask, bit i / 32 of byte i % 32. Scales: four low bits in eight bytes,
-// first the low nibbles; two high bits in four bytes, from the lowest pair up.
+// d (scale - 32) (q - 4) by sixteens: the third bit of q is in a mask, bit i / 32 of byte i % 32. Scales: four low bits in
+// eight bytes, first the low nibbles; two high bits in four bytes, from the lowest pair up.
 struct Q3_K {
     static const int LEN = 256, BYTES = 110;
     static const bool TABLED = false;
@@ -210,8 +210,8 @@ struct Q3_K {
     }
 };
 
-// Scale and minimum `g` of eight, six bits each: the first four lie in the low bits of bytes 0..4 and 4..8, the others in the nibbles of
-// bytes 8..12, their high bits in what the first left free.
+// Scale and minimum `g` of eight, six bits each: the first four lie in the low bits of bytes 0..4 and 4..8, the others in the
+// nibbles of bytes 8..12, their high bits in what the first left free.
 __device__ __forceinline__ void scale_and_min(const u8 *packed, int g, float &scale, float &min) {
     u32 first = packed[g % 4], second = packed[4 + g % 4], third = packed[8 + g % 4];
     scale = small_number(g < 4 ? first & 63 : (third & 15) | first >> 6 << 4);
@@ -243,8 +243,8 @@ struct Q5_K {
     }
 };
 
-// d scale (q - 32) by sixteens: four low bits (of half a super-block 64 elements in low nibbles, then 64 in high ones), two high bits, a
-// signed byte of scale.
+// d scale (q - 32) by sixteens: four low bits (of half a super-block 64 elements in low nibbles, then 64 in high ones), two
+// high bits, a signed byte of scale.
 struct Q6_K {
     static const int LEN = 256, BYTES = 210;
     static const bool TABLED = false;
@@ -267,9 +267,9 @@ struct IQ4_XS {
     }
 };
 
-// A whole matrix: `run` decodes elements at..at + 8 of the flattened matrix, `at` a multiple of 8, all eight inside and, where scales are
-// by row (BY_ROW), of one row; `element` any one. `table`: shared memory that has the first 16 floats of `tables`, where TABLED.
-// WHOLE: rows are whole runs.
+// A whole matrix: `run` decodes elements at..at + 8 of the flattened matrix, `at` a multiple of 8, all eight inside and, where
+// scales are by row (BY_ROW), of one row; `element` any one. `table`: shared memory that has the first 16 floats of `tables`,
+// where TABLED. WHOLE: rows are whole runs.
 
 template <class B> struct Blocks {
     static const bool TABLED = B::TABLED, WHOLE = true, BY_ROW = false;
@@ -279,8 +279,8 @@ template <class B> struct Blocks {
     __device__ static float element(const Coded &, const float *, i64, i64) { return 0.0f; } // Never asked for.
 };
 
-// code[nibble] absmax[at / block], the first of two elements in the HIGH nibble of a byte. With double quantisation, the absolute maximum
-// of block b is nested_code[codes[b]] nested_absmax[b / nested_block] + offset.
+// code[nibble] absmax[at / block], the first of two elements in the HIGH nibble of a byte. With double quantisation, the
+// absolute maximum of block b is nested_code[codes[b]] nested_absmax[b / nested_block] + offset.
 struct FourBit {
     static const bool TABLED = true, WHOLE = false, BY_ROW = false;
     __device__ static float absmax(const Coded &w, i64 at) {

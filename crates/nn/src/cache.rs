@@ -157,7 +157,14 @@ impl KvCache {
                 self.pages.push(Arc::new(KvPage::new(blocks, &self.meter)));
             }
             let page = Arc::make_mut(&mut self.pages[page]);
-            page.write_on(place, index, keys_and_values, next * width..(next + here) * width, row * width, width)?;
+            page.write_on(
+                place,
+                index,
+                keys_and_values,
+                next * width..(next + here) * width,
+                row * width,
+                width,
+            )?;
             next += here;
             *held += here;
         }
@@ -171,7 +178,10 @@ impl KvCache {
             Rows::OnDevice(rows) => Ok(GpuLent::new(place, &rows.0)),
             _ => bail!("a cache on the CPU for queries on a device"),
         };
-        self.pages[..used].iter().map(|page| Ok([lent(&page.blocks[index][0])?, lent(&page.blocks[index][1])?])).collect()
+        self.pages[..used]
+            .iter()
+            .map(|page| Ok([lent(&page.blocks[index][0])?, lent(&page.blocks[index][1])?]))
+            .collect()
     }
 }
 
@@ -189,11 +199,14 @@ impl KvPage {
         for (rows, new) in self.blocks[index].iter_mut().zip(keys_and_values) {
             if matches!(rows, Rows::None) {
                 let zeros = |rows: &mut SliceMut<'_>| elementwise::fill_zeros(place, rows).map_err(failed);
-                *rows = Rows::OnDevice(RowsOnDevice(place.filled(new.dtype(), (PAGE_TOKENS, width), zeros)?));
+                *rows =
+                    Rows::OnDevice(RowsOnDevice(place.filled(new.dtype(), (PAGE_TOKENS, width), zeros)?));
                 self.bytes += rows.bytes();
                 self.meter.0.fetch_add(rows.bytes(), Ordering::Relaxed);
             }
-            let Rows::OnDevice(held) = rows else { bail!("keys and values on a device behind some on the CPU") };
+            let Rows::OnDevice(held) = rows else {
+                bail!("keys and values on a device behind some on the CPU")
+            };
             let lent = GpuLent::new(place, new);
             let new = lent.slice()?.part(from.clone());
             crate::cuda::update(place, &held.0, |rows| {

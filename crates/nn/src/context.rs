@@ -38,7 +38,10 @@ impl RotaryTables {
     /// # Errors
     /// When there is no memory.
     pub fn on_device_of(&self, x: &Tensor) -> Result<Self> {
-        Ok(Self { cos: crate::on_device_of(&self.cos, x)?, sin: crate::on_device_of(&self.sin, x)? })
+        Ok(Self {
+            cos: crate::to_device(&self.cos, x.device())?,
+            sin: crate::to_device(&self.sin, x.device())?,
+        })
     }
 }
 
@@ -114,7 +117,8 @@ impl<'a> ForwardContext<'a> {
         if let Some(held) = self.segments.get() {
             return Ok(held.clone());
         }
-        let made = taper_kernels::cuda::attention::PackedSegments::new(place, segments).map_err(crate::cuda::failed)?;
+        let made = taper_kernels::cuda::attention::PackedSegments::new(place, segments)
+            .map_err(crate::cuda::failed)?;
         Ok(self.segments.get_or_init(|| std::sync::Arc::new(made)).clone())
     }
 

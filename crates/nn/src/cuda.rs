@@ -4,22 +4,23 @@
 //! host, computed there and copied back ([`forward`], [`backward`]), so that everything works on a device and what matters is fast. Operations of
 //! candle's own are not used on a device: its kernels have no backward, and some builds lack them.
 
-use crate::{DeviceError, DeviceMemory, Result};
 use crate::storage::Lent;
 use crate::tape::{Gradient, Op, Receiver, Saved};
+use crate::{DeviceError, DeviceMemory, Result};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda_backend::{CudaDevice, DeviceId};
 use candle_core::op::BackpropOp;
 use candle_core::{
-    CpuStorage, CudaStorage, DType, Device, Error, InplaceOp1, Layout, Shape, Storage, StorageRef, Tensor, bail,
+    CpuStorage, CudaStorage, DType, Device, Error, InplaceOp1, Layout, Shape, Storage, StorageRef, Tensor,
+    bail,
 };
 use half::{bf16, f16};
 use std::cell::Cell;
 use std::ops::Deref;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
-use taper_kernels::cuda::cudarc::driver::CudaSlice;
 pub(crate) use taper_kernels::cuda::SliceMut;
+use taper_kernels::cuda::cudarc::driver::CudaSlice;
 use taper_kernels::cuda::{Buffer, FloatType, Gpu, GpuError, Slice};
 
 /// Operations that went through the host since the program began: none in training with LoRA.
@@ -68,11 +69,6 @@ impl Place {
             gpu
         });
         Some(Self { gpu, device: device.clone() })
-    }
-
-    /// As candle names it.
-    pub(crate) fn device(&self) -> Device {
-        Device::Cuda(self.device.clone())
     }
 
     /// A tensor in `dtype` (f32 or bf16) whose elements a kernel writes.
@@ -243,7 +239,8 @@ pub(crate) fn to_host(tensor: &Tensor) -> Result<Tensor> {
 /// The output of `op` where one of its inputs lies on a device: computed there, or on the host and copied.
 pub(crate) fn forward(op: &dyn Op, inputs: &[&Tensor]) -> Result<Option<Tensor>> {
     let Some(place) = Place::of(inputs) else { return Ok(None) };
-    if let Some(output) = op.forward_cuda(&place, inputs)? {
+    let there: Vec<Tensor> = inputs.iter().map(|input| place.upload(input)).collect::<Result<_>>()?;
+    if let Some(output) = op.forward_cuda(&place, &there.iter().collect::<Vec<_>>())? {
         return Ok(Some(output));
     }
     STAGED.fetch_add(1, Ordering::Relaxed);
@@ -255,11 +252,11 @@ pub(crate) fn forward(op: &dyn Op, inputs: &[&Tensor]) -> Result<Option<Tensor>>
 /// The backward of `op` where its gradient lies on a device, there or through the host; `false` where it lies on the host.
 pub(crate) fn backward(op: &dyn Op, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<bool> {
     let Some(place) = Place::on(g.device()) else { return Ok(false) };
-    if op.backward_cuda(&place, saved, g, to)? {
+    if op.backward_cuda(&place, &saved.each(|tensor| place.upload(tensor))?, g, to)? {
         return Ok(true);
     }
     STAGED.fetch_add(1, Ordering::Relaxed);
-    op.backward(&saved.on_host()?, &Gradient::new(to_host(g)?), &mut to.through_host(place))?;
+    op.backward(&saved.each(to_host)?, &Gradient::new(to_host(g)?), &mut to.through_host(place))?;
     Ok(true)
 }
 
@@ -284,7 +281,9 @@ pub(crate) fn change_f32(tensor: &Tensor, change: impl FnOnce(&mut [f32])) -> Re
     let changed = place.gpu.upload(&values).map_err(failed)?;
     let stream = place.gpu.stream();
     let changed = Slice::of(&changed, 0..values.len(), stream);
-    update(&place, tensor, |to| taper_kernels::cuda::elementwise::scale(&place, changed, 1.0, to).map_err(failed))
+    update(&place, tensor, |to| {
+        taper_kernels::cuda::elementwise::scale(&place, changed, 1.0, to).map_err(failed)
+    })
 }
 
 pub(crate) fn open(ordinal: usize) -> std::result::Result<Device, DeviceError> {

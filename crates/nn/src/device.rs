@@ -93,7 +93,10 @@ pub fn synchronize(device: &Device) -> Result<()> {
 }
 
 /// A copy of the tensor on a device; the tensor itself where it is there.
-pub(crate) fn moved(tensor: &Tensor, device: &Device) -> Result<Tensor> {
+///
+/// # Errors
+/// When there is no memory.
+pub fn to_device(tensor: &Tensor, device: &Device) -> Result<Tensor> {
     if tensor.device().same_device(device) {
         return Ok(tensor.clone());
     }
@@ -124,9 +127,13 @@ pub fn move_to(model: &mut dyn VisitModules, device: &Device) -> Result<()> {
     model.visit_modules(&mut |module| {
         let path = module.path().to_owned();
         let result = match module {
-            ModuleMut::Linear(linear) => weight_of(linear.weight()).and_then(|weight| linear.place_on(weight, device)),
+            ModuleMut::Linear(linear) => {
+                weight_of(linear.weight()).and_then(|weight| linear.place_on(weight, device))
+            }
             ModuleMut::Embedding(table) => weight_of(table.weight()).map(|weight| table.set_weight(weight)),
-            ModuleMut::RmsNorm(norm) => moved(&norm.weight(), device).and_then(|weight| norm.set_weight(weight)),
+            ModuleMut::RmsNorm(norm) => {
+                to_device(&norm.weight(), device).and_then(|weight| norm.set_weight(weight))
+            }
         };
         result.map_err(|e| e.context(format!("move `{path}` to the device")))
     })

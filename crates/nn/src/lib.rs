@@ -34,7 +34,9 @@ pub use checkpoint::{Checkpoint, CheckpointError, StoredFormat};
 pub use context::{ForwardContext, RandomKey, RotaryTables};
 #[cfg(feature = "cuda")]
 pub use cuda::{is_out_of_device_memory, staged_operations};
-pub use device::{DeviceError, DeviceMemory, device_name, memory_of, move_to, open_device, synchronize};
+pub use device::{
+    DeviceError, DeviceMemory, device_name, memory_of, move_to, open_device, synchronize, to_device,
+};
 pub use embedding::{Embedding, EmbeddingAdapter};
 pub use held::{constants_held, with_constants_held};
 pub use layout::SequenceLayout;
@@ -43,7 +45,7 @@ pub use module::{ModuleMut, VisitModules};
 pub use norm::{RmsNorm, with_f32_activations};
 pub use parameter::{Parameter, ParameterKind};
 pub use routes::{AdaptedModules, Route, RoutePart, Routes, number_modules};
-pub use storage::{on_device_of, to_vec_f32, update_f32, with_f32};
+pub use storage::{to_vec_f32, update_f32, with_f32};
 pub use sums::{GradientSums, Moments};
 pub use weight::{FrozenWeight, ReadWeight, Weight};
 

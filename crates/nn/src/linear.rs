@@ -161,7 +161,7 @@ impl Linear {
     /// Put the same weight, which lies on `device`, in place, and the bias beside it.
     pub(crate) fn place_on(&mut self, weight: Weight, device: &candle_core::Device) -> Result<()> {
         self.weight = weight;
-        self.bias = self.bias.as_ref().map(|bias| crate::device::moved(bias, device)).transpose()?;
+        self.bias = self.bias.as_ref().map(|bias| crate::to_device(bias, device)).transpose()?;
         Ok(())
     }
 

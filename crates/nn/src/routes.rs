@@ -369,19 +369,23 @@ fn with_deltas_on(
         let hidden = place.filled(DType::F32, (rows.len(), held.rank), |hidden| {
             let mut target = Target { values: hidden.reborrow(), stride: held.rank, accumulate: false };
             let a = Matrix::transpose_of(a.slice()?, n_in);
-            matmul(place, &mut target, Matrix::rows(part, n_in), a, (rows.len(), held.rank, n_in), 1.0).map_err(failed)
+            matmul(place, &mut target, Matrix::rows(part, n_in), a, (rows.len(), held.rank, n_in), 1.0)
+                .map_err(failed)
         })?;
         let hidden = GpuLent::new(place, &hidden);
         let hidden = Converted::new(place, hidden.f32()?, x.dtype()).map_err(failed)?;
         update(place, &y, |y| {
             let mut own = y.part(rows.start * n_out..rows.end * n_out);
             let mut target = Target { values: own.reborrow(), stride: n_out, accumulate: true };
-            let (left, right) = (Matrix::rows(hidden.slice(place), held.rank), Matrix::rows(b.slice()?, n_out));
-            matmul(place, &mut target, left, right, (rows.len(), n_out, held.rank), *scale as f32).map_err(failed)?;
+            let (left, right) =
+                (Matrix::rows(hidden.slice(place), held.rank), Matrix::rows(b.slice()?, n_out));
+            matmul(place, &mut target, left, right, (rows.len(), n_out, held.rank), *scale as f32)
+                .map_err(failed)?;
             let Some(bias) = &factors.bias else { return Ok(()) };
             let scaled = crate::ops::scale(bias, *scale)?;
             let scaled = GpuLent::new(place, &scaled);
-            taper_kernels::cuda::elementwise::add_bias_in_place(place, &mut own, scaled.f32()?).map_err(failed)
+            taper_kernels::cuda::elementwise::add_bias_in_place(place, &mut own, scaled.f32()?)
+                .map_err(failed)
         })?;
     }
     Ok(y)

@@ -70,14 +70,6 @@ pub fn update_f32(var: &Var, change: impl FnOnce(&mut [f32])) -> Result<()> {
     update(var.as_tensor(), change)
 }
 
-/// A copy of the tensor where `other` lies; the tensor itself where it is there.
-///
-/// # Errors
-/// When there is no memory.
-pub fn on_device_of(tensor: &Tensor, other: &Tensor) -> Result<Tensor> {
-    crate::device::moved(tensor, other.device())
-}
-
 /// The same for a tensor that nobody else reads.
 pub(crate) fn update(tensor: &Tensor, change: impl FnOnce(&mut [f32])) -> Result<()> {
     #[cfg(feature = "cuda")]
@@ -142,4 +134,17 @@ pub(crate) fn filled_f32(
     let mut buffer = floats::buffer(shape.elem_count());
     fill(&mut buffer)?;
     Tensor::from_vec(buffer, shape, &Device::Cpu)
+}
+
+/// Zeros in f32 on a device.
+pub(crate) fn zeros(shape: &Shape, device: &Device) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(place) = crate::cuda::Place::on(device) {
+        return place.zeros(shape);
+    }
+    let _ = device;
+    filled_f32(shape.clone(), |values| {
+        values.fill(0.0);
+        Ok(())
+    })
 }

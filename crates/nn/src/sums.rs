@@ -2,9 +2,9 @@
 //!
 //! On the CPU these are a buffer for each parameter. On a device they are parts of one, so that a norm and a step are one launch each.
 
-use crate::storage::{to_vec_f32, update, with_f32};
+use crate::storage::{to_vec_f32, update, with_f32, zeros};
 use crate::{Parameter, Result};
-use candle_core::{DType, Device, Tensor, bail};
+use candle_core::{Device, Tensor, bail};
 use taper_kernels::adamw::{AdamW, adamw_step};
 use taper_kernels::reduce;
 
@@ -28,7 +28,6 @@ pub struct GradientSums {
 #[derive(Debug)]
 struct Flat {
     place: Place,
-    layout: Arc<FlatTensors>,
     values: Tensor,
 }
 
@@ -52,7 +51,7 @@ impl GradientSums {
         if let Some(place) = Place::on(&device) {
             return Self::on_device(parameters, place);
         }
-        let zeros = |p: &Parameter| Tensor::zeros(p.var.shape(), DType::F32, &device);
+        let zeros = |p: &Parameter| zeros(p.var.shape(), &device);
         Ok(Self {
             tensors: parameters.iter().map(zeros).collect::<Result<_>>()?,
             #[cfg(feature = "cuda")]
@@ -69,7 +68,7 @@ impl GradientSums {
             values.narrow(0, range.start, range.len())?.reshape(p.var.shape())
         };
         let tensors = parameters.iter().enumerate().map(part).collect::<Result<_>>()?;
-        Ok(Self { tensors, flat: Some(Flat { place, layout, values }) })
+        Ok(Self { tensors, flat: Some(Flat { place, values }) })
     }
 
     /// The sum of parameter `index`, which a backward adds to where it lies.
@@ -91,8 +90,10 @@ impl GradientSums {
     /// What the device says.
     pub fn clear(&mut self) -> Result<()> {
         #[cfg(feature = "cuda")]
-        if let Some(Flat { place, values, .. }) = &self.flat {
-            let zero = |values: &mut SliceMut<'_>| taper_kernels::cuda::elementwise::fill_zeros(place, values).map_err(failed);
+        if let Some(Flat { place, values }) = &self.flat {
+            let zero = |values: &mut SliceMut<'_>| {
+                taper_kernels::cuda::elementwise::fill_zeros(place, values).map_err(failed)
+            };
             return crate::cuda::update(place, values, zero);
         }
         self.tensors.iter().try_for_each(|sum| update(sum, |sum| sum.fill(0.0)))
@@ -104,7 +105,7 @@ impl GradientSums {
     /// What the device says.
     pub fn sum_of_squares(&self) -> Result<f64> {
         #[cfg(feature = "cuda")]
-        if let Some(Flat { place, values, .. }) = &self.flat {
+        if let Some(Flat { place, values }) = &self.flat {
             return device::sum_of_squares(place, GpuLent::new(place, values).f32()?).map_err(failed);
         }
         self.tensors.iter().map(|sum| with_f32(sum, reduce::sum_of_squares)).sum()
@@ -172,13 +173,15 @@ impl Moments {
             #[cfg(feature = "cuda")]
             Held::Device { layout, place, first, second } => {
                 let Some(flat) = &sums.flat else { bail!("gradients on the CPU of parameters on a device") };
-                let lents: Vec<_> = parameters.iter().map(|p| GpuLent::new(place, p.var.as_tensor())).collect();
+                let lents: Vec<_> =
+                    parameters.iter().map(|p| GpuLent::new(place, p.var.as_tensor())).collect();
                 let params = lents.iter().map(GpuLent::f32).collect::<Result<Vec<_>>>()?;
                 let sums = GpuLent::new(place, &flat.values);
                 let sums = sums.f32()?;
                 crate::cuda::update(place, first, |first| {
                     crate::cuda::update(place, second, |second| {
-                        device::adamw_step(place, layout, &params, sums, (first, second), settings).map_err(failed)
+                        device::adamw_step(place, layout, &params, sums, (first, second), settings)
+                            .map_err(failed)
                     })
                 })
             }
@@ -207,7 +210,9 @@ impl Moments {
     /// When they are not those of as many elements, and what the device says.
     pub fn set(&mut self, moments: Vec<[Vec<f32>; 2]>) -> Result<()> {
         let lens: Vec<usize> = self.lens();
-        if moments.len() != lens.len() || moments.iter().zip(&lens).any(|(m, len)| m.iter().any(|m| m.len() != *len)) {
+        if moments.len() != lens.len()
+            || moments.iter().zip(&lens).any(|(m, len)| m.iter().any(|m| m.len() != *len))
+        {
             bail!("moments of other parameters")
         }
         match &mut self.0 {

@@ -13,7 +13,9 @@ use crate::Result;
 #[cfg(feature = "cuda")]
 use crate::cuda::Place;
 use crate::storage::{Lent, update};
-use candle_core::{DType, Shape, Tensor, TensorId, bail};
+#[cfg(feature = "cuda")]
+use candle_core::DType;
+use candle_core::{Device, Shape, Tensor, TensorId, bail};
 use std::cell::RefCell;
 use std::collections::{HashMap, HashSet};
 use std::rc::Rc;
@@ -275,7 +277,8 @@ impl Tape {
                 #[cfg(feature = "cuda")]
                 through_host: None,
             };
-            differentiated(node.op.as_ref(), &saved, &gradient, &mut to).map_err(|e| e.context(node.op.name()))?;
+            differentiated(node.op.as_ref(), &saved, &gradient, &mut to)
+                .map_err(|e| e.context(node.op.name()))?;
         }
         Ok(leaves.map(|leaf| gradients.remove(&leaf.id())))
     }
@@ -342,12 +345,12 @@ impl Saved<'_> {
         &self.node.inputs[index].shape
     }
 
-    /// The same on the host.
+    /// The same with every tensor as `map` moves it.
     #[cfg(feature = "cuda")]
-    pub(crate) fn on_host(&self) -> Result<Saved<'_>> {
-        let host = |tensor: &Option<Tensor>| tensor.as_ref().map(crate::cuda::to_host).transpose();
-        let inputs = self.inputs.iter().map(host).collect::<Result<_>>()?;
-        Ok(Saved { node: self.node, inputs, output: host(&self.output)? })
+    pub(crate) fn each(&self, map: impl Fn(&Tensor) -> Result<Tensor>) -> Result<Saved<'_>> {
+        let mapped = |tensor: &Option<Tensor>| tensor.as_ref().map(&map).transpose();
+        let inputs = self.inputs.iter().map(mapped).collect::<Result<_>>()?;
+        Ok(Saved { node: self.node, inputs, output: mapped(&self.output)? })
     }
 }
 
@@ -425,7 +428,7 @@ impl Receiver<'_> {
                 None => {
                     let mut buffer = floats::buffer(value.shape.elem_count());
                     fill(&mut buffer, false)?;
-                    let gradient = Tensor::from_vec(buffer, &value.shape, &candle_core::Device::Cpu)?;
+                    let gradient = Tensor::from_vec(buffer, &value.shape, &Device::Cpu)?;
                     self.gradients.insert(value.id, Rc::new(gradient));
                     Ok(())
                 }
@@ -496,7 +499,7 @@ impl Receiver<'_> {
         if !self.wants(index) {
             return Ok(());
         }
-        let gradient = Tensor::from_vec(values, &self.inputs[index].shape, &candle_core::Device::Cpu)?;
+        let gradient = Tensor::from_vec(values, &self.inputs[index].shape, &Device::Cpu)?;
         self.pass(index, &Rc::new(gradient))
     }
 
@@ -556,35 +559,49 @@ fn fill_in_place(sum: &Tensor, fill: impl FnOnce(&mut [f32]) -> Result<()>) -> R
 }
 
 /// The gradients of all variables that get one, for whoever compares them.
-#[derive(Debug, Default)]
-pub struct CollectedGradients(Vec<(TensorId, Tensor)>);
+#[derive(Debug)]
+pub struct CollectedGradients {
+    sums: Vec<(TensorId, Tensor)>,
+    device: Device,
+}
+
+impl Default for CollectedGradients {
+    fn default() -> Self {
+        Self::on(&Device::Cpu)
+    }
+}
 
 impl CollectedGradients {
+    /// For variables that lie on a device.
+    pub fn on(device: &Device) -> Self {
+        Self { sums: Vec::new(), device: device.clone() }
+    }
+
     /// The gradient of a variable, when it got one.
     ///
     /// # Errors
     /// What candle says.
     pub fn get(&self, variable: &Tensor) -> Result<Option<Tensor>> {
-        let found = self.0.iter().find(|(id, _)| *id == variable.id());
+        let found = self.sums.iter().find(|(id, _)| *id == variable.id());
         found.map(|(_, sum)| sum.copy()).transpose()
     }
 
     /// How many variables got one.
     pub fn count(&self) -> usize {
-        self.0.len()
+        self.sums.len()
     }
 }
 
 impl ParameterGradients for CollectedGradients {
     fn sum(&mut self, id: TensorId, shape: &Shape) -> Option<&Tensor> {
-        let at = match self.0.iter().position(|(own, _)| *own == id) {
+        let at = match self.sums.iter().position(|(own, _)| *own == id) {
             Some(at) => at,
             None => {
-                self.0.push((id, Tensor::zeros(shape, DType::F32, &candle_core::Device::Cpu).ok()?));
-                self.0.len() - 1
+                self.sums.push((id, crate::storage::zeros(shape, &self.device).ok()?));
+                self.sums.len() - 1
             }
         };
-        Some(&self.0[at].1)
+        Some(&self.sums[at].1)
     }
 
     fn stray(&mut self, _shape: &Shape) {}

@@ -3,7 +3,7 @@
 use crate::Result;
 #[cfg(feature = "cuda")]
 use crate::cuda::{GpuLent, Place, failed};
-use crate::device::moved;
+use crate::device::to_device;
 use candle_core::{DType, Device, Storage, Tensor, Var, bail};
 use std::fmt;
 use std::sync::Arc;
@@ -163,7 +163,7 @@ impl FrozenWeight {
     /// When there is no memory.
     pub fn to_device(&self, device: &Device) -> Result<Self> {
         Ok(match &self.0 {
-            Repr::Dense(weight) => Self(Repr::Dense(moved(weight, device)?)),
+            Repr::Dense(weight) => Self(Repr::Dense(to_device(weight, device)?)),
             #[cfg(feature = "cuda")]
             Repr::Quantized(host) if device.is_cuda() => Self(Repr::OnGpu(OnGpu::new(host, device)?)),
             #[cfg(feature = "cuda")]
@@ -178,7 +178,7 @@ impl FrozenWeight {
     /// What the conversion says.
     pub fn to_f32(&self) -> Result<Tensor> {
         match &self.0 {
-            Repr::Dense(weight) => moved(weight, &Device::Cpu)?.to_dtype(DType::F32),
+            Repr::Dense(weight) => to_device(weight, &Device::Cpu)?.to_dtype(DType::F32),
             Repr::Quantized(weight) => decoded(weight),
             Repr::OnDisk(weight) => weight.read()?.to_f32(),
             #[cfg(feature = "cuda")]
@@ -192,7 +192,7 @@ impl FrozenWeight {
     /// What the conversion says.
     pub fn to_dense(&self) -> Result<Tensor> {
         match &self.0 {
-            Repr::Dense(weight) => moved(weight, &Device::Cpu),
+            Repr::Dense(weight) => to_device(weight, &Device::Cpu),
             Repr::Quantized(weight) => decoded(weight),
             Repr::OnDisk(weight) => weight.read()?.to_dense(),
             #[cfg(feature = "cuda")]
@@ -203,7 +203,7 @@ impl FrozenWeight {
     /// Lend the elements to a kernel.
     pub(crate) fn with_view<R>(&self, read: impl FnOnce(WeightView<'_>) -> R) -> Result<R> {
         let dense = match &self.0 {
-            Repr::Dense(weight) => &moved(weight, &Device::Cpu)?,
+            Repr::Dense(weight) => &to_device(weight, &Device::Cpu)?,
             Repr::Quantized(weight) => return Ok(read(WeightView::Quantized(weight))),
             Repr::OnDisk(weight) => return weight.read()?.with_view(read),
             #[cfg(feature = "cuda")]
@@ -283,7 +283,10 @@ impl Weight {
     }
 
     /// The same on a device: a frozen weight. A trained one is made where its frozen one lies, and stays there.
-    pub(crate) fn to_device(&self, device: &Device) -> Result<Self> {
+    ///
+    /// # Errors
+    /// When there is no memory, and for a trained weight that is elsewhere.
+    pub fn to_device(&self, device: &Device) -> Result<Self> {
         match self {
             Self::Frozen(weight) => weight.to_device(device).map(Self::Frozen),
             Self::Trainable(var) if var.device().same_device(device) => Ok(self.clone()),
@@ -311,7 +314,7 @@ impl Weight {
     pub fn to_f32(&self) -> Result<Tensor> {
         match self {
             Self::Frozen(weight) => weight.to_f32(),
-            Self::Trainable(var) => moved(&var.as_detached_tensor(), &Device::Cpu),
+            Self::Trainable(var) => to_device(&var.as_detached_tensor(), &Device::Cpu),
         }
     }
 
@@ -322,7 +325,7 @@ impl Weight {
     pub fn make_trainable(&mut self) -> Result<Var> {
         let var = match self {
             Self::Trainable(var) => return Ok(var.clone()),
-            Self::Frozen(weight) => Var::from_tensor(&moved(&weight.to_f32()?, &weight.device())?)?,
+            Self::Frozen(weight) => Var::from_tensor(&to_device(&weight.to_f32()?, &weight.device())?)?,
         };
         *self = Self::Trainable(var.clone());
         Ok(var)

@@ -6,10 +6,10 @@ use crate::methods::{LoraEmbedding, Site, TokenHead, TokenRows, lora, zeros};
 use crate::modules::TrainedParameter;
 use crate::plan::{Action, Planned};
 use crate::{AdapterConfig, Error, PREFIX, Result};
-use candle_core::{Tensor, Var, bail};
+use candle_core::{Device, Tensor, Var, bail};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use taper_nn::{Embedding, Linear, Parameter, ParameterKind, RmsNorm, Weight, to_vec_f32};
+use taper_nn::{Embedding, Linear, Parameter, ParameterKind, RmsNorm, Weight, to_device, to_vec_f32};
 
 /// What modules are fitted with, and what came of it.
 pub(crate) struct Outfit<'a> {
@@ -26,6 +26,8 @@ pub(crate) struct Outfit<'a> {
     pub(crate) frozen: BTreeMap<String, Tensor>,
     pub(crate) copies: Vec<(String, String)>,
     pub(crate) beginnings: BTreeMap<String, (Tensor, Tensor)>,
+    /// Where the module that is visited lies, and what is put on it.
+    device: Device,
     /// An error of our own, which the visit can only tell as candle's.
     pub(crate) failed: Option<Error>,
 }
@@ -47,6 +49,7 @@ impl<'a> Outfit<'a> {
             frozen: BTreeMap::new(),
             copies: Vec::new(),
             beginnings: BTreeMap::new(),
+            device: Device::Cpu,
             failed: None,
         }
     }
@@ -74,6 +77,7 @@ impl<'a> Outfit<'a> {
     }
 
     pub(crate) fn linear(&mut self, m: &mut Linear, planned: &Planned) -> taper_nn::Result<()> {
+        self.device = m.weight().device();
         match &planned.action {
             Action::Adapt { scale, .. } => self.adapt(m, planned, *scale),
             Action::TrainBias => self.bias(m, &planned.slots[0]),
@@ -106,7 +110,7 @@ impl<'a> Outfit<'a> {
             *m = m.rebuilt(m.weight().clone(), m.bias());
         }
         self.base_layer(&planned.path, m.weight())?
-            .map_or(Ok(()), |weight| m.set_weight(Weight::Frozen(weight)))?;
+            .map_or(Ok(()), |weight| m.set_weight(Weight::Frozen(weight.to_device(&self.device)?)))?;
         let config = self.config;
         let (biases, slots): (Vec<_>, Vec<_>) =
             planned.slots.iter().cloned().partition(|slot| slot.kind == ParameterKind::Bias);
@@ -130,6 +134,9 @@ impl<'a> Outfit<'a> {
             };
             tensors.push(self.take_up(slot, value)?);
         }
+        for shared in &mut self.shared {
+            *shared = to_device(shared, &self.device)?;
+        }
         let layer = config.method.as_dyn().layer(&site, &tensors, &self.shared)?;
         m.set_adapter(Some(layer));
         Ok(())
@@ -147,7 +154,7 @@ impl<'a> Outfit<'a> {
         let began = crate::init::begin(self.config.init_lora_weights, m, a, scale, seed);
         let began = self.own(began)?;
         if let Some(residual) = began.residual {
-            m.set_weight(residual)?;
+            m.set_weight(residual.to_device(&self.device)?)?;
             self.beginnings.insert(m.path().to_owned(), (began.a.clone(), began.b.clone()));
         }
         self.values.insert(a.name.clone(), began.a);
@@ -169,11 +176,12 @@ impl<'a> Outfit<'a> {
     fn take_up(&mut self, slot: &TrainedParameter, value: Tensor) -> taper_nn::Result<Tensor> {
         match self.mode {
             LoadMode::Inference => {
-                self.frozen.insert(slot.name.clone(), value.clone());
-                Ok(value)
+                let there = to_device(&value, &self.device)?;
+                self.frozen.insert(slot.name.clone(), value);
+                Ok(there)
             }
             LoadMode::Training => {
-                let var = Var::from_tensor(&value)?;
+                let var = Var::from_tensor(&to_device(&value, &self.device)?)?;
                 let tensor = var.as_tensor().clone();
                 self.parameters.push(Parameter { name: slot.name.clone(), kind: slot.kind, var });
                 Ok(tensor)
@@ -214,6 +222,7 @@ impl<'a> Outfit<'a> {
     }
 
     pub(crate) fn embedding(&mut self, m: &mut Embedding, planned: &Planned) -> taper_nn::Result<()> {
+        self.device = m.weight().device();
         let slot = &planned.slots[0];
         match (&planned.action, self.mode) {
             (Action::Adapt { scale, .. }, _) => self.adapt_embedding(m, planned, *scale),
@@ -269,6 +278,7 @@ impl<'a> Outfit<'a> {
     }
 
     pub(crate) fn norm(&mut self, m: &mut RmsNorm, slot: &TrainedParameter) -> taper_nn::Result<()> {
+        self.device = m.weight().device().clone();
         match self.mode {
             LoadMode::Training => {
                 let made = m.make_trainable()?;
@@ -284,7 +294,7 @@ impl<'a> Outfit<'a> {
     fn train(&mut self, slot: &TrainedParameter, made: Option<Parameter>) -> taper_nn::Result<()> {
         let Some(made) = made else { bail!("there is nothing to train for `{}`", slot.name) };
         if let Some(value) = self.values.remove(&slot.name) {
-            made.var.set(&value)?;
+            made.var.set(&to_device(&value, made.var.device())?)?;
         }
         self.parameters.push(Parameter { name: slot.name.clone(), kind: slot.kind, var: made.var });
         Ok(())
@@ -294,7 +304,8 @@ impl<'a> Outfit<'a> {
         let Some(value) = self.values.remove(&slot.name).or(otherwise) else {
             bail!("there is no value for `{}`", slot.name)
         };
-        self.frozen.insert(slot.name.clone(), value.clone());
-        Ok(value)
+        let there = to_device(&value, &self.device)?;
+        self.frozen.insert(slot.name.clone(), value);
+        Ok(there)
     }
 }

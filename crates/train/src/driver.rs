@@ -14,7 +14,7 @@ use taper_data::{Batch, IGNORE};
 use taper_models::CausalLm;
 use taper_nn::ops::{self, cross_entropy, cross_entropy_with_gradient, put_rows, take_rows, zeros_like};
 use taper_nn::tape::{Gradient, Tape, record};
-use taper_nn::{ForwardContext, RandomKey, SequenceLayout, on_device_of};
+use taper_nn::{ForwardContext, RandomKey, SequenceLayout, to_device};
 
 /// Memory that the logits of a chunk may take: 64 MiB, or more for the rows below.
 pub const LOGITS_BYTES: usize = 64 << 20;
@@ -268,7 +268,7 @@ fn with_noise(
     }
     // Outside any tape: the gradient of the embeddings is that of what noise made of them.
     let noise = Tensor::from_vec(noise, embedded.shape(), &Device::Cpu)?;
-    ops::add(&embedded, &on_device_of(&noise, &embedded)?)
+    ops::add(&embedded, &to_device(&noise, embedded.device())?)
 }
 
 /// Rows of logits in a chunk of `bytes`.

@@ -100,7 +100,10 @@ impl AdamW {
         }
         let moments = |p: &Parameter| {
             let (name, dims) = (&p.name, p.var.dims());
-            Ok([file.values(&format!("{name}.exp_avg"), dims)?, file.values(&format!("{name}.exp_avg_sq"), dims)?])
+            Ok([
+                file.values(&format!("{name}.exp_avg"), dims)?,
+                file.values(&format!("{name}.exp_avg_sq"), dims)?,
+            ])
         };
         let moments = self.parameters.iter().map(moments).collect::<Result<_>>()?;
         self.moments.set(moments).doing(|| "go on from saved moments".into())?;
@@ -113,10 +116,7 @@ impl Group {
     fn of(kind: ParameterKind, section: &OptimizerSection) -> Self {
         let vector = matches!(kind, ParameterKind::Bias | ParameterKind::LoraBias | ParameterKind::Norm);
         let fast = vector
-            || matches!(
-                kind,
-                ParameterKind::LoraB | ParameterKind::LoraBias | ParameterKind::LoraEmbeddingB
-            );
+            || matches!(kind, ParameterKind::LoraB | ParameterKind::LoraBias | ParameterKind::LoraEmbeddingB);
         Self {
             lr_ratio: if fast { section.loraplus_lr_ratio.unwrap_or(1.0) } else { 1.0 },
             weight_decay: if vector { 0.0 } else { section.weight_decay },

@@ -138,7 +138,8 @@ mod tests {
         let recipe = folder.path().join("big.toml");
         fs_err::write(&recipe, RECIPE)?;
         fs_err::create_dir(folder.path().join("tiny \"one\""))?;
-        let common = crate::cli::CommonArgs { json: false, device: "auto".into(), offline: true };
+        let common =
+            crate::cli::CommonArgs { json: false, device: crate::device::DeviceChoice::Auto, offline: true };
         let sets = sets.iter().map(|set| (*set).to_owned()).collect();
         let tier = Tier::of(&SmokeArgs { recipe: RecipeArgs { recipe, sets, common }, out: None })?;
         // The overridden recipe is one.

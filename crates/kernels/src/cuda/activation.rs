@@ -26,7 +26,15 @@ pub fn gated_forward(
     assert_eq!((gate.len(), up.len()), (n, n), "lengths of gate and up against y");
     assert_eq!((gate.dtype(), up.dtype()), (y.dtype(), y.dtype()), "types of gate and up against y");
     let name = format!("{}_forward_{}", name_of(act), y.dtype().name());
-    launch!(gpu, Activation, &name, blocks(n), (THREADS, 1, 1), 0, [&gate.ptr(), &up.ptr(), &y.ptr(), &(n as i64)]);
+    launch!(
+        gpu,
+        Activation,
+        &name,
+        blocks(n),
+        (THREADS, 1, 1),
+        0,
+        [&gate.ptr(), &up.ptr(), &y.ptr(), &(n as i64)]
+    );
     Ok(())
 }
 
@@ -46,8 +54,14 @@ pub fn gated_backward(
     assert_eq!((gate.len(), up.len(), dgate.len(), dup.len()), (n, n, n, n), "lengths against g");
     assert_eq!(gate.dtype(), up.dtype(), "types of gate and up");
     let name = format!("{}_backward_{}", name_of(act), gate.dtype().name());
-    launch!(gpu, Activation, &name, blocks(n), (THREADS, 1, 1), 0, [
-        &g.ptr(), &gate.ptr(), &up.ptr(), &dgate.ptr(), &dup.ptr(), &(n as i64)
-    ]);
+    launch!(
+        gpu,
+        Activation,
+        &name,
+        blocks(n),
+        (THREADS, 1, 1),
+        0,
+        [&g.ptr(), &gate.ptr(), &up.ptr(), &dgate.ptr(), &dup.ptr(), &(n as i64)]
+    );
     Ok(())
 }

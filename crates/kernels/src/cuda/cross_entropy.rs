@@ -9,7 +9,12 @@ const THREADS: u32 = 512;
 ///
 /// # Errors
 /// What the driver says.
-pub fn cross_entropy_forward(gpu: &Gpu, logits: Slice<'_>, targets: &[u32], v: usize) -> Result<Vec<f32>, GpuError> {
+pub fn cross_entropy_forward(
+    gpu: &Gpu,
+    logits: Slice<'_>,
+    targets: &[u32],
+    v: usize,
+) -> Result<Vec<f32>, GpuError> {
     run(gpu, "cross_entropy_forward", (logits.ptr(), logits.len(), logits.dtype()), targets, v)
 }
 
@@ -33,7 +38,12 @@ fn run(
     targets: &[u32],
     v: usize,
 ) -> Result<Vec<f32>, GpuError> {
-    assert_eq!((len, dtype), (targets.len() * v, FloatType::F32), "logits for {} targets and V={v}", targets.len());
+    assert_eq!(
+        (len, dtype),
+        (targets.len() * v, FloatType::F32),
+        "logits for {} targets and V={v}",
+        targets.len()
+    );
     assert!(targets.iter().all(|target| (*target as usize) < v), "a target outside V={v}");
     if targets.is_empty() {
         return Ok(Vec::new());
@@ -42,8 +52,14 @@ fn run(
     let (target_ptr, _guard) = on_device.device_ptr(gpu.stream());
     let losses = Buffer::<f32>::new(gpu.stream(), targets.len())?;
     let losses_ptr = losses.slice(gpu.stream()).ptr();
-    launch!(gpu, CrossEntropy, name, (targets.len() as u32, 1, 1), (THREADS, 1, 1), 0, [
-        &logits, &target_ptr, &losses_ptr, &(v as i64)
-    ]);
+    launch!(
+        gpu,
+        CrossEntropy,
+        name,
+        (targets.len() as u32, 1, 1),
+        (THREADS, 1, 1),
+        0,
+        [&logits, &target_ptr, &losses_ptr, &(v as i64)]
+    );
     gpu.download(&losses.0)
 }

@@ -1,7 +1,7 @@
 //! Frozen weights in their coded form on a device: decoded, row by row looked up, and multiplied by few rows.
 //!
-//! The bytes on the device are those of [`QuantizedTensor`], so a matrix takes there what it takes in its file; the values are those of
-//! [`QuantizedTensor::decode`] to the bit.
+//! The bytes on the device are those of [`QuantizedTensor`], so a matrix takes there what it takes in its file; the values are
+//! those of [`QuantizedTensor::decode`] to the bit.
 
 use super::elementwise::{THREADS, blocks};
 use super::{FloatType, Gpu, GpuError, Slice, SliceMut, launch};
@@ -248,8 +248,8 @@ pub fn has_thin(matrix: &GpuQuantized) -> bool {
     matches!(matrix.format, "four_bit" | "int8" | "q8_0" | "q4_0" | "q4_k" | "q5_k" | "q6_k")
 }
 
-/// y `[m, rows]` = x `[m, columns]` W^T + bias for at most [`THIN_ROWS`] rows; x and y in f32 or bf16, bias `[rows]` in f32. The weights
-/// are read once, in their coded form. A row of x has the same result among others as by itself.
+/// y `[m, rows]` = x `[m, columns]` W^T + bias for at most [`THIN_ROWS`] rows; x and y in f32 or bf16, bias `[rows]` in f32.
+/// The weights are read once, in their coded form. A row of x has the same result among others as by itself.
 ///
 /// # Errors
 /// What the driver says.
@@ -290,8 +290,8 @@ pub fn thin(
     Ok(())
 }
 
-/// Warps that share a row of W: more when there are few rows, as long as each has enough to do. Of the shapes of W alone, so that a
-/// result does not depend on how many rows x has.
+/// Warps that share a row of W: more when there are few rows, as long as each has enough to do. Of the shapes of W alone, so
+/// that a result does not depend on how many rows x has.
 fn split_of(rows: usize, columns: usize) -> usize {
     let mut split = 1;
     while split < THIN_WARPS && rows * split < ENOUGH_WARPS && columns >= 2 * split * COLUMNS_A_WARP {

@@ -22,7 +22,15 @@ pub fn add(gpu: &Gpu, x: Slice<'_>, y: Slice<'_>, out: &mut SliceMut<'_>) -> Res
     assert_eq!((x.len(), y.len()), (out.len(), out.len()), "lengths of x and y against out");
     let name = format!("add_{}_{}_{}", x.dtype().name(), y.dtype().name(), out.dtype().name());
     let n = out.len();
-    launch!(gpu, Elementwise, &name, blocks(n), (THREADS, 1, 1), 0, [&x.ptr(), &y.ptr(), &out.ptr(), &(n as i64)]);
+    launch!(
+        gpu,
+        Elementwise,
+        &name,
+        blocks(n),
+        (THREADS, 1, 1),
+        0,
+        [&x.ptr(), &y.ptr(), &out.ptr(), &(n as i64)]
+    );
     Ok(())
 }
 
@@ -33,7 +41,15 @@ pub fn add(gpu: &Gpu, x: Slice<'_>, y: Slice<'_>, out: &mut SliceMut<'_>) -> Res
 pub fn scale(gpu: &Gpu, x: Slice<'_>, factor: f32, out: &mut SliceMut<'_>) -> Result<(), GpuError> {
     assert_eq!(x.len(), out.len(), "lengths of x and out");
     let (name, n) = (format!("scale_{}_{}", x.dtype().name(), out.dtype().name()), out.len());
-    launch!(gpu, Elementwise, &name, blocks(n), (THREADS, 1, 1), 0, [&x.ptr(), &factor, &out.ptr(), &(n as i64)]);
+    launch!(
+        gpu,
+        Elementwise,
+        &name,
+        blocks(n),
+        (THREADS, 1, 1),
+        0,
+        [&x.ptr(), &factor, &out.ptr(), &(n as i64)]
+    );
     Ok(())
 }
 
@@ -44,7 +60,15 @@ pub fn scale(gpu: &Gpu, x: Slice<'_>, factor: f32, out: &mut SliceMut<'_>) -> Re
 pub fn axpy(gpu: &Gpu, alpha: f32, x: Slice<'_>, y: &mut SliceMut<'_>) -> Result<(), GpuError> {
     assert_eq!(x.len(), y.len(), "lengths of x and y");
     let n = y.len();
-    launch!(gpu, Elementwise, "axpy_f32", blocks(n), (THREADS, 1, 1), 0, [&alpha, &x.ptr(), &y.ptr(), &(n as i64)]);
+    launch!(
+        gpu,
+        Elementwise,
+        "axpy_f32",
+        blocks(n),
+        (THREADS, 1, 1),
+        0,
+        [&alpha, &x.ptr(), &y.ptr(), &(n as i64)]
+    );
     Ok(())
 }
 
@@ -63,9 +87,15 @@ pub fn fill_zeros(gpu: &Gpu, y: &mut SliceMut<'_>) -> Result<(), GpuError> {
 pub fn multiply(gpu: &Gpu, x: Slice<'_>, y: Slice<'_>, out: &mut SliceMut<'_>) -> Result<(), GpuError> {
     assert_eq!((x.len(), y.len()), (out.len(), out.len()), "lengths of x and y against out");
     let n = out.len() as i64;
-    launch!(gpu, Elementwise, "multiply_f32", blocks(out.len()), (THREADS, 1, 1), 0, [
-        &x.ptr(), &y.ptr(), &out.ptr(), &n
-    ]);
+    launch!(
+        gpu,
+        Elementwise,
+        "multiply_f32",
+        blocks(out.len()),
+        (THREADS, 1, 1),
+        0,
+        [&x.ptr(), &y.ptr(), &out.ptr(), &n]
+    );
     Ok(())
 }
 
@@ -84,9 +114,15 @@ pub fn add_bias(gpu: &Gpu, x: Slice<'_>, bias: Slice<'_>, y: &mut SliceMut<'_>) 
 pub fn add_bias_in_place(gpu: &Gpu, y: &mut SliceMut<'_>, bias: Slice<'_>) -> Result<(), GpuError> {
     let (ptr, len, name) = (y.ptr(), y.len(), format!("add_bias_{}", y.dtype().name()));
     assert!(len.is_multiple_of(bias.len().max(1)), "{len} elements in rows of {}", bias.len());
-    launch!(gpu, Elementwise, &name, blocks(len), (THREADS, 1, 1), 0, [
-        &ptr, &bias.ptr(), &ptr, &(len as i64), &(bias.len() as i64)
-    ]);
+    launch!(
+        gpu,
+        Elementwise,
+        &name,
+        blocks(len),
+        (THREADS, 1, 1),
+        0,
+        [&ptr, &bias.ptr(), &ptr, &(len as i64), &(bias.len() as i64)]
+    );
     Ok(())
 }
 
@@ -94,7 +130,12 @@ pub fn add_bias_in_place(gpu: &Gpu, y: &mut SliceMut<'_>, bias: Slice<'_>) -> Re
 ///
 /// # Errors
 /// What the driver says.
-pub fn scale_columns(gpu: &Gpu, x: Slice<'_>, factors: Slice<'_>, y: &mut SliceMut<'_>) -> Result<(), GpuError> {
+pub fn scale_columns(
+    gpu: &Gpu,
+    x: Slice<'_>,
+    factors: Slice<'_>,
+    y: &mut SliceMut<'_>,
+) -> Result<(), GpuError> {
     over_columns(gpu, "scale_columns", x, factors, y)
 }
 
@@ -106,11 +147,22 @@ fn over_columns(
     y: &mut SliceMut<'_>,
 ) -> Result<(), GpuError> {
     assert_eq!((x.len(), x.dtype()), (y.len(), y.dtype()), "x and y");
-    assert!(x.len().is_multiple_of(columns.len().max(1)), "{} elements in rows of {}", x.len(), columns.len());
+    assert!(
+        x.len().is_multiple_of(columns.len().max(1)),
+        "{} elements in rows of {}",
+        x.len(),
+        columns.len()
+    );
     let (name, n, width) = (format!("{what}_{}", x.dtype().name()), y.len() as i64, columns.len() as i64);
-    launch!(gpu, Elementwise, &name, blocks(y.len()), (THREADS, 1, 1), 0, [
-        &x.ptr(), &columns.ptr(), &y.ptr(), &n, &width
-    ]);
+    launch!(
+        gpu,
+        Elementwise,
+        &name,
+        blocks(y.len()),
+        (THREADS, 1, 1),
+        0,
+        [&x.ptr(), &columns.ptr(), &y.ptr(), &n, &width]
+    );
     Ok(())
 }
 
@@ -129,9 +181,15 @@ pub fn columns(
     assert_eq!(x.len() / width * range.len(), y.len(), "lengths of x and y for columns {range:?} of {width}");
     let (name, n) = (format!("columns_{}", x.dtype().name()), y.len() as i64);
     let sizes = (width as i64, range.start as i64, range.len() as i64);
-    launch!(gpu, Elementwise, &name, blocks(y.len()), (THREADS, 1, 1), 0, [
-        &x.ptr(), &y.ptr(), &n, &sizes.0, &sizes.1, &sizes.2
-    ]);
+    launch!(
+        gpu,
+        Elementwise,
+        &name,
+        blocks(y.len()),
+        (THREADS, 1, 1),
+        0,
+        [&x.ptr(), &y.ptr(), &n, &sizes.0, &sizes.1, &sizes.2]
+    );
     Ok(())
 }
 
@@ -147,12 +205,22 @@ pub fn add_columns(
     range: Range<usize>,
 ) -> Result<(), GpuError> {
     assert!(range.end <= width, "columns {range:?} of {width}");
-    assert_eq!(dx.len() / width * range.len(), g.len(), "lengths of dx and g for columns {range:?} of {width}");
+    assert_eq!(
+        dx.len() / width * range.len(),
+        g.len(),
+        "lengths of dx and g for columns {range:?} of {width}"
+    );
     let n = g.len() as i64;
     let sizes = (width as i64, range.start as i64, range.len() as i64);
-    launch!(gpu, Elementwise, "add_columns_f32", blocks(g.len()), (THREADS, 1, 1), 0, [
-        &g.ptr(), &dx.ptr(), &n, &sizes.0, &sizes.1, &sizes.2
-    ]);
+    launch!(
+        gpu,
+        Elementwise,
+        "add_columns_f32",
+        blocks(g.len()),
+        (THREADS, 1, 1),
+        0,
+        [&g.ptr(), &dx.ptr(), &n, &sizes.0, &sizes.1, &sizes.2]
+    );
     Ok(())
 }
 
@@ -182,9 +250,15 @@ fn sum_rows_once(
 ) -> Result<(), GpuError> {
     let grid = (width.div_ceil(THREADS as usize) as u32, parts as u32, 1);
     let sizes = (rows as i64, width as i64, rows.div_ceil(parts) as i64);
-    launch!(gpu, Elementwise, "sum_rows_f32", grid, (THREADS, 1, 1), 0, [
-        &x.ptr(), &out.ptr(), &sizes.0, &sizes.1, &sizes.2, &i32::from(accumulate)
-    ]);
+    launch!(
+        gpu,
+        Elementwise,
+        "sum_rows_f32",
+        grid,
+        (THREADS, 1, 1),
+        0,
+        [&x.ptr(), &out.ptr(), &sizes.0, &sizes.1, &sizes.2, &i32::from(accumulate)]
+    );
     Ok(())
 }
 
@@ -195,9 +269,15 @@ fn sum_rows_once(
 pub fn soft_cap_forward(gpu: &Gpu, x: Slice<'_>, cap: f32, y: &mut SliceMut<'_>) -> Result<(), GpuError> {
     assert_eq!(x.len(), y.len(), "lengths of x and y");
     let n = y.len() as i64;
-    launch!(gpu, Elementwise, "soft_cap_forward_f32", blocks(y.len()), (THREADS, 1, 1), 0, [
-        &x.ptr(), &cap, &y.ptr(), &n
-    ]);
+    launch!(
+        gpu,
+        Elementwise,
+        "soft_cap_forward_f32",
+        blocks(y.len()),
+        (THREADS, 1, 1),
+        0,
+        [&x.ptr(), &cap, &y.ptr(), &n]
+    );
     Ok(())
 }
 
@@ -214,9 +294,15 @@ pub fn soft_cap_backward(
 ) -> Result<(), GpuError> {
     assert_eq!((g.len(), y.len()), (dx.len(), dx.len()), "lengths of g and y against dx");
     let n = dx.len() as i64;
-    launch!(gpu, Elementwise, "soft_cap_backward_f32", blocks(dx.len()), (THREADS, 1, 1), 0, [
-        &g.ptr(), &y.ptr(), &cap, &dx.ptr(), &n
-    ]);
+    launch!(
+        gpu,
+        Elementwise,
+        "soft_cap_backward_f32",
+        blocks(dx.len()),
+        (THREADS, 1, 1),
+        0,
+        [&g.ptr(), &y.ptr(), &cap, &dx.ptr(), &n]
+    );
     Ok(())
 }
 
@@ -257,10 +343,24 @@ fn move_rows(
     width: usize,
 ) -> Result<(), GpuError> {
     let n = ids.len() * width;
-    assert!(x.len().min(y.len()) == n, "{} and {} elements for {} rows of {width}", x.len(), y.len(), ids.len());
+    assert!(
+        x.len().min(y.len()) == n,
+        "{} and {} elements for {} rows of {width}",
+        x.len(),
+        y.len(),
+        ids.len()
+    );
     let (ids, _guard) = ids.device_ptr(gpu.stream());
     let args = (n as i64, width as i64);
-    launch!(gpu, Elementwise, name, blocks(n), (THREADS, 1, 1), 0, [&x.ptr(), &ids, &y.ptr(), &args.0, &args.1]);
+    launch!(
+        gpu,
+        Elementwise,
+        name,
+        blocks(n),
+        (THREADS, 1, 1),
+        0,
+        [&x.ptr(), &ids, &y.ptr(), &args.0, &args.1]
+    );
     Ok(())
 }
 
@@ -291,13 +391,20 @@ pub fn scatter_add(
     for first in (0..rows.len()).step_by(65535) {
         let last = rows.len().min(first + 65535);
         let upload = |values: &[u32]| gpu.upload(values);
-        let (rows, starts, order) = (upload(&rows[first..last])?, upload(&starts[first..=last])?, upload(&order)?);
+        let (rows, starts, order) =
+            (upload(&rows[first..last])?, upload(&starts[first..=last])?, upload(&order)?);
         let pointer = |buffer: &CudaSlice<u32>| buffer.device_ptr(gpu.stream()).0;
         let (rows, starts, order) = (pointer(&rows), pointer(&starts), pointer(&order));
         let grid = (width.div_ceil(THREADS as usize) as u32, (last - first) as u32, 1);
-        launch!(gpu, Elementwise, "scatter_add_f32", grid, (THREADS, 1, 1), 0, [
-            &g.ptr(), &rows, &starts, &order, &table.ptr(), &(width as i64)
-        ]);
+        launch!(
+            gpu,
+            Elementwise,
+            "scatter_add_f32",
+            grid,
+            (THREADS, 1, 1),
+            0,
+            [&g.ptr(), &rows, &starts, &order, &table.ptr(), &(width as i64)]
+        );
     }
     Ok(())
 }

@@ -37,7 +37,11 @@ impl<'a> Matrix<'a> {
     }
 
     fn operation(&self) -> sys::cublasOperation_t {
-        if self.transposed { sys::cublasOperation_t::CUBLAS_OP_T } else { sys::cublasOperation_t::CUBLAS_OP_N }
+        if self.transposed {
+            sys::cublasOperation_t::CUBLAS_OP_T
+        } else {
+            sys::cublasOperation_t::CUBLAS_OP_N
+        }
     }
 }
 
@@ -99,11 +103,17 @@ pub fn matmul(
             sys::cublasGemmAlgo_t::CUBLAS_GEMM_DEFAULT,
         )
     };
-    done.map_err(|e| GpuError::Failed { what: format!("product of [{m}, {k}] and [{k}, {n}]"), message: format!("{e:?}") })
+    done.map_err(|e| GpuError::Failed {
+        what: format!("product of [{m}, {k}] and [{k}, {n}]"),
+        message: format!("{e:?}"),
+    })
 }
 
 fn too_large(size: usize) -> GpuError {
-    GpuError::Failed { what: "product".into(), message: format!("a side of {size} elements, more than 2^31 - 1") }
+    GpuError::Failed {
+        what: "product".into(),
+        message: format!("a side of {size} elements, more than 2^31 - 1"),
+    }
 }
 
 fn data_type(dtype: FloatType) -> sys::cudaDataType {

@@ -27,9 +27,15 @@ pub fn rms_norm_forward(
     }
     let name = format!("rms_norm_forward_{}_{}", x.dtype().name(), y.dtype().name());
     let args = (x.ptr(), w.ptr(), y.ptr(), inv_rms.ptr(), h as i64);
-    launch!(gpu, Norm, &name, (rows as u32, 1, 1), (THREADS, 1, 1), 0, [
-        &args.0, &args.1, &offset, &eps, &args.2, &args.3, &args.4
-    ]);
+    launch!(
+        gpu,
+        Norm,
+        &name,
+        (rows as u32, 1, 1),
+        (THREADS, 1, 1),
+        0,
+        [&args.0, &args.1, &offset, &eps, &args.2, &args.3, &args.4]
+    );
     Ok(())
 }
 
@@ -51,9 +57,24 @@ pub fn rms_norm_backward(
         return Ok(());
     }
     let name = format!("rms_norm_backward_{}", x.dtype().name());
-    launch!(gpu, Norm, &name, (rows as u32, 1, 1), (THREADS, 1, 1), 0, [
-        &g.ptr(), &x.ptr(), &w.ptr(), &offset, &inv_rms.ptr(), &dx.ptr(), &(h as i64), &i32::from(accumulate)
-    ]);
+    launch!(
+        gpu,
+        Norm,
+        &name,
+        (rows as u32, 1, 1),
+        (THREADS, 1, 1),
+        0,
+        [
+            &g.ptr(),
+            &x.ptr(),
+            &w.ptr(),
+            &offset,
+            &inv_rms.ptr(),
+            &dx.ptr(),
+            &(h as i64),
+            &i32::from(accumulate)
+        ]
+    );
     Ok(())
 }
 
@@ -75,8 +96,14 @@ pub fn rms_norm_backward_weight(
     let mut partial = Buffer::<f32>::new(gpu.stream(), parts * h)?;
     let name = format!("rms_norm_backward_weight_{}", x.dtype().name());
     let (to, sizes) = (partial.slice_mut(gpu.stream()).ptr(), (rows as i64, h as i64, ROWS_PER_BLOCK as i64));
-    launch!(gpu, Norm, &name, (h.div_ceil(THREADS as usize) as u32, parts as u32, 1), (THREADS, 1, 1), 0, [
-        &g.ptr(), &x.ptr(), &inv_rms.ptr(), &to, &sizes.0, &sizes.1, &sizes.2
-    ]);
+    launch!(
+        gpu,
+        Norm,
+        &name,
+        (h.div_ceil(THREADS as usize) as u32, parts as u32, 1),
+        (THREADS, 1, 1),
+        0,
+        [&g.ptr(), &x.ptr(), &inv_rms.ptr(), &to, &sizes.0, &sizes.1, &sizes.2]
+    );
     super::elementwise::sum_rows(gpu, partial.slice(gpu.stream()), dw, accumulate)
 }

@@ -90,8 +90,15 @@ pub fn adamw_step(
 ) -> Result<(), GpuError> {
     let n = tensors.len();
     assert_eq!((grads.len(), first.len(), second.len()), (n, n, n), "gradients and moments");
-    assert_eq!((params.len(), settings.len()), (tensors.lens.len(), tensors.lens.len()), "parameters and settings");
-    assert!(params.iter().zip(&tensors.lens).all(|(param, len)| param.len() == *len), "lengths of parameters");
+    assert_eq!(
+        (params.len(), settings.len()),
+        (tensors.lens.len(), tensors.lens.len()),
+        "parameters and settings"
+    );
+    assert!(
+        params.iter().zip(&tensors.lens).all(|(param, len)| param.len() == *len),
+        "lengths of parameters"
+    );
     let Some(common) = settings.first() else { return Ok(()) };
     let common = Constants::new(common);
     let groups: Vec<f32> = settings
@@ -101,7 +108,8 @@ pub fn adamw_step(
             [constants.keep, constants.step_size]
         })
         .collect();
-    let (groups, pointers) = (gpu.upload(&groups)?, params.iter().map(|param| param.ptr()).collect::<Vec<u64>>());
+    let (groups, pointers) =
+        (gpu.upload(&groups)?, params.iter().map(|param| param.ptr()).collect::<Vec<u64>>());
     let pointers = gpu.upload(&pointers)?;
     let stream = gpu.stream();
     let at = (
@@ -110,11 +118,29 @@ pub fn adamw_step(
         tensors.offsets_on_device.device_ptr(stream).0,
         groups.device_ptr(stream).0,
     );
-    launch!(gpu, Optimizer, "adamw", (tensors.chunk_count as u32, 1, 1), (THREADS, 1, 1), 0, [
-        &at.0, &grads.ptr(), &first.ptr(), &second.ptr(), &at.1, &at.2, &at.3,
-        &common.grad_scale, &common.one_less_beta1, &common.beta2, &common.one_less_beta2,
-        &common.root_correction2, &common.eps
-    ]);
+    launch!(
+        gpu,
+        Optimizer,
+        "adamw",
+        (tensors.chunk_count as u32, 1, 1),
+        (THREADS, 1, 1),
+        0,
+        [
+            &at.0,
+            &grads.ptr(),
+            &first.ptr(),
+            &second.ptr(),
+            &at.1,
+            &at.2,
+            &at.3,
+            &common.grad_scale,
+            &common.one_less_beta1,
+            &common.beta2,
+            &common.one_less_beta2,
+            &common.root_correction2,
+            &common.eps
+        ]
+    );
     Ok(())
 }
 
@@ -131,8 +157,14 @@ pub fn sum_of_squares(gpu: &Gpu, x: Slice<'_>) -> Result<f64, GpuError> {
     let partial: CudaSlice<f64> =
         unsafe { gpu.stream().alloc(blocks) }.map_err(|e| GpuError::memory(8 * blocks, e))?;
     let at = partial.device_ptr(gpu.stream()).0;
-    launch!(gpu, Optimizer, "sum_of_squares", (blocks as u32, 1, 1), (THREADS, 1, 1), 0, [
-        &x.ptr(), &at, &(x.len() as i64), &(SQUARES as i64)
-    ]);
+    launch!(
+        gpu,
+        Optimizer,
+        "sum_of_squares",
+        (blocks as u32, 1, 1),
+        (THREADS, 1, 1),
+        0,
+        [&x.ptr(), &at, &(x.len() as i64), &(SQUARES as i64)]
+    );
     Ok(gpu.download(&partial)?.iter().sum())
 }

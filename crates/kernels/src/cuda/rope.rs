@@ -20,8 +20,14 @@ pub fn rope(
     assert!(2 * half <= head_dim && n.is_multiple_of(t.max(1) * head_dim), "{half} of heads of {head_dim}");
     let (name, width) = (format!("rope_{}", x.dtype().name()), (n / t.max(1)) as i64);
     let (sign, sizes) = (if inverse { -1f32 } else { 1.0 }, (head_dim as i32, half as i32));
-    launch!(gpu, Rope, &name, blocks(n), (THREADS, 1, 1), 0, [
-        &x.ptr(), &y.ptr(), &cos.ptr(), &sin.ptr(), &(n as i64), &width, &sizes.0, &sizes.1, &sign
-    ]);
+    launch!(
+        gpu,
+        Rope,
+        &name,
+        blocks(n),
+        (THREADS, 1, 1),
+        0,
+        [&x.ptr(), &y.ptr(), &cos.ptr(), &sin.ptr(), &(n as i64), &width, &sizes.0, &sizes.1, &sign]
+    );
     Ok(())
 }

@@ -1,10 +1,10 @@
 //! The gated activations of decoder MLPs.
 
 use crate::Result;
-use crate::storage::{Lent, filled};
-use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 #[cfg(feature = "cuda")]
 use crate::cuda::{GpuLent, Place, SliceMut, failed};
+use crate::storage::{Lent, filled};
+use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 #[cfg(feature = "cuda")]
 use candle_core::DType;
 use candle_core::{Tensor, bail};
@@ -70,7 +70,9 @@ impl Op for Gated {
         let g_s = lent.f32()?;
         let mut dup = None;
         let dgate = place.filled(DType::F32, g.shape(), |dgate| {
-            let fill = |dup: &mut SliceMut<'_>| device::gated_backward(place, self.f, g_s, inputs, dgate, dup).map_err(failed);
+            let fill = |dup: &mut SliceMut<'_>| {
+                device::gated_backward(place, self.f, g_s, inputs, dgate, dup).map_err(failed)
+            };
             dup = Some(place.filled(DType::F32, g.shape(), fill)?);
             Ok(())
         })?;

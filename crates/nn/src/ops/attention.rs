@@ -1,10 +1,10 @@
 //! Causal attention over the segments of a batch, with or without a cache.
 
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, SliceMut, failed};
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply, is_tracked};
 use crate::{ForwardContext, PAGE_TOKENS, Result, SequenceLayout};
-#[cfg(feature = "cuda")]
-use crate::cuda::{GpuLent, Place, SliceMut, failed};
 #[cfg(feature = "cuda")]
 use candle_core::DType;
 use candle_core::{Device, Tensor, bail};
@@ -197,7 +197,8 @@ impl Op for Attention {
         let (path, mut out) = (device::Path::Best, None);
         let lse = place.filled(DType::F32, q_s.len() / self.shape.head_dim, |lse| {
             let fill = |out: &mut SliceMut<'_>| {
-                device::attention_forward(place, q_s, k, v, segments, &self.shape, out, lse, path).map_err(failed)
+                device::attention_forward(place, q_s, k, v, segments, &self.shape, out, lse, path)
+                    .map_err(failed)
             };
             out = Some(place.filled(q.dtype(), q.shape(), fill)?);
             Ok(())

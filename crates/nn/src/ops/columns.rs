@@ -1,15 +1,15 @@
 //! Some columns of a matrix.
 
 use crate::Result;
-use crate::storage::{Lent, filled};
-use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 #[cfg(feature = "cuda")]
 use crate::cuda::{GpuLent, Place, SliceMut, failed};
-#[cfg(feature = "cuda")]
-use taper_kernels::cuda::elementwise as device;
+use crate::storage::{Lent, filled};
+use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use candle_core::{Tensor, bail};
 use std::ops::Range;
 use taper_kernels::columns as kernel;
+#[cfg(feature = "cuda")]
+use taper_kernels::cuda::elementwise as device;
 
 /// Columns `range` of x `[T, W]` -> `[T, n]`, for layers whose one product holds several parts (q, k and v; gate and up).
 ///
@@ -53,7 +53,8 @@ impl Op for Columns {
         let (t, width) = inputs[0].dims2()?;
         let x = GpuLent::new(place, inputs[0]);
         let x = x.slice()?;
-        let fill = |y: &mut SliceMut<'_>| device::columns(place, x, y, width, self.range.clone()).map_err(failed);
+        let fill =
+            |y: &mut SliceMut<'_>| device::columns(place, x, y, width, self.range.clone()).map_err(failed);
         place.filled(inputs[0].dtype(), (t, self.range.len()), fill).map(Some)
     }
 

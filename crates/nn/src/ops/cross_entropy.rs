@@ -1,13 +1,13 @@
 //! Cross-entropy of logits against target ids.
 
 use crate::Result;
-use crate::storage::{update, with_f32};
 #[cfg(feature = "cuda")]
 use crate::cuda::{GpuLent, Place, failed};
+use crate::storage::{update, with_f32};
 use candle_core::{Tensor, bail};
+use taper_kernels::cross_entropy as kernel;
 #[cfg(feature = "cuda")]
 use taper_kernels::cuda::cross_entropy as device;
-use taper_kernels::cross_entropy as kernel;
 
 /// Losses of some rows.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,10 +1,10 @@
 //! Dropout of an adapter's input.
 
 use crate::Result;
-use crate::storage::{Lent, filled, filled_f32};
-use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 #[cfg(feature = "cuda")]
 use crate::cuda::{GpuLent, Place, failed};
+use crate::storage::{Lent, filled, filled_f32};
+use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use candle_core::{Tensor, bail};
 use taper_kernels::dropout as kernel;
 use taper_kernels::rng::CounterRng;

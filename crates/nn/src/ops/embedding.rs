@@ -1,10 +1,10 @@
 //! Looking up rows of a table.
 
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, SliceMut, failed};
 use crate::storage::{Lent, filled_f32};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use crate::{Result, Weight};
-#[cfg(feature = "cuda")]
-use crate::cuda::{GpuLent, Place, SliceMut, failed};
 #[cfg(feature = "cuda")]
 use candle_core::DType;
 use candle_core::{Tensor, bail};
@@ -75,7 +75,8 @@ impl Op for Lookup {
         let h = inputs[0].dims2()?.1;
         let (table, ids) = (GpuLent::new(place, inputs[0]), place.upload_ids(&self.ids)?);
         let table = table.f32()?;
-        let fill = |rows: &mut SliceMut<'_>| elementwise::take_rows(place, table, &ids, rows, h).map_err(failed);
+        let fill =
+            |rows: &mut SliceMut<'_>| elementwise::take_rows(place, table, &ids, rows, h).map_err(failed);
         place.filled(DType::F32, (self.ids.len(), h), fill).map(Some)
     }
 

@@ -1,10 +1,10 @@
 //! `y = x W^T + b` over a frozen or a trained weight.
 
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, SliceMut, failed};
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use crate::{FrozenWeight, Result, Weight};
-#[cfg(feature = "cuda")]
-use crate::cuda::{GpuLent, Place, SliceMut, failed};
 use candle_core::{DType, Tensor, bail};
 #[cfg(feature = "cuda")]
 use taper_kernels::cuda::{
@@ -172,7 +172,8 @@ impl Op for TrainedLinear {
         let bias = self.bias.as_ref().map(|bias| place.upload(bias)).transpose()?;
         let (x, w) = (GpuLent::new(place, x), GpuLent::new(place, w));
         let bias = bias.as_ref().map(|bias| GpuLent::new(place, bias));
-        let (x, w, bias) = (x.slice()?, GpuWeight::Dense(w.f32()?), bias.as_ref().map(GpuLent::f32).transpose()?);
+        let (x, w, bias) =
+            (x.slice()?, GpuWeight::Dense(w.f32()?), bias.as_ref().map(GpuLent::f32).transpose()?);
         let sizes = Sizes { t, n_in, n_out };
         let fill = |y: &mut SliceMut<'_>| device::forward(place, x, w, bias, y, sizes).map_err(failed);
         place.filled(self.output, (t, n_out), fill).map(Some)

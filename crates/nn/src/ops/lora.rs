@@ -4,11 +4,11 @@ use super::dropout::LoraDropout;
 #[cfg(feature = "cuda")]
 use super::linear::float_type;
 use super::linear::{check_width, precision_of, with_bias};
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, SliceMut, failed};
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use crate::{FrozenWeight, Result};
-#[cfg(feature = "cuda")]
-use crate::cuda::{GpuLent, Place, SliceMut, failed};
 use candle_core::{DType, Device, Tensor, bail};
 use std::sync::OnceLock;
 #[cfg(feature = "cuda")]
@@ -155,7 +155,8 @@ impl Op for LoraLinear {
         let hidden = Converted::new(place, hidden.f32()?, dtype).map_err(failed)?;
         to.add_on(place, 2, |db, accumulate| {
             let sizes = (t, n_out, r);
-            device::factor_gradient(place, g, hidden.slice(place), db, sizes, (scale, accumulate)).map_err(failed)
+            device::factor_gradient(place, g, hidden.slice(place), db, sizes, (scale, accumulate))
+                .map_err(failed)
         })?;
         let gh = place.filled(DType::F32, (t, r), |gh| {
             device::lora_backward_hidden(place, g, &delta, gh, sizes).map_err(failed)

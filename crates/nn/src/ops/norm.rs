@@ -1,10 +1,10 @@
 //! RMSNorm with an analytic backward.
 
 use crate::Result;
-use crate::storage::{Lent, filled};
-use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 #[cfg(feature = "cuda")]
 use crate::cuda::{GpuLent, Place, SliceMut, failed};
+use crate::storage::{Lent, filled};
+use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use candle_core::{DType, Device, Tensor, Var, bail};
 use std::sync::OnceLock;
 #[cfg(feature = "cuda")]
@@ -76,7 +76,9 @@ impl Op for Norm {
         let (x_s, w, terms) = (x_lent.slice()?, w.f32()?, (self.offset, self.eps));
         let mut y = None;
         let inv_rms = place.filled(DType::F32, rows, |inv_rms| {
-            let fill = |y: &mut SliceMut<'_>| device::rms_norm_forward(place, x_s, w, terms, y, inv_rms).map_err(failed);
+            let fill = |y: &mut SliceMut<'_>| {
+                device::rms_norm_forward(place, x_s, w, terms, y, inv_rms).map_err(failed)
+            };
             y = Some(place.filled(self.output, x.shape(), fill)?);
             Ok(())
         })?;
@@ -92,7 +94,9 @@ impl Op for Norm {
         g: &Gradient,
         to: &mut Receiver<'_>,
     ) -> Result<bool> {
-        let Some(inv_rms) = self.inv_rms.get().filter(|kept| kept.device().is_cuda()) else { return Ok(false) };
+        let Some(inv_rms) = self.inv_rms.get().filter(|kept| kept.device().is_cuda()) else {
+            return Ok(false);
+        };
         let (x, w) = (GpuLent::new(place, saved.input(0)?), GpuLent::new(place, saved.input(1)?));
         let (g, inv_rms) = (GpuLent::new(place, g), GpuLent::new(place, inv_rms));
         let (x, w, g, inv_rms) = (x.slice()?, w.f32()?, g.f32()?, inv_rms.f32()?);

@@ -1,10 +1,10 @@
 //! Rotary position embedding.
 
+#[cfg(feature = "cuda")]
+use crate::cuda::{GpuLent, Place, failed};
 use crate::storage::{Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use crate::{Result, RotaryTables};
-#[cfg(feature = "cuda")]
-use crate::cuda::{GpuLent, Place, failed};
 #[cfg(feature = "cuda")]
 use candle_core::DType;
 use candle_core::{Tensor, bail};

@@ -1,8 +1,8 @@
 //! Norms of the rows of a weight with its low-rank delta, which DoRA divides by.
 
 use crate::storage::{Lent, with_f32};
-use crate::{FrozenWeight, Result};
-use candle_core::{Tensor, bail};
+use crate::{FrozenWeight, Result, to_device};
+use candle_core::{Device, Tensor, bail};
 use taper_kernels::{gemm, threads};
 
 /// The squares of the rows of a weight, summed: `[out]`, in f64. They never change, so they are computed once.
@@ -42,7 +42,8 @@ pub fn adapted_row_norms(
     if a_in != n_in || b.dims() != [n_out, r] || squares.len() != n_out {
         bail!("factors {:?} and {:?} for a weight of [{n_out}, {n_in}]", a.dims(), b.dims())
     }
-    let a = Lent::new(a);
+    let a = to_device(a, &Device::Cpu)?;
+    let a = Lent::new(&a);
     let a = a.f32()?;
     let mut gram = vec![0f32; r * r];
     gemm::matmul(&mut gram, a, a, r, n_in, r, false, true, 1.0, false);

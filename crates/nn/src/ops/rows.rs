@@ -65,14 +65,7 @@ pub fn put_rows(x: &Tensor, rows: &[u32], y: &mut Tensor) -> Result<()> {
 /// # Errors
 /// When there is no memory.
 pub fn zeros_like(x: &Tensor) -> Result<Tensor> {
-    #[cfg(feature = "cuda")]
-    if let Some(place) = Place::on(x.device()) {
-        return place.zeros(x.shape());
-    }
-    filled_f32(x.shape(), |y| {
-        y.fill(0.0);
-        Ok(())
-    })
+    crate::storage::zeros(x.shape(), x.device())
 }
 
 fn check(x: &Tensor, rows: &[u32]) -> Result<usize> {

@@ -1,10 +1,10 @@
 //! Soft-capping of logits.
 
 use crate::Result;
-use crate::storage::{Lent, filled_f32};
-use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 #[cfg(feature = "cuda")]
 use crate::cuda::{GpuLent, Place, SliceMut, failed};
+use crate::storage::{Lent, filled_f32};
+use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 #[cfg(feature = "cuda")]
 use candle_core::DType;
 use candle_core::Tensor;

@@ -1,10 +1,10 @@
 //! Sums and multiples, and changes between f32 and bf16.
 
 use crate::Result;
-use crate::storage::{Lent, filled};
-use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 #[cfg(feature = "cuda")]
 use crate::cuda::{GpuLent, Place, SliceMut, failed};
+use crate::storage::{Lent, filled};
+use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use candle_core::{DType, Tensor, bail};
 #[cfg(feature = "cuda")]
 use taper_kernels::cuda::elementwise as device;
@@ -200,7 +200,9 @@ impl Op for AddBias {
     ) -> Result<bool> {
         let lent = GpuLent::new(place, g);
         let g_s = lent.f32()?;
-        to.add_on(place, 1, |dbias, accumulate| device::sum_rows(place, g_s, dbias, accumulate).map_err(failed))?;
+        to.add_on(place, 1, |dbias, accumulate| {
+            device::sum_rows(place, g_s, dbias, accumulate).map_err(failed)
+        })?;
         to.pass(0, g)?;
         Ok(true)
     }
