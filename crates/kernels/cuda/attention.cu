@@ -1,9 +1,9 @@
-// Attention in plain arithmetic: any width of a head up to 256, f32 and bf16. The twin of the tensor-core kernels in `flash.cu`, and what
-// serves f32, odd widths and decoding over a cache in pages.
+// Attention in plain arithmetic: any width of a head up to 256, f32 and bf16. The twin of the tensor-core kernels in `flash.cu`,
+// and what serves f32, odd widths and decoding over a cache in pages.
 //
-// A warp works on one row (a query, or in the backward pass of keys a key) and takes its partners 32 at a time: first each lane forms the
-// score of one partner, then the lanes share out the columns of the sums. Formulas: `attention.cuh`. The online softmax is that of
-// Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
+// A warp works on one row (a query, or in the backward pass of keys a key) and takes its partners 32 at a time: first each lane
+// forms the score of one partner, then the lanes share out the columns of the sums. Formulas: `attention.cuh`. The online softmax
+// is that of Milakov and Gimelshein, "Online normalizer calculation for softmax", 2018.
 #include "attention.cuh"
 
 #define MAX_D 256
@@ -103,8 +103,8 @@ __device__ void attend(Online &online, const float *q, const Keys &keys, int fir
     }
 }
 
-// The shape of an attention layer and the place of this warp in it. `rows` has for each token the first row of its segment and the row
-// after its last.
+// The shape of an attention layer and the place of this warp in it. `rows` has for each token the first row of its segment and
+// the row after its last.
 struct Place {
     i64 row, start;
     int i, len;
@@ -184,8 +184,8 @@ __device__ void backward_q(const float *g, const T *q, const T *k, const T *v, c
     write_row(dq + query * d, sums, scale, d);
 }
 
-// dk = scale * sum of ds q and dv = sum of p g, over the heads of the group and the queries that see the key: a block to `ROWS` keys of
-// key/value head blockIdx.y.
+// dk = scale * sum of ds q and dv = sum of p g, over the heads of the group and the queries that see the key: a block to `ROWS`
+// keys of key/value head blockIdx.y.
 template <class T>
 __device__ void backward_kv(const float *g, const T *q, const T *k, const T *v, const float *lse, const float *delta, const int *rows,
                             float *dk, float *dv, i64 t, int heads, int kv_heads, int d, int window, float scale, float cap) {
@@ -219,9 +219,9 @@ __device__ void backward_kv(const float *g, const T *q, const T *k, const T *v, 
     write_row(dv + key, dv_sums, 1.0f, d);
 }
 
-// Rows of out `[T, N*D]`, of queries over caches in pages `[page_tokens, K*D]`: a block to one query of head blockIdx.y, whose warps share
-// the keys. `queries` has for each block 4 numbers: the query's row, how many positions there are up to its own, where the pages of its
-// sequence begin in the lists, and nothing.
+// Rows of out `[T, N*D]`, of queries over caches in pages `[page_tokens, K*D]`: a block to one query of head blockIdx.y, whose
+// warps share the keys. `queries` has for each block 4 numbers: the query's row, how many positions there are up to its own,
+// where the pages of its sequence begin in the lists, and nothing.
 template <class T>
 __device__ void cached(const T *q, const u64 *k_pages, const u64 *v_pages, const int *queries, T *out, int page_tokens, int heads,
                        int kv_heads, int d, int window, float scale, float cap) {
@@ -254,29 +254,29 @@ __device__ void cached(const T *q, const u64 *k_pages, const u64 *v_pages, const
     }
 }
 
-#define INSTANCES(T, name)                                                                                                          \
-    extern "C" __global__ void attention_forward_##name(const T *q, const T *k, const T *v, const int *rows, T *out, float *lse,    \
-                                                        i64 t, int heads, int kv_heads, int d, int window, float scale,             \
-                                                        float cap) {                                                                \
-        forward(q, k, v, rows, out, lse, t, heads, kv_heads, d, window, scale, cap);                                                \
-    }                                                                                                                               \
-    extern "C" __global__ void attention_delta_##name(const float *g, const T *out, float *delta, i64 rows, int d) {                \
-        row_dots(g, out, delta, rows, d);                                                                                           \
-    }                                                                                                                               \
-    extern "C" __global__ void attention_backward_q_##name(                                                                         \
-        const float *g, const T *q, const T *k, const T *v, const float *lse, const float *delta, const int *rows, float *dq,       \
-        i64 t, int heads, int kv_heads, int d, int window, float scale, float cap) {                                                \
-        backward_q(g, q, k, v, lse, delta, rows, dq, t, heads, kv_heads, d, window, scale, cap);                                    \
-    }                                                                                                                               \
-    extern "C" __global__ void attention_backward_kv_##name(                                                                        \
-        const float *g, const T *q, const T *k, const T *v, const float *lse, const float *delta, const int *rows, float *dk,       \
-        float *dv, i64 t, int heads, int kv_heads, int d, int window, float scale, float cap) {                                     \
-        backward_kv(g, q, k, v, lse, delta, rows, dk, dv, t, heads, kv_heads, d, window, scale, cap);                               \
-    }                                                                                                                               \
+#define INSTANCES(T, name)                                                                                                       \
+    extern "C" __global__ void attention_forward_##name(const T *q, const T *k, const T *v, const int *rows, T *out, float *lse, \
+                                                        i64 t, int heads, int kv_heads, int d, int window, float scale,          \
+                                                        float cap) {                                                             \
+        forward(q, k, v, rows, out, lse, t, heads, kv_heads, d, window, scale, cap);                                             \
+    }                                                                                                                            \
+    extern "C" __global__ void attention_delta_##name(const float *g, const T *out, float *delta, i64 rows, int d) {             \
+        row_dots(g, out, delta, rows, d);                                                                                        \
+    }                                                                                                                            \
+    extern "C" __global__ void attention_backward_q_##name(                                                                      \
+        const float *g, const T *q, const T *k, const T *v, const float *lse, const float *delta, const int *rows, float *dq,    \
+        i64 t, int heads, int kv_heads, int d, int window, float scale, float cap) {                                             \
+        backward_q(g, q, k, v, lse, delta, rows, dq, t, heads, kv_heads, d, window, scale, cap);                                 \
+    }                                                                                                                            \
+    extern "C" __global__ void attention_backward_kv_##name(                                                                     \
+        const float *g, const T *q, const T *k, const T *v, const float *lse, const float *delta, const int *rows, float *dk,    \
+        float *dv, i64 t, int heads, int kv_heads, int d, int window, float scale, float cap) {                                  \
+        backward_kv(g, q, k, v, lse, delta, rows, dk, dv, t, heads, kv_heads, d, window, scale, cap);                            \
+    }                                                                                                                            \
     extern "C" __global__ void attention_cached_##name(const T *q, const u64 *k_pages, const u64 *v_pages, const int *list, T *out, \
-                                                       int page_tokens, int heads, int kv_heads, int d, int window, float scale,    \
-                                                       float cap) {                                                                 \
-        cached(q, k_pages, v_pages, list, out, page_tokens, heads, kv_heads, d, window, scale, cap);                                \
+                                                       int page_tokens, int heads, int kv_heads, int d, int window, float scale, \
+                                                       float cap) {                                                              \
+        cached(q, k_pages, v_pages, list, out, page_tokens, heads, kv_heads, d, window, scale, cap);                             \
     }
 INSTANCES(float, f32)
 INSTANCES(bf16, bf16)

@@ -1,8 +1,8 @@
 // What the plain and the tensor-core kernels of attention share.
 //
-// Packed sequences: q `[T, N*D]`, k and v `[T, K*D]`; the rows of a segment see each other alone. The query in place i of its segment sees
-// the keys in places j with j <= i and i - j < window (INT_MAX: no window). Head h reads key/value head h / (N/K).
-// s = cap * tanh(scale * q.k / cap), or scale * q.k where cap is 0; out = softmax(s) v; lse = ln of the softmax's denominator.
+// Packed sequences: q `[T, N*D]`, k and v `[T, K*D]`; the rows of a segment see each other alone. The query in place i of its
+// segment sees the keys in places j with j <= i and i - j < window (INT_MAX: no window). Head h reads key/value head h / (N/K). s
+// = cap * tanh(scale * q.k / cap), or scale * q.k where cap is 0; out = softmax(s) v; lse = ln of the softmax's denominator.
 #pragma once
 #include "common.cuh"
 

@@ -1,8 +1,8 @@
 // The parts of attention on tensor cores, bf16: tiles in shared memory, their products, scores.
 //
-// Dao, "FlashAttention-2", 2023: a block of 4 warps owns 64 rows, each warp 16 of them, and walks over tiles of the other side, which are
-// copied to shared memory one step ahead. Scores and probabilities stay in the registers of the warp that has their rows: what a product
-// leaves in a lane is what the next product takes from it as its left side, so warps exchange nothing.
+// Dao, "FlashAttention-2", 2023: a block of 4 warps owns 64 rows, each warp 16 of them, and walks over tiles of the other side,
+// which are copied to shared memory one step ahead. Scores and probabilities stay in the registers of the warp that has their
+// rows: what a product leaves in a lane is what the next product takes from it as its left side, so warps exchange nothing.
 //
 // In a lane, a result `c[n][e]` of `mma.m16n8k16` is row lane / 4 + 8 (e / 2), column 8 n + 2 (lane % 4) + e % 2.
 #pragma once
@@ -15,8 +15,8 @@
 #define FLASH_ROWS 64
 #define WARP_ROWS 16
 
-// Rows of the tiles that a block walks over, and bytes of shared memory, which the launchers compute as well: what fits in the 99 KiB that
-// every card since compute capability 8.0 has, and in the registers beside the sums.
+// Rows of the tiles that a block walks over, and bytes of shared memory, which the launchers compute as well: what fits in the 99
+// KiB that every card since compute capability 8.0 has, and in the registers beside the sums.
 template <int D> struct FlashSizes {
     static constexpr int FORWARD_STEP = D > 128 ? 32 : 64, BACKWARD_STEP = D > 128 ? 16 : D > 64 ? 32 : 64;
     static constexpr int FORWARD_SHARED = 2 * D * (FLASH_ROWS + 4 * FORWARD_STEP);
@@ -48,8 +48,8 @@ __device__ __forceinline__ float fast_exp2(float x) {
 __device__ __forceinline__ float fast_divide(float a, float b) { return __fdividef(a, b); }
 #endif
 
-// Where 8 columns of a row of a tile `[rows, D]` are: turned around within 8 (for D = 96 within 4) neighbours, so that the same columns of
-// 8 rows that follow each other lie in different banks.
+// Where 8 columns of a row of a tile `[rows, D]` are: turned around within 8 (for D = 96 within 4) neighbours, so that the same
+// columns of 8 rows that follow each other lie in different banks.
 template <int D> __device__ __forceinline__ int place_in_tile(int row, int chunk) {
     int turn = D % 64 == 0 ? row % 8 : row / 2 % 4;
     return row * D + (chunk ^ turn) * 8;
@@ -145,8 +145,8 @@ template <int N> __device__ __forceinline__ void finish_scores(float (&s)[N][4],
     }
 }
 
-// Minus infinity where a query must not look. Rows of the tile are queries from `query` on and columns keys from `key` on, or the other way
-// round if `KEY_ROWS`.
+// Minus infinity where a query must not look. Rows of the tile are queries from `query` on and columns keys from `key` on, or the
+// other way round if `KEY_ROWS`.
 template <bool KEY_ROWS, int N> __device__ __forceinline__ void mask(float (&s)[N][4], int query, int key, int window) {
     int row = threadIdx.x % WARP / 4, column = threadIdx.x % 4 * 2;
 #pragma unroll

@@ -1,8 +1,8 @@
 // Attention's backward pass on tensor cores.
 //
-// With p = e^(s - lse), delta = g . out and ds = p (g . v - delta) (and the slope of the cap): dv = p^T g, dk = scale ds^T q,
-// dq = scale ds k. Scores are formed twice, by the blocks that own keys and by those that own queries, so that every sum has one owner.
-// The gradient g is rounded to bf16 first, and delta formed from what is left.
+// With p = e^(s - lse), delta = g . out and ds = p (g . v - delta) (and the slope of the cap): dv = p^T g, dk = scale ds^T q, dq
+// = scale ds k. Scores are formed twice, by the blocks that own keys and by those that own queries, so that every sum has one
+// owner. The gradient g is rounded to bf16 first, and delta formed from what is left.
 #pragma once
 #include "flash.cuh"
 
@@ -80,8 +80,8 @@ __device__ __forceinline__ void kv_step(float (&dk)[DK ? D / 8 : 1][4], float (&
     if constexpr (DK) add_product<D, STEP>(dk, dp, stages.q(stage));
 }
 
-// dk and dv `[T, K*D]`, or one of them: a block to the tile of keys blockIdx.x of key/value head blockIdx.y. Tiles are taken from the last
-// on: the host lists those of late places first, and early keys are seen by more queries.
+// dk and dv `[T, K*D]`, or one of them: a block to the tile of keys blockIdx.x of key/value head blockIdx.y. Tiles are taken from
+// the last on: the host lists those of late places first, and early keys are seen by more queries.
 template <int D, bool DK, bool DV>
 __device__ void flash_backward_kv(const FlashSaved &saved, const int *tiles, float *dk_to, float *dv_to, const FlashShape &shape) {
     constexpr int STEP = FlashSizes<D>::BACKWARD_STEP;

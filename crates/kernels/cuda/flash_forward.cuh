@@ -44,7 +44,8 @@ template <int N, int M> __device__ __forceinline__ void softmax_step(RowSums &ro
     }
 }
 
-// Writes out = acc / sum by way of this warp's rows of `tile`, so that a row goes out in pieces of 16 bytes that follow each other.
+// Writes out = acc / sum by way of this warp's rows of `tile`, so that a row goes out in pieces of 16 bytes that follow each
+// other.
 template <int D>
 __device__ __forceinline__ void write_outputs(const FlashQueries &queries, const float (&acc)[D / 8][4], const float (&inverse)[2],
                                               bf16 *tile) {
@@ -121,8 +122,8 @@ __device__ __forceinline__ void forward_packed(const bf16 *q, const bf16 *k, con
                      lse + row * shape.heads + head);
 }
 
-// Over caches in pages. A tile has the first row of its queries, how many there are, the place of the first, and where the pages of its
-// sequence begin in the lists.
+// Over caches in pages. A tile has the first row of its queries, how many there are, the place of the first, and where the pages
+// of its sequence begin in the lists.
 template <int D>
 __device__ __forceinline__ void forward_cached(const bf16 *q, const u64 *k_pages, const u64 *v_pages, const int *tiles, bf16 *out,
                                                int page_tokens, const FlashShape &shape) {
