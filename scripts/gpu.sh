@@ -34,7 +34,7 @@ done
 [ -x "$taper" ] || { echo "no program at $taper: build it (docs/gpu.md), or name it by --taper" >&2 && exit 2; }
 taper=$(realpath "$taper") && mkdir -p "$out" && out=$(realpath "$out")
 [ -z "$tests" ] || tests=$(realpath "$tests")
-rm -rf "$out"/*.log "$out"/*.json "$out"/*.memory "$out"/run-*
+rm -rf "$out"/*.log "$out"/*.out "$out"/*.json "$out"/*.memory "$out"/run-*
 python=${PYTHON:-python3} tolerance=${TOLERANCE:-0.03} at_most=${SECONDS_AT_MOST:-570} failed=0
 cd "$root"
 
@@ -46,16 +46,16 @@ left() { echo $((at_most - SECONDS)); }
 
 # step NAME LIMIT COMMAND...: 0 where it passed. Standard output is kept apart in NAME.out.
 step() {
-    local name=$1 limit=$2 start=$SECONDS status
+    local name=$1 limit=$2 start=$SECONDS status late=FAIL
     shift 2
-    [ "$limit" -le "$(left)" ] || limit=$(left)
+    [ "$limit" -le "$(left)" ] || { limit=$(left) && late=SKIP; }
     [ "$limit" -gt 5 ] || { tell SKIP "$name" "no time left" && return 1; }
     timeout -k 5 "$limit" "$@" >"$out/$name.out" 2>"$out/$name.log" </dev/null
     status=$?
     [ "$status" != 0 ] && sed 's/^/    /' <(tail -n 4 "$out/$name.log")
     case $status in
     0) tell PASS "$name" "$((SECONDS - start)) s" ;;
-    124 | 137) tell FAIL "$name" "stopped after $limit s; see $name.log" ;;
+    124 | 137) tell "$late" "$name" "stopped after $limit s; see $name.log" ;;
     *) tell FAIL "$name" "exit $status; see $name.log" ;;
     esac
     return "$status"

@@ -40,12 +40,17 @@ impl FromStr for DeviceChoice {
 /// # Errors
 /// When a GPU is asked for and is not to be had.
 pub(crate) fn open(common: &CommonArgs) -> anyhow::Result<Device> {
+    open_choice(common.device)
+}
+
+/// [`open`] for verbs that have this flag alone.
+pub(crate) fn open_choice(choice: DeviceChoice) -> anyhow::Result<Device> {
     static OPENED: Mutex<Option<Device>> = Mutex::new(None);
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(device) = &*opened {
         return Ok(device.clone());
     }
-    let device = match common.device {
+    let device = match choice {
         DeviceChoice::Cpu => Device::Cpu,
         DeviceChoice::Auto => match taper_nn::open_device(0) {
             Ok(device) => told(device),
@@ -77,12 +82,16 @@ pub(crate) fn check(common: &CommonArgs) -> anyhow::Result<()> {
     if matches!(common.device, DeviceChoice::Cuda(_)) { open(common).map(drop) } else { Ok(()) }
 }
 
-/// Put a model's weights on a device.
-pub(crate) fn place(model: &mut dyn VisitModules, device: &Device) -> anyhow::Result<()> {
-    taper_nn::move_to(model, device).map_err(|error| {
+/// Put a model's weights on a device: `max_memory` bytes of them at most.
+pub(crate) fn place(
+    model: &mut dyn VisitModules,
+    device: &Device,
+    max_memory: Option<u64>,
+) -> anyhow::Result<()> {
+    taper_nn::move_to(model, device, max_memory).map_err(|error| {
         user_error(
             format!("the base cannot be put on the GPU: {error}"),
-            "hold it in 4 bits (`model.quantize = \"nf4\"`, or a GGUF file), or use `--device cpu`",
+            "hold it in 4 bits (`model.quantize = \"nf4\"`, or a GGUF file), let `model.max_memory` leave some of its layers on the host, or use `--device cpu`",
         )
     })
 }
@@ -93,6 +102,18 @@ fn told(device: Device) -> Device {
         memory.map(|m| format!(", {:.1} of {:.1} GiB free", gib(m.free), gib(m.total))).unwrap_or_default();
     say(&format!("device {}{memory}", taper_nn::device_name(&device)));
     device
+}
+
+/// The device of a measurement, with the memory that it took.
+pub(crate) fn figures(device: &Device) -> serde_json::Value {
+    let name = taper_nn::device_name(device);
+    match taper_nn::memory_of(device) {
+        None => serde_json::json!({ "name": name }),
+        Some(memory) => serde_json::json!({
+            "name": name, "total_bytes": memory.total, "used_bytes": memory.used, "peak_bytes": memory.peak,
+            "reserved_bytes": memory.reserved, "host_operations": taper_nn::host_operations(),
+        }),
+    }
 }
 
 fn gib(bytes: usize) -> f64 {

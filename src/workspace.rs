@@ -39,6 +39,8 @@ pub(crate) struct Base {
     pub(crate) tokenizer: Arc<Tokenizer>,
     pub(crate) template: Option<ChatTemplate>,
     common: CommonArgs,
+    /// The most that the weights may take of a device's memory.
+    max_memory: Option<u64>,
 }
 
 impl Base {
@@ -67,7 +69,14 @@ impl Base {
         };
         let tokenizer = Arc::new(Tokenizer::load(&tokenizer_files).or_fault()?);
         let template = ChatTemplate::load(&tokenizer_files, &tokenizer).or_fault()?;
-        Ok(Self { source, files, tokenizer, template, common: common.clone() })
+        Ok(Self {
+            source,
+            files,
+            tokenizer,
+            template,
+            common: common.clone(),
+            max_memory: section.max_memory_bytes(),
+        })
     }
 
     /// The base of a recipe, whose template sees the same date in every run.
@@ -111,7 +120,7 @@ impl Base {
     pub(crate) fn load(&self, options: LoadOptions) -> anyhow::Result<Box<dyn CausalLm>> {
         let device = self.device()?;
         let mut model = taper_models::load(&self.files, options).or_fault()?;
-        crate::device::place(model.as_mut(), &device)?;
+        crate::device::place(model.as_mut(), &device, self.max_memory)?;
         Ok(model)
     }
 

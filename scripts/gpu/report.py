@@ -111,8 +111,8 @@ def table(folder):
     print("| " + " | ".join(heads) + " |\n|" + " --- |" * len(heads))
     for row in result["rows"]:
         print("| " + " | ".join(cells(row)) + " |")
-    print("\nGiB: what nvidia-smi saw at most, less what was in use before. PEFT's speed and memory are of its faster way, the ratio of")
-    print("memory is to its more sparing one. `of matrix rate` counts the work that a step needs at least.")
+    print("\nGiB: what nvidia-smi saw at most, less what was in use before. PEFT's speed and memory are of its faster way,")
+    print("the ratio of memory is to its more sparing one. `of matrix rate` counts the work that a step needs at least.")
 
 
 def cells(row):

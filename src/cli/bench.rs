@@ -1,6 +1,7 @@
 //! The command line of `taper bench`.
 
 use super::QuantizeArgs;
+use crate::device::DeviceChoice;
 use clap::{Args, Subcommand, ValueEnum};
 use std::path::PathBuf;
 
@@ -34,7 +35,7 @@ pub(crate) enum BenchVerb {
 /// The model of a benchmark.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct BenchModelArgs {
-    /// 15M, smollm2-135m, qwen2.5-0.5b or llama3.2-1b
+    /// 15M, smollm2-135m, qwen2.5-0.5b, llama3.2-1b, llama3.1-8b or llama3.1-70b
     #[arg(long, default_value = "15M")]
     pub(crate) shape: String,
     /// Type the frozen weights are held in: f32, bf16 or f16
@@ -42,6 +43,9 @@ pub(crate) struct BenchModelArgs {
     pub(crate) dtype: String,
     #[command(flatten)]
     pub(crate) quantize: QuantizeArgs,
+    /// Where to compute: auto (a GPU if there is one), cpu, cuda or cuda:N
+    #[arg(long, value_name = "DEVICE", default_value = "auto")]
+    pub(crate) device: DeviceChoice,
 }
 
 /// Optimiser steps.

@@ -108,6 +108,8 @@ fn model() -> Vec<Case> {
         case("model.quantize_block_size", "32", "train", see::losses).beside(&["model.quantize=nf4"]),
         case("model.quantize_embeddings", "true", "train", see::losses).beside(&["model.quantize=int8"]),
         case("model.chat_template", "../other.jinja", "explain", see::explained),
+        // What it does is shown on a device, in tests/gpu.
+        case("model.max_memory", "much", "check", see::refusal).may_end_with(REFUSED),
         case("model.init", "random", "train", see::losses).of("full"),
     ]
 }
@@ -180,6 +182,8 @@ fn data() -> Vec<Case> {
 fn train() -> Vec<Case> {
     vec![
         case("train.method", "full", "train", see::files).of("unsaid").may_end_with(REFUSED),
+        // What it does is shown on a device, in tests/gpu.
+        case("train.activation_offloading", "true", "check", see::refusal).may_end_with(REFUSED),
         case("train.num_train_epochs", "2", "train", see::steps),
         case("train.max_steps", "1", "train", see::steps),
         case("train.batch_size", "2", "train", see::steps),

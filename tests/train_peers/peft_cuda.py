@@ -9,10 +9,10 @@
 Needs torch, transformers, peft and accelerate; bitsandbytes for --nf4, flash-attn for --attention flash_attention_2. No network:
 the weights are random, in the published shape. Prints one JSON line on standard output.
 
-train  A step is zero_grad, forward with the model's own loss, backward, and AdamW (fused on a GPU) over a LoRA of rank 16 on every
-       linear layer of the blocks, on BATCH x SEQ random tokens without padding. The base is bf16 (or NF4 with coded scales), the
-       LoRA too, which is PEFT's fastest way (--adapter-dtype float32 is its default). Speed is of the median step; memory is the
-       allocator's peak from the loaded model on, and what the driver says is in use at the end.
+train  A step is zero_grad, forward with the model's own loss, backward, and AdamW (fused on a GPU) over a LoRA of rank 16 on
+       every linear layer of the blocks, on BATCH x SEQ random tokens without padding. The base is bf16 (or NF4 with coded
+       scales), the LoRA too, which is PEFT's fastest way (--adapter-dtype float32 is its default). Speed is of the median step;
+       memory is the allocator's peak from the loaded model on, and what the driver says is in use at the end.
 card   The rate of torch's product of two 8192 x 8192 bf16 matrices, and of copying 2 GiB.
 
 `flops_per_token` is the least a step needs: 4 N for the N weights of the frozen products with the head (forward, and the backward

@@ -32,6 +32,9 @@ pub struct ModelSection {
     /// Quantise the embedding and the output head too. They are a large part of a small model with a large vocabulary, and the part that
     /// suffers most.
     pub quantize_embeddings: bool,
+    /// The most that the base's weights may take of a GPU's memory, such as "20GiB": linear layers beyond it stay in the host's memory and are
+    /// copied to the GPU each time they are used, which is slow. Absent: all weights are put on the GPU. On the CPU it has no meaning.
+    pub max_memory: Option<String>,
     /// A Jinja chat template to use instead of the checkpoint's own (relative to the recipe file). For bases that have none; a template other
     /// than the one a model was tuned with usually costs quality.
     pub chat_template: Option<PathBuf>,
@@ -113,6 +116,11 @@ impl ModelSection {
         })
     }
 
+    /// `max_memory` in bytes.
+    pub fn max_memory_bytes(&self) -> Option<u64> {
+        self.max_memory.as_deref().and_then(bytes_of)
+    }
+
     /// Everything about the section that can be known without opening a file.
     pub fn check(&self) -> Problems {
         let mut problems = Problems::new();
@@ -151,6 +159,13 @@ impl ModelSection {
                 "64 is bitsandbytes' default",
             );
         }
+        if self.max_memory.as_deref().is_some_and(|size| bytes_of(size).is_none()) {
+            fault(
+                "max_memory",
+                "`max_memory` is no amount of memory",
+                "write a number and MiB, GiB, MB or GB, as \"20GiB\"",
+            );
+        }
         if self.quantize_embeddings && self.quantize.is_none() {
             fault(
                 "quantize_embeddings",
@@ -160,6 +175,21 @@ impl ModelSection {
         }
         problems
     }
+}
+
+/// A number with a unit of memory behind it.
+fn bytes_of(size: &str) -> Option<u64> {
+    let size = size.trim();
+    let (number, unit) = size.split_at(size.find(|c: char| c.is_ascii_alphabetic())?);
+    let unit = match unit {
+        "MiB" => 1u64 << 20,
+        "GiB" => 1 << 30,
+        "MB" => 1_000_000,
+        "GB" => 1_000_000_000,
+        _ => return None,
+    };
+    let number: f64 = number.trim().parse().ok()?;
+    (number.is_finite() && number >= 0.0).then_some((number * unit as f64) as u64)
 }
 
 /// Whether git could have a ref or commit of this name; the cache makes a path of it, so `..` must not pass.
@@ -175,6 +205,16 @@ pub(crate) fn is_revision(revision: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_amount_of_memory_has_a_unit() {
+        assert_eq!(bytes_of("20GiB"), Some(20 << 30));
+        assert_eq!(bytes_of("1.5 GB"), Some(1_500_000_000));
+        assert_eq!(bytes_of("0MiB"), Some(0));
+        for wrong in ["20", "GiB", "-1GiB", "nan GiB", "20 gigabytes", ""] {
+            assert_eq!(bytes_of(wrong), None, "{wrong}");
+        }
+    }
 
     #[test]
     fn every_fault_of_the_section_is_found_at_once() {

@@ -72,7 +72,8 @@ fn score_pass(model: &dyn CausalLm, sequences: &[Scored<'_>]) -> Result<Vec<Vec<
     for (chunk, targets) in targets.chunks(ROWS_PER_HEAD).enumerate() {
         let x = hidden.narrow(0, chunk * ROWS_PER_HEAD, targets.len()).map_err(doing("select rows"))?;
         let logits = head(model, &x, &ctx)?;
-        losses.extend(ops::cross_entropy(&logits, targets).map_err(doing("compute losses"))?.losses);
+        let computed = ops::cross_entropy(&logits, targets).and_then(|losses| losses.losses());
+        losses.extend(computed.map_err(doing("compute losses"))?);
     }
     let mut losses = losses.into_iter();
     Ok(counts.into_iter().map(|n| losses.by_ref().take(n).collect()).collect())

@@ -37,6 +37,6 @@ pub use causal_lm::{CausalLm, forward_hidden, forward_logits, state_tensors};
 pub use config::{ModelConfig, ModelType};
 pub use decoder::Decoder;
 pub use error::{ConfigError, Error, Result};
-pub use load::{LoadOptions, Quantize, init, init_with, load, load_on_disk};
+pub use load::{LoadOptions, Quantize, init, init_to_measure, init_with, load, load_on_disk};
 pub use rotary::{RopeConfig, RopeScaling, RotaryEmbedding};
 pub use switches::{EmbeddingScale, ExpertsConfig, NormNames, NormPlacement, QkNorm};

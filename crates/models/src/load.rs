@@ -1,6 +1,6 @@
 //! From files, or from a seed, to a model.
 
-use crate::weights::{Residence, Weights};
+use crate::weights::{Draw, Residence, Weights};
 use crate::{CausalLm, Decoder, Error, ModelConfig, Result};
 use candle_core::DType;
 use std::sync::Arc;
@@ -105,7 +105,19 @@ pub fn init(config: &ModelConfig, seed: u64, dtype: Option<DType>) -> Result<Box
 /// # Errors
 /// What candle says, and when rows are no whole blocks of the format.
 pub fn init_with(config: &ModelConfig, seed: u64, options: LoadOptions) -> Result<Box<dyn CausalLm>> {
+    drawn(config, seed, options, Draw::Normal)
+}
+
+/// [`init_with`] for measurements of speed and memory: the weights are uniform numbers, which are drawn many times faster.
+///
+/// # Errors
+/// As [`init_with`].
+pub fn init_to_measure(config: &ModelConfig, options: LoadOptions) -> Result<Box<dyn CausalLm>> {
+    drawn(config, 1, options, Draw::Uniform)
+}
+
+fn drawn(config: &ModelConfig, seed: u64, options: LoadOptions, draw: Draw) -> Result<Box<dyn CausalLm>> {
     let dtype = options.dtype.or(config.dtype).unwrap_or(DType::F32);
     let options = LoadOptions { dtype: Some(dtype), ..options };
-    Ok(Box::new(Decoder::build(config.clone(), Weights::random(config, seed, options))?))
+    Ok(Box::new(Decoder::build(config.clone(), Weights::random(config, seed, options, draw))?))
 }

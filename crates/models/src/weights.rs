@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use taper_kernels::rng::{CounterRng, stream_of};
+use taper_kernels::threads;
 use taper_nn::{
     Checkpoint, CheckpointError, Embedding, FrozenWeight, Linear, RmsNorm, StoredFormat, Weight, with_f32,
 };
@@ -19,7 +20,16 @@ pub(crate) struct Weights<'a> {
 
 enum Source<'a> {
     Stored { checkpoint: &'a Arc<Checkpoint>, root: PathBuf, asked: BTreeSet<String>, residence: Residence },
-    Random { seed: u64, std: f32 },
+    Random { seed: u64, std: f32, draw: Draw },
+}
+
+/// How random weights are drawn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Draw {
+    /// Normal, as a model begins to train.
+    Normal,
+    /// Uniform with the same deviation: many times faster, for measurements.
+    Uniform,
 }
 
 /// Where the matrices of a checkpoint are held.
@@ -42,8 +52,8 @@ impl<'a> Weights<'a> {
         Self { source, options }
     }
 
-    pub(crate) fn random(config: &ModelConfig, seed: u64, options: LoadOptions) -> Self {
-        Self { source: Source::Random { seed, std: config.initializer_range as f32 }, options }
+    pub(crate) fn random(config: &ModelConfig, seed: u64, options: LoadOptions, draw: Draw) -> Self {
+        Self { source: Source::Random { seed, std: config.initializer_range as f32, draw }, options }
     }
 
     /// A layer `inputs -> outputs`, with a bias or without.
@@ -140,10 +150,18 @@ impl<'a> Weights<'a> {
                     .and_then(|()| checkpoint.weight(name, dtype))
                     .map_err(|e| fault(root, e))
             }
-            Source::Random { seed, std } => {
+            Source::Random { seed, std, draw } => {
                 let mut values = vec![initial.unwrap_or(0.0); shape.iter().product()];
-                if initial.is_none() {
-                    CounterRng::new(*seed, stream_of(name)).fill_normal(0, *std, &mut values);
+                let rng = CounterRng::new(*seed, stream_of(name));
+                match draw {
+                    _ if initial.is_some() => {}
+                    Draw::Normal => rng.fill_normal(0, *std, &mut values),
+                    Draw::Uniform => {
+                        let most = *std * 3f32.sqrt();
+                        threads::for_each_rows(&mut values, 1, 64 << 10, |first, part| {
+                            rng.fill_uniform(first as u64, -most, most, part);
+                        });
+                    }
                 }
                 let tensor = Tensor::from_vec(values, shape, &Device::Cpu)?;
                 Ok(tensor.to_dtype(dtype.unwrap_or(DType::F32))?)

@@ -17,18 +17,19 @@ use candle_core::{
 use half::{bf16, f16};
 use std::cell::Cell;
 use std::ops::Deref;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 pub(crate) use taper_kernels::cuda::SliceMut;
 use taper_kernels::cuda::cudarc::driver::CudaSlice;
 use taper_kernels::cuda::{Buffer, FloatType, Gpu, GpuError, Slice};
 
-/// Operations that went through the host since the program began: none in training with LoRA.
-static STAGED: AtomicU64 = AtomicU64::new(0);
+thread_local! {
+    /// Operations of this thread that went through the host: none in training with LoRA.
+    static STAGED: Cell<u64> = const { Cell::new(0) };
+}
 
-/// How many operations on tensors of a device were computed on the host so far.
+/// How many operations on tensors of a device this thread has computed on the host so far.
 pub fn staged_operations() -> u64 {
-    STAGED.load(Ordering::Relaxed)
+    STAGED.get()
 }
 
 /// A device and its kernels.
@@ -243,7 +244,7 @@ pub(crate) fn forward(op: &dyn Op, inputs: &[&Tensor]) -> Result<Option<Tensor>>
     if let Some(output) = op.forward_cuda(&place, &there.iter().collect::<Vec<_>>())? {
         return Ok(Some(output));
     }
-    STAGED.fetch_add(1, Ordering::Relaxed);
+    STAGED.set(STAGED.get() + 1);
     let hosts: Vec<Tensor> = inputs.iter().map(|input| to_host(input)).collect::<Result<_>>()?;
     let output = op.forward(&hosts.iter().collect::<Vec<_>>())?;
     place.upload(&output).map(Some)
@@ -255,7 +256,7 @@ pub(crate) fn backward(op: &dyn Op, saved: &Saved<'_>, g: &Gradient, to: &mut Re
     if op.backward_cuda(&place, &saved.each(|tensor| place.upload(tensor))?, g, to)? {
         return Ok(true);
     }
-    STAGED.fetch_add(1, Ordering::Relaxed);
+    STAGED.set(STAGED.get() + 1);
     op.backward(&saved.each(to_host)?, &Gradient::new(to_host(g)?), &mut to.through_host(place))?;
     Ok(true)
 }

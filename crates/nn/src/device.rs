@@ -84,6 +84,14 @@ pub fn memory_of(device: &Device) -> Option<DeviceMemory> {
     }
 }
 
+/// How many operations on tensors of a device this thread has computed on the host so far, for want of a kernel: none in training with LoRA.
+pub fn host_operations() -> u64 {
+    #[cfg(feature = "cuda")]
+    return crate::cuda::staged_operations();
+    #[cfg(not(feature = "cuda"))]
+    0
+}
+
 /// Waits until the device has done all that it was given.
 ///
 /// # Errors
@@ -112,14 +120,23 @@ pub fn to_device(tensor: &Tensor, device: &Device) -> Result<Tensor> {
 /// Move a model's weights to a device, before adapters are put on it: what is made from its weights then lies there too. The table of a tied
 /// head is moved once.
 ///
+/// Of `max_memory` bytes for matrices the embedding takes its part first; linear layers that then do not fit stay on the host and are copied whenever
+/// they are used, the last of the model first.
+///
 /// # Errors
 /// When there is no memory, with the module.
-pub fn move_to(model: &mut dyn VisitModules, device: &Device) -> Result<()> {
+pub fn move_to(model: &mut dyn VisitModules, device: &Device, max_memory: Option<u64>) -> Result<()> {
     let mut moved_weights: Vec<(Weight, Weight)> = Vec::new();
-    let mut weight_of = |weight: &Weight| -> Result<Weight> {
+    let mut left = max_memory.unwrap_or(u64::MAX);
+    let mut weight_of = |weight: &Weight, is_linear: bool| -> Result<Weight> {
         if let Some((_, moved)) = moved_weights.iter().find(|(from, _)| from.is_same(weight)) {
             return Ok(moved.clone());
         }
+        let bytes = weight.bytes() as u64;
+        if is_linear && bytes > left {
+            return Ok(weight.clone());
+        }
+        left = left.saturating_sub(bytes);
         let there = weight.to_device(device)?;
         moved_weights.push((weight.clone(), there.clone()));
         Ok(there)
@@ -128,9 +145,11 @@ pub fn move_to(model: &mut dyn VisitModules, device: &Device) -> Result<()> {
         let path = module.path().to_owned();
         let result = match module {
             ModuleMut::Linear(linear) => {
-                weight_of(linear.weight()).and_then(|weight| linear.place_on(weight, device))
+                weight_of(linear.weight(), true).and_then(|weight| linear.place_on(weight, device))
             }
-            ModuleMut::Embedding(table) => weight_of(table.weight()).map(|weight| table.set_weight(weight)),
+            ModuleMut::Embedding(table) => {
+                weight_of(table.weight(), false).map(|weight| table.set_weight(weight))
+            }
             ModuleMut::RmsNorm(norm) => {
                 to_device(&norm.weight(), device).and_then(|weight| norm.set_weight(weight))
             }

@@ -282,6 +282,14 @@ impl Weight {
         }
     }
 
+    /// Bytes held.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Frozen(weight) => weight.bytes(),
+            Self::Trainable(var) => 4 * var.elem_count(),
+        }
+    }
+
     /// The same on a device: a frozen weight. A trained one is made where its frozen one lies, and stays there.
     ///
     /// # Errors

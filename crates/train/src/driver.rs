@@ -12,7 +12,9 @@ use crate::gradients::Gradients;
 use candle_core::{Device, Tensor};
 use taper_data::{Batch, IGNORE};
 use taper_models::CausalLm;
-use taper_nn::ops::{self, cross_entropy, cross_entropy_with_gradient, put_rows, take_rows, zeros_like};
+use taper_nn::ops::{
+    self, CrossEntropy, cross_entropy, cross_entropy_with_gradient, put_rows, take_rows, zeros_like,
+};
 use taper_nn::tape::{Gradient, Tape, record};
 use taper_nn::{ForwardContext, RandomKey, SequenceLayout, to_device};
 
@@ -27,6 +29,8 @@ const LOGITS_ROWS: usize = 256;
 pub struct PassOptions {
     /// Compute each block again in the backward instead of keeping its graph.
     pub gradient_checkpointing: bool,
+    /// With checkpointing, keep the inputs of the blocks on the host.
+    pub activation_offloading: bool,
     /// NEFTune's alpha.
     pub neftune_noise_alpha: Option<f64>,
     /// Bytes of logits in a chunk ([`LOGITS_BYTES`]); at least one row is in each.
@@ -35,7 +39,12 @@ pub struct PassOptions {
 
 impl Default for PassOptions {
     fn default() -> Self {
-        Self { gradient_checkpointing: false, neftune_noise_alpha: None, logits_bytes: LOGITS_BYTES }
+        Self {
+            gradient_checkpointing: false,
+            activation_offloading: false,
+            neftune_noise_alpha: None,
+            logits_bytes: LOGITS_BYTES,
+        }
     }
 }
 
@@ -79,7 +88,7 @@ pub fn forward_backward(
         with_noise(embedded.clone(), &layout, key, options).doing(|| "add noise to the embeddings".into())?;
     let (hidden, kept) = blocks_forward(model, hidden, trains_embedding, &mut ctx, options)?;
     let wanted = trains_embedding || !kept.is_empty();
-    let (loss_sum, gradient) = head(model, &hidden, batch, key, options, wanted, &mut backward)?;
+    let (losses, gradient) = head(model, &hidden, batch, key, options, wanted, &mut backward)?;
     drop(hidden);
     if let Some(gradient) = gradient {
         let gradient = blocks_backward(model, kept, gradient, &mut ctx, &mut backward)?;
@@ -87,7 +96,10 @@ pub fn forward_backward(
             backward.run("the embedding", tape, &embedded, gradient, None)?;
         }
     }
-    Ok(Pass { loss_sum, target_tokens: batch.target_tokens, stray: backward.stray })
+    // Read when all is queued: a device would wait for the host in between.
+    let sums =
+        losses.iter().map(CrossEntropy::sum).collect::<candle_core::Result<Vec<f64>>>().doing(heading)?;
+    Ok(Pass { loss_sum: sums.iter().sum(), target_tokens: batch.target_tokens, stray: backward.stray })
 }
 
 /// Sum of the cross-entropies of `batch`, and the number of its targets, without dropout, noise or gradients.
@@ -105,7 +117,7 @@ pub fn evaluate_loss(model: &dyn CausalLm, batch: &Batch, logits_bytes: usize) -
     for (chunk, (rows, targets)) in chunks_of(model, batch, logits_bytes).into_iter().enumerate() {
         let input = take_rows(&hidden, &rows).doing(gathering)?;
         let logits = logits(model, &input, chunk, None).doing(heading)?;
-        sum += cross_entropy(&logits, &targets).doing(heading)?.sum();
+        sum += cross_entropy(&logits, &targets).and_then(|losses| losses.sum()).doing(heading)?;
     }
     Ok((sum, batch.target_tokens))
 }
@@ -132,9 +144,13 @@ fn blocks_forward(
     for index in 0..model.num_blocks() {
         let (output, tape) = record_block(model, index, &hidden, trained_below, ctx)
             .doing(|| format!("compute block {index}"))?;
-        let input = std::mem::replace(&mut hidden, output.clone());
+        let mut input = std::mem::replace(&mut hidden, output.clone());
         if tape.tracks(&output) {
             let computed = (!options.gradient_checkpointing).then_some((output, tape));
+            if computed.is_none() && options.activation_offloading {
+                input =
+                    to_device(&input, &Device::Cpu).doing(|| format!("move the input of block {index}"))?;
+            }
             kept.push(KeptBlock { index, input, computed, wants_input_gradient: trained_below });
             trained_below = true;
         }
@@ -161,7 +177,10 @@ fn blocks_backward(
     ctx: &mut ForwardContext<'_>,
     backward: &mut Backward<'_>,
 ) -> Result<Option<Gradient>> {
-    for block in kept.into_iter().rev() {
+    for mut block in kept.into_iter().rev() {
+        // Where it waited on the host.
+        block.input =
+            to_device(&block.input, gradient.device()).doing(|| "move a block's input back".into())?;
         let (output, tape) = match block.computed {
             Some(computed) => computed,
             None => record_block(model, block.index, &block.input, block.wants_input_gradient, ctx)
@@ -187,8 +206,8 @@ fn head(
     options: &PassOptions,
     wanted: bool,
     backward: &mut Backward<'_>,
-) -> Result<(f64, Option<Gradient>)> {
-    let mut loss_sum = 0.0;
+) -> Result<(Vec<CrossEntropy>, Option<Gradient>)> {
+    let mut all_losses = Vec::new();
     let mut gradient = if wanted { Some(zeros_like(hidden).doing(gathering)?) } else { None };
     for (chunk, (rows, targets)) in chunks_of(model, batch, options.logits_bytes).into_iter().enumerate() {
         let input = take_rows(hidden, &rows).doing(gathering)?;
@@ -197,7 +216,7 @@ fn head(
         // The gradient is written over the logits.
         let free = if tape.keeps(&logits) { logits.copy().doing(heading)? } else { logits.clone() };
         let (losses, seed) = cross_entropy_with_gradient(free, &targets).doing(heading)?;
-        loss_sum += losses.sum();
+        all_losses.push(losses);
         if !tape.tracks(&logits) {
             continue;
         }
@@ -206,7 +225,7 @@ fn head(
             put_rows(&below, &rows, gradient).doing(gathering)?;
         }
     }
-    Ok((loss_sum, gradient.map(Gradient::new)))
+    Ok((all_losses, gradient.map(Gradient::new)))
 }
 
 /// Where the gradients of a pass go.

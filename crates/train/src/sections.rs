@@ -34,6 +34,9 @@ pub struct TrainSection {
     /// Keep only the input of each block and compute the block again in the backward pass: the memory of one block's
     /// activations instead of all, for about a third more time. The result is the same, bit for bit.
     pub gradient_checkpointing: bool,
+    /// With `gradient_checkpointing` on a GPU: the inputs of the blocks wait in the host's memory for the backward pass, `4 * tokens *
+    /// hidden_size` bytes a block less on the GPU, for the time of two copies. On the CPU there is nothing to move.
+    pub activation_offloading: bool,
     /// Steps from one line of `metrics.jsonl` to the next; its loss is the mean over the target tokens of these steps.
     pub logging_steps: u64,
     /// Steps from one validation to the next; left out, at the end of each epoch. The last step is always validated.
@@ -67,6 +70,7 @@ impl Default for TrainSection {
             max_grad_norm: 1.0,
             neftune_noise_alpha: None,
             gradient_checkpointing: false,
+            activation_offloading: false,
             logging_steps: 10,
             eval_steps: None,
             save_steps: None,
@@ -209,6 +213,10 @@ impl TrainSection {
         let mut faults = Faults::new("train");
         let epochs = "1 to 5 are usual";
         faults.number("num_train_epochs", self.num_train_epochs, |v| v > 0.0, "a number above 0", epochs);
+        if self.activation_offloading && !self.gradient_checkpointing {
+            let what = "`activation_offloading` moves the inputs of blocks that are computed again, and none is";
+            faults.push("no-effect", "activation_offloading", what.into(), "set `gradient_checkpointing = true`, or remove the key");
+        }
         let leave_out = "leave the key out to have the default";
         faults.at_least_one("max_steps", self.max_steps, "leave the key out to go by `num_train_epochs`");
         faults.at_least_one("batch_size", Some(self.batch_size as u64), leave_out);

@@ -66,6 +66,7 @@ impl Stepper {
             schedule,
             options: PassOptions {
                 gradient_checkpointing: train.gradient_checkpointing,
+                activation_offloading: train.activation_offloading,
                 neftune_noise_alpha: train.neftune_noise_alpha,
                 ..PassOptions::default()
             },

@@ -2,6 +2,7 @@
 
 use super::random::{random_example, random_model};
 use crate::cli::{BenchGenerateArgs, BenchModelArgs};
+use crate::device;
 use crate::fault::OrFault;
 use crate::memory::peak_bytes;
 use crate::workspace::model_section;
@@ -38,7 +39,7 @@ pub(super) fn generate(args: &BenchGenerateArgs) -> anyhow::Result<serde_json::V
         "threads": taper_kernels::threads::thread_count(),
         "prefill_tokens_per_second": (batch * prompt) as f64 / prefill,
         "decode_tokens_per_second": (batch * tokens) as f64 / decode,
-        "peak_bytes": peak_bytes(),
+        "peak_bytes": peak_bytes(), "device": device::figures(&device::open_choice(args.device)?),
     }))
 }
 
@@ -47,7 +48,9 @@ fn model_of_file(args: &BenchModelArgs, path: &Path) -> anyhow::Result<Box<dyn C
     let section = model_section(&args.quantize, &path.to_string_lossy(), &args.dtype)?;
     let offline = HubOptions { offline: true, ..HubOptions::from_env() };
     let files = ModelSource::of_section(&section, Path::new("")).or_fault()?.resolve(&offline).or_fault()?;
-    taper_models::load(&files, LoadOptions::from(&section)).or_fault()
+    let mut model = taper_models::load(&files, LoadOptions::from(&section)).or_fault()?;
+    device::place(model.as_mut(), &device::open_choice(args.device)?, None)?;
+    Ok(model)
 }
 
 /// New tokens of every sequence, and the logits behind the last one of each.
@@ -62,8 +65,8 @@ fn pass(
     let mut ctx = ForwardContext::cached(&layout, caches.iter_mut().collect());
     let hidden = taper_models::forward_hidden(model, ids, &mut ctx)?;
     let last: Vec<u32> = layout.segments().iter().map(|s| s.end as u32 - 1).collect();
-    let last = candle_core::Tensor::new(last.as_slice(), hidden.device())?;
-    let logits = model.lm_head(&hidden.index_select(&last, 0)?, &ctx)?;
-    std::hint::black_box(logits);
+    let logits = model.lm_head(&taper_nn::ops::take_rows(&hidden, &last)?, &ctx)?;
+    // As who samples from them does; a device is waited for so.
+    std::hint::black_box(taper_nn::to_vec_f32(&logits)?);
     Ok(())
 }

@@ -2,6 +2,7 @@
 
 use super::random::{random_example, random_model};
 use crate::cli::BenchTrainArgs;
+use crate::device;
 use crate::fault::OrFault;
 use crate::memory::peak_bytes;
 use candle_core::DType;
@@ -56,6 +57,7 @@ pub(super) fn train(args: &BenchTrainArgs) -> anyhow::Result<serde_json::Value> 
         "gradient_checkpointing": checkpointing, "threads": taper_kernels::threads::thread_count(),
         "median_step_seconds": median, "tokens_per_second": (batch * seq) as f64 / median,
         "peak_bytes": peak_bytes(), "predicted_peak_bytes": predicted,
+        "device": device::figures(&device::open_choice(args.device)?),
     }))
 }
 

@@ -1,8 +1,10 @@
 // CUDA's words for a C++ compiler, so that kernels run on the CPU: for tests on machines without a GPU.
 //
-// The blocks of a launch run one after the other. Each thread of a block is a fiber; it runs until it waits for others (at a barrier, or with its warp
-// in a shuffle or a matrix operation), so what the fibers of a block see of each other is what a device would allow in one of its orders.
-// TAPER_EMULATOR_ORDER (forward, reverse, shuffle) chooses which: a barrier that is missing shows as a wrong result in one of them.
+// The blocks of a launch run one after the other. Each thread of a block is a fiber; it runs until it waits for others (at a
+// barrier, or with its warp in a shuffle or a matrix operation), so what the fibers of a block see of each other is what a
+// device would allow in one of its orders. TAPER_EMULATOR_ORDER (forward, reverse, shuffle) chooses which: a barrier that is
+// missing shows as a wrong result in one of them. Shared memory that is not dynamic keeps what the block before left in it, so
+// a read of it before a write is not found.
 #pragma once
 
 #include <cmath>
@@ -25,18 +27,19 @@
 #define __shared__ static
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-#define __align__(n) alignas(n)
+#define __align__(n) __attribute__((aligned(n)))
 #define DYNAMIC_SHARED(name) unsigned char *name = emulator::dynamic_shared
 
 struct uint3 { unsigned x, y, z; };
 struct dim3 { unsigned x, y, z; };
-struct float2 { float x, y; };
+struct alignas(8) float2 { float x, y; };
+struct float3 { float x, y, z; };
 struct alignas(16) float4 { float x, y, z, w; };
-struct int2 { int x, y; };
+struct alignas(8) int2 { int x, y; };
 struct alignas(16) int4 { int x, y, z, w; };
-struct uint2 { unsigned x, y; };
+struct alignas(8) uint2 { unsigned x, y; };
 struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct double2 { double x, y; };
+struct alignas(16) double2 { double x, y; };
 inline float2 make_float2(float x, float y) { return {x, y}; }
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline int2 make_int2(int x, int y) { return {x, y}; }
@@ -67,11 +70,15 @@ inline __nv_bfloat16 __float2bfloat16_rn(float x) {
 }
 inline __nv_bfloat16 __float2bfloat16(float x) { return __float2bfloat16_rn(x); }
 inline __nv_bfloat162 __floats2bfloat162_rn(float x, float y) { return {__float2bfloat16_rn(x), __float2bfloat16_rn(y)}; }
+inline float2 __bfloat1622float2(__nv_bfloat162 x) { return {__bfloat162float(x.x), __bfloat162float(x.y)}; }
+inline __nv_bfloat162 __float22bfloat162_rn(float2 x) { return __floats2bfloat162_rn(x.x, x.y); }
 inline uint16_t __bfloat16_as_ushort(__nv_bfloat16 x) { return x.bits; }
 inline __nv_bfloat16 __ushort_as_bfloat16(uint16_t x) { return {x}; }
 inline float __half2float(__half x) { return (float)bits_as<_Float16>(x.bits); }
 inline __half __float2half_rn(float x) { return {bits_as<uint16_t>((_Float16)x)}; }
 inline __half __float2half(float x) { return __float2half_rn(x); }
+inline float2 __half22float2(__half2 x) { return {__half2float(x.x), __half2float(x.y)}; }
+inline __half2 __floats2half2_rn(float x, float y) { return {__float2half_rn(x), __float2half_rn(y)}; }
 inline uint16_t __half_as_ushort(__half x) { return x.bits; }
 inline __half __ushort_as_half(uint16_t x) { return {x}; }
 
@@ -93,6 +100,9 @@ inline float __fdiv_rn(float x, float y) { return x / y; }
 inline float __fsqrt_rn(float x) { return sqrtf(x); }
 template <class T> inline T __ldg(const T *x) { return *x; }
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
+inline int __popcll(unsigned long long x) { return __builtin_popcountll(x); }
+inline int __ffs(int x) { return __builtin_ffs(x); }
+inline int __clzll(long long x) { return x ? __builtin_clzll((unsigned long long)x) : 64; }
 inline int __clz(int x) { return x ? __builtin_clz((unsigned)x) : 32; }
 inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
     uint64_t bytes = (uint64_t)high << 32 | low;
@@ -104,6 +114,9 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
     return result;
 }
 inline unsigned __umulhi(unsigned x, unsigned y) { return (unsigned)((uint64_t)x * y >> 32); }
+inline unsigned long long __umul64hi(unsigned long long x, unsigned long long y) {
+    return (unsigned long long)((unsigned __int128)x * y >> 64);
+}
 
 namespace emulator {
 
@@ -124,8 +137,13 @@ struct Fiber {
     std::vector<size_t> groups;
 };
 
-// What the lanes of a warp give each other; two of them, since a lane can be one operation ahead of another.
-struct Exchange { unsigned char slot[2][32][64]; };
+// What the lanes of a warp give each other; two of them, since a lane can be one operation ahead of another. `alive` has the
+// lanes that took part in the last operation: those which have returned, or which a block that is no whole number of warps
+// never had, give nothing.
+struct Exchange {
+    unsigned char slot[2][32][64];
+    unsigned alive;
+};
 
 extern Fiber *current;
 extern uint3 block_index;
@@ -133,10 +151,16 @@ extern dim3 block_size, grid_size;
 extern unsigned char *dynamic_shared;
 extern std::vector<Exchange> exchanges;
 
+[[noreturn]] void fault(const std::string &what);
 // Stops this fiber until the others that it waits for are as far.
 void wait_for(Wait wait, const char *what);
 // Runs a kernel over a grid.
 void launch(const char *name, void (*body)(void **), void **params, dim3 grid, dim3 block, size_t shared);
+
+// The kernels name whole warps only, so that a mask which a device would take for a part of one is an error.
+inline void check_mask(unsigned mask, const char *what) {
+    if (mask != 0xffffffffu) fault(std::string(what) + " with a mask that is not FULL_MASK");
+}
 
 // Gives `bytes` to the other lanes of the warp, and tells where theirs lie.
 inline unsigned char (*exchange(const void *value, size_t bytes, const char *what))[64] {
@@ -150,7 +174,9 @@ inline unsigned char (*exchange(const void *value, size_t bytes, const char *wha
 template <class T> inline T from_lane(T value, int lane, const char *what) {
     auto slots = exchange(&value, sizeof value, what);
     T other;
-    memcpy(&other, slots[lane & 31], sizeof other);
+    // A device leaves open what a lane that is not there gives.
+    if (exchanges[current->warp].alive >> (lane & 31) & 1) memcpy(&other, slots[lane & 31], sizeof other);
+    else memset(&other, 0xff, sizeof other);
     return other;
 }
 
@@ -180,25 +206,45 @@ struct Register {
 #define blockDim (emulator::block_size)
 #define gridDim (emulator::grid_size)
 inline void __syncthreads() { emulator::wait_for(emulator::Wait::Block, "__syncthreads"); }
-inline void __syncwarp(unsigned = 0xffffffffu) { emulator::wait_for(emulator::Wait::Warp, "__syncwarp"); }
-inline void __threadfence_block() {}
-template <class T> inline T __shfl_sync(unsigned, T x, int lane) { return emulator::from_lane(x, lane, "__shfl_sync"); }
-template <class T> inline T __shfl_xor_sync(unsigned, T x, int mask) {
-    return emulator::from_lane(x, emulator::current->lane ^ mask, "__shfl_xor_sync");
+inline void __syncwarp(unsigned mask = 0xffffffffu) {
+    emulator::check_mask(mask, "__syncwarp");
+    emulator::wait_for(emulator::Wait::Warp, "__syncwarp");
 }
-template <class T> inline T __shfl_down_sync(unsigned, T x, int by) {
+inline void __threadfence_block() {}
+inline void __threadfence() {}
+template <class T> inline T __shfl_sync(unsigned mask, T x, int lane) {
+    emulator::check_mask(mask, "__shfl_sync");
+    return emulator::from_lane(x, lane, "__shfl_sync");
+}
+template <class T> inline T __shfl_xor_sync(unsigned mask, T x, int by) {
+    emulator::check_mask(mask, "__shfl_xor_sync");
+    return emulator::from_lane(x, emulator::current->lane ^ by, "__shfl_xor_sync");
+}
+template <class T> inline T __shfl_down_sync(unsigned mask, T x, int by) {
+    emulator::check_mask(mask, "__shfl_down_sync");
     int lane = emulator::current->lane;
     return emulator::from_lane(x, lane + by < 32 ? lane + by : lane, "__shfl_down_sync");
 }
-template <class T> inline T __shfl_up_sync(unsigned, T x, int by) {
+template <class T> inline T __shfl_up_sync(unsigned mask, T x, int by) {
+    emulator::check_mask(mask, "__shfl_up_sync");
     int lane = emulator::current->lane;
     return emulator::from_lane(x, lane >= by ? lane - by : lane, "__shfl_up_sync");
 }
-inline unsigned __ballot_sync(unsigned, int predicate) {
-    auto slots = emulator::exchange(&predicate, sizeof predicate, "__ballot_sync");
-    unsigned votes = 0;
-    for (int lane = 0; lane < 32; lane++) votes |= (*(int *)slots[lane] != 0 ? 1u : 0u) << lane;
+namespace emulator {
+// The lanes that took part, and those of them whose predicate holds.
+struct Votes { unsigned alive, yes; };
+inline Votes votes(unsigned mask, int predicate, const char *what) {
+    check_mask(mask, what);
+    auto slots = exchange(&predicate, sizeof predicate, what);
+    Votes votes = {exchanges[current->warp].alive, 0};
+    for (int lane = 0; lane < 32; lane++) votes.yes |= (*(int *)slots[lane] != 0 ? 1u : 0u) << lane;
+    votes.yes &= votes.alive;
     return votes;
 }
-inline int __any_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) != 0; }
-inline int __all_sync(unsigned mask, int predicate) { return __ballot_sync(mask, predicate) == 0xffffffffu; }
+} // namespace emulator
+inline unsigned __ballot_sync(unsigned mask, int predicate) { return emulator::votes(mask, predicate, "__ballot_sync").yes; }
+inline int __any_sync(unsigned mask, int predicate) { return emulator::votes(mask, predicate, "__any_sync").yes != 0; }
+inline int __all_sync(unsigned mask, int predicate) {
+    auto votes = emulator::votes(mask, predicate, "__all_sync");
+    return votes.yes == votes.alive;
+}

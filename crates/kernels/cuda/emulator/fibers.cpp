@@ -14,7 +14,7 @@ std::vector<Exchange> exchanges;
 
 namespace {
 
-constexpr size_t STACK = 128 << 10;
+constexpr size_t PAGE = 4096, STACK = 128 << 10;
 constexpr size_t SHARED = 256 << 10;
 constexpr uint64_t CANARY = 0x5a5a5a5a5a5a5a5a;
 
@@ -22,15 +22,16 @@ const char *kernel_name;
 void (*kernel_body)(void **);
 void **kernel_params;
 std::vector<Fiber> fibers;
+std::vector<int> running;
 void *scheduler_stack_pointer;
+
+} // namespace
 
 [[noreturn]] void fault(const std::string &what) {
     fprintf(stderr, "emulator: kernel `%s`, block (%u, %u, %u): %s\n", kernel_name, block_index.x, block_index.y, block_index.z,
             what.c_str());
     abort();
 }
-
-} // namespace
 
 // Saves the registers that a call keeps on the stack, and goes on where another stack was left.
 extern "C" void emulator_switch(void **save, void *next);
@@ -51,13 +52,15 @@ void fiber_main() {
 
 void prepare(Fiber &fiber, int index) {
     if (!fiber.stack) {
-        void *stack = mmap(nullptr, STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        void *stack = mmap(nullptr, PAGE + STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         if (stack == MAP_FAILED) fault("no memory for a stack");
-        fiber.stack = (char *)stack;
+        // Below the stack nothing can be touched.
+        if (mprotect(stack, PAGE, PROT_NONE)) fault("no guard below a stack");
+        fiber.stack = (char *)stack + PAGE;
     }
     *(uint64_t *)fiber.stack = CANARY;
-    // As if `emulator_switch` had been called by `fiber_main`'s caller: six registers, then the address to return to; the stack is then 8 bytes
-    // off a multiple of 16, as it is at the start of a function.
+    // As if `emulator_switch` had been called by `fiber_main`'s caller: six registers, then the address to return to; the stack
+    // is then 8 bytes off a multiple of 16, as it is at the start of a function.
     void **top = (void **)(fiber.stack + STACK) - 2;
     *top = (void *)fiber_main;
     for (int i = 0; i < 6; i++) *--top = nullptr;
@@ -73,15 +76,33 @@ void prepare(Fiber &fiber, int index) {
     fiber.groups.clear();
 }
 
-const std::vector<int> &order_of(size_t threads) {
-    static std::vector<int> order;
+// The order in which the threads run next; `wanted` is read once per launch.
+std::string wanted;
+
+void set_order(size_t threads) {
+    const char *order = getenv("TAPER_EMULATOR_ORDER");
+    wanted = order ? order : "forward";
+    bool known = wanted == "forward" || wanted == "reverse" || wanted == "shuffle";
+    if (!known) fault("TAPER_EMULATOR_ORDER is not forward, reverse or shuffle");
+    running.resize(threads);
+    for (size_t i = 0; i < threads; i++) running[i] = (int)i;
+    if (wanted == "reverse") std::reverse(running.begin(), running.end());
+}
+
+const std::vector<int> &next_order() {
     static std::mt19937 random(7);
-    const char *wanted = getenv("TAPER_EMULATOR_ORDER");
-    order.resize(threads);
-    for (size_t i = 0; i < threads; i++) order[i] = (int)i;
-    if (wanted && !strcmp(wanted, "reverse")) std::reverse(order.begin(), order.end());
-    if (wanted && !strcmp(wanted, "shuffle")) std::shuffle(order.begin(), order.end(), random);
-    return order;
+    if (wanted == "shuffle") std::shuffle(running.begin(), running.end(), random);
+    return running;
+}
+
+// Why thread `i`, which waits with its warp, never goes on.
+std::string stuck(size_t threads, size_t i) {
+    std::string text = "thread " + std::to_string(i) + " waits at " + fibers[i].what + " for the others of its warp";
+    for (size_t j = i / 32 * 32; j < std::min(i / 32 * 32 + 32, threads); j++) {
+        if (fibers[j].wait == Wait::Done || !strcmp(fibers[j].what, fibers[i].what)) continue;
+        return text + ", but thread " + std::to_string(j) + " waits at " + fibers[j].what;
+    }
+    return text;
 }
 
 // Lets go on whoever all others have come to: warps first, then the block. A thread that has returned is waited for by nobody.
@@ -98,15 +119,19 @@ bool release(size_t threads) {
             what = fiber.what;
         }
         if (!all || !what) continue;
+        unsigned alive = 0;
         for (size_t i = first; i < last; i++) {
-            if (fibers[i].wait == Wait::Warp) fibers[i].wait = Wait::None;
+            if (fibers[i].wait != Wait::Warp) continue;
+            fibers[i].wait = Wait::None;
+            alive |= 1u << fibers[i].lane;
         }
+        exchanges[first / 32].alive = alive;
         released = true;
     }
     if (released) return true;
     bool any = false;
     for (size_t i = 0; i < threads; i++) {
-        if (fibers[i].wait == Wait::Warp) fault(std::string("threads of a warp wait at ") + fibers[i].what + " for others that never come");
+        if (fibers[i].wait == Wait::Warp) fault(stuck(threads, i));
         any = any || fibers[i].wait == Wait::Block;
     }
     if (!any) return false;
@@ -119,7 +144,7 @@ bool release(size_t threads) {
 void run_block(size_t threads) {
     for (size_t i = 0; i < threads; i++) prepare(fibers[i], (int)i);
     do {
-        for (int i : order_of(threads)) {
+        for (int i : next_order()) {
             Fiber &fiber = fibers[i];
             if (fiber.wait != Wait::None) continue;
             current = &fiber;
@@ -146,6 +171,7 @@ void launch(const char *name, void (*body)(void **), void **params, dim3 grid, d
     grid_size = grid;
     dynamic_shared = memory;
     size_t threads = (size_t)block.x * block.y * block.z;
+    set_order(threads);
     if (fibers.size() < threads) fibers.resize(threads);
     if (exchanges.size() < (threads + 31) / 32) exchanges.resize((threads + 31) / 32);
     for (unsigned z = 0; z < grid.z; z++) {
@@ -168,11 +194,16 @@ std::vector<Kernel> &kernels() {
     return all;
 }
 
+static void check_whole(const char *what) {
+    if (exchanges[current->warp].alive != 0xffffffffu) fault(std::string(what) + " in a warp that is not whole");
+}
+
 static float half_of(unsigned pair, int high) { return __bfloat162float({(uint16_t)(high ? pair >> 16 : pair)}); }
 
 void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
     unsigned own[6] = {a[0], a[1], a[2], a[3], b[0], b[1]};
     auto slots = exchange(own, sizeof own, "mma");
+    check_whole("mma");
     int group = current->lane / 4, pair = 2 * (current->lane % 4);
     for (int i = 0; i < 4; i++) {
         int row = group + (i >= 2 ? 8 : 0), column = pair + i % 2;
@@ -188,11 +219,15 @@ void mma_bf16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
 
 void ldmatrix(unsigned *r, int count, const void *row, bool transposed) {
     if ((uintptr_t)row % 16 && current->lane < 8 * count) fault("ldmatrix from an address that is no multiple of 16");
-    auto slots = exchange(&row, sizeof row, count == 4 ? (transposed ? "ldmatrix.x4.trans" : "ldmatrix.x4") : (transposed ? "ldmatrix.x2.trans" : "ldmatrix.x2"));
+    const char *names[2][2] = {{"ldmatrix.x2", "ldmatrix.x2.trans"}, {"ldmatrix.x4", "ldmatrix.x4.trans"}};
+    const char *what = names[count == 4][transposed];
+    auto slots = exchange(&row, sizeof row, what);
+    check_whole(what);
     int group = current->lane / 4, pair = 2 * (current->lane % 4);
     for (int i = 0; i < count; i++) {
         auto element = [&](int y, int x) { return (unsigned)(*(const uint16_t **)slots[8 * i + y])[x]; };
-        r[i] = transposed ? element(pair, group) | element(pair + 1, group) << 16 : element(group, pair) | element(group, pair + 1) << 16;
+        r[i] = transposed ? element(pair, group) | element(pair + 1, group) << 16
+                          : element(group, pair) | element(group, pair + 1) << 16;
     }
     // Nobody writes to shared memory before all lanes have read it.
     wait_for(Wait::Warp, "the end of ldmatrix");

@@ -2,7 +2,7 @@
 
 use cudarc::cublas::CudaBlas;
 use cudarc::driver::{
-    CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, sys,
+    CudaContext, CudaFunction, CudaModule, CudaSlice, CudaStream, DevicePtr, DeviceRepr, DriverError, sys,
 };
 use cudarc::nvrtc::Ptx;
 use std::collections::HashMap;
@@ -132,6 +132,20 @@ impl std::fmt::Debug for Gpu {
 const SHARED_WITHOUT_ASKING: u32 = 48 << 10;
 
 impl Gpu {
+    /// Device `ordinal`, with a stream and a handle of its own.
+    ///
+    /// # Errors
+    /// What the driver and cuBLAS say.
+    pub fn open(ordinal: usize) -> Result<Self, GpuError> {
+        let failed = |e| GpuError::launch("open the device", e);
+        let context = CudaContext::new(ordinal).map_err(failed)?;
+        super::prepare(&context);
+        let stream = context.new_stream().map_err(failed)?;
+        let blas = CudaBlas::new(stream.clone());
+        let blas = blas.map_err(|e| GpuError::Failed { what: "open cuBLAS".into(), message: e.to_string() })?;
+        Ok(Self::new(stream, Arc::new(blas)))
+    }
+
     /// The device of a stream, with a handle of cuBLAS that works on it.
     pub fn new(stream: Arc<CudaStream>, blas: Arc<CudaBlas>) -> Self {
         Self { stream, blas, loaded: Arc::default() }

@@ -152,6 +152,7 @@ impl<'a> SliceMut<'a> {
 
     /// All bytes 0.
     pub(super) fn set_zero(&mut self, stream: &Arc<CudaStream>) -> Result<(), DriverError> {
+        stream.context().bind_to_thread()?;
         // SAFETY: these are the bytes of a live buffer, as `of` and `part` have seen to.
         unsafe { result::memset_d8_async(self.ptr, 0, self.len * self.dtype.bytes(), stream.cu_stream()) }
     }

@@ -354,7 +354,7 @@ fn real_gguf_files_give_their_recorded_likelihoods() {
             let all = logits(model.as_ref(), ids, &SequenceLayout::single(ids.len()));
             let predicting = all.narrow(0, 0, ids.len() - 1).unwrap().contiguous().unwrap();
             let losses = ops::cross_entropy(&predicting, &ids[1..]).unwrap();
-            let mean = losses.sum() / losses.losses.len() as f64;
+            let mean = losses.sum().unwrap() / losses.losses().unwrap().len() as f64;
             worst = worst.max((mean - expected.as_f64().unwrap()).abs());
         }
         eprintln!("{file}: likelihoods off by {worst:.1e}");

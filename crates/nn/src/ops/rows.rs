@@ -4,18 +4,17 @@ use crate::Result;
 #[cfg(feature = "cuda")]
 use crate::cuda::{GpuLent, Place, failed};
 use crate::storage::{Lent, filled_f32, update, with_f32};
-#[cfg(feature = "cuda")]
-use candle_core::DType;
-use candle_core::{Tensor, bail};
+use candle_core::{DType, Tensor, bail};
 #[cfg(feature = "cuda")]
 use taper_kernels::cuda::elementwise as device;
 
-/// Rows `rows` of x `[T, H]` f32 -> `[n, H]`, where x lies.
+/// Rows `rows` of x `[T, H]`, f32 or bf16 -> `[n, H]` f32, where x lies.
 ///
 /// # Errors
 /// When a row is not below T.
 pub fn take_rows(x: &Tensor, rows: &[u32]) -> Result<Tensor> {
     let h = check(x, rows)?;
+    let x = &super::cast(x, DType::F32)?;
     #[cfg(feature = "cuda")]
     if let Some(place) = Place::on(x.device()) {
         let (lent, ids) = (GpuLent::new(&place, x), place.upload_ids(rows)?);

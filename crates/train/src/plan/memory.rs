@@ -165,6 +165,7 @@ impl Workload<'_> {
     fn options(&self) -> PassOptions {
         PassOptions {
             gradient_checkpointing: self.train.gradient_checkpointing,
+            activation_offloading: self.train.activation_offloading,
             neftune_noise_alpha: self.train.neftune_noise_alpha,
             logits_bytes: LOGITS_BYTES,
         }

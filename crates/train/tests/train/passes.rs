@@ -49,7 +49,7 @@ fn one_graph(model: &dyn CausalLm, trained: &Trained, batch: &Batch) -> (f64, Gr
     let (losses, seed) = ops::cross_entropy_with_gradient(logits.copy().unwrap(), &targets).unwrap();
     let mut gradients = Gradients::new(trained.parameters()).unwrap();
     tape.backward(&logits, Rc::new(seed), [], &mut gradients).unwrap();
-    (losses.sum(), gradients)
+    (losses.sum().unwrap(), gradients)
 }
 
 fn same_bits(a: &Gradients, b: &Gradients) {
