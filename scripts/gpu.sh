@@ -106,7 +106,7 @@ libraries() {
 programs() {
     step version 20 "$taper" --version && sed 's/^/    /' "$out/version.out"
     local size=$(($(stat -c %s "$taper") / 1000000))
-    [ "$size" -le 60 ] || tell FAIL size "$size MB; at most 60 (strip it)"
+    [ "$quick" = 1 ] || [ "$size" -le 60 ] || tell FAIL size "$size MB; at most 60 (strip it)"
     if "$taper" --help | grep -q '^  doctor '; then step doctor 30 "$taper" doctor; fi
 }
 

@@ -63,8 +63,10 @@ def used_gib(path):
 
 
 def own_gib(result):
-    keys = ("device_peak_bytes", "peak_allocated_bytes", "peak_bytes")
-    return next((result[key] / GIB for key in keys if result and result.get(key)), None)
+    """What the program itself counts at most: taper's in `device`, the peer's is its allocator's."""
+    device = result.get("device")
+    peak = device.get("peak_bytes") if isinstance(device, dict) else result.get("peak_allocated_bytes")
+    return peak / GIB if peak else None
 
 
 def measured(folder, name):

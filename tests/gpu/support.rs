@@ -1,11 +1,19 @@
-//! A device, random tensors, and how far two tensors are apart.
+//! A device, random tensors, tiny models and adapters, and how far two results are apart.
 
 use candle_core::{DType, Device, Tensor, Var};
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::rc::Rc;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
+use taper_data::{Batch, RowPlace, TokenizedExample};
+use taper_hub::ModelFiles;
 use taper_kernels::rng::{CounterRng, stream_of};
+use taper_models::{CausalLm, LoadOptions};
 use taper_nn::tape::{CollectedGradients, record};
-use taper_nn::{Result, to_device, to_vec_f32};
+use taper_nn::{Parameter, RandomKey, Result, to_device, to_vec_f32, update_f32};
+use taper_peft::{Adapter, AdapterSection};
+use taper_testkit::{TinySpec, tiny_checkpoint};
+use taper_train::{Gradients, PassOptions, forward_backward};
 
 /// The device, or `None`, which is said once.
 pub fn device() -> Option<&'static Device> {
@@ -62,8 +70,8 @@ pub fn agrees(
     assert_eq!(staged(), before, "{what} went through the host");
 }
 
-/// Operations that this thread's tests sent through the host. Tests that mean to do so hold [`STAGING`].
-fn staged() -> u64 {
+/// Operations of this test that went through the host.
+pub fn staged() -> u64 {
     taper_nn::staged_operations()
 }
 
@@ -113,4 +121,99 @@ fn outcome(
         found.extend(gradients.get(var).unwrap().map(|g| to_vec_f32(&g).unwrap()));
     }
     found
+}
+
+/// A golden model in `options`, on a device.
+pub fn model(name: &str, options: LoadOptions, on: &Device) -> Box<dyn CausalLm> {
+    let files = ModelFiles::of_folder(&taper_testkit::golden("models").join(name)).unwrap();
+    placed(taper_models::load(&files, options).unwrap(), on)
+}
+
+/// A tiny Llama on a device.
+pub fn tiny(spec: &TinySpec, options: LoadOptions, on: &Device) -> Box<dyn CausalLm> {
+    let folder = tempfile::tempdir().unwrap();
+    placed(taper_models::load(&tiny_checkpoint(folder.path(), spec), options).unwrap(), on)
+}
+
+fn placed(mut model: Box<dyn CausalLm>, on: &Device) -> Box<dyn CausalLm> {
+    taper_nn::move_to(model.as_mut(), on).unwrap();
+    model
+}
+
+/// A new adapter of a recipe's `[adapter]` section.
+pub fn attach(model: &mut dyn CausalLm, section: &str) -> Adapter {
+    let section: AdapterSection = serde_json::from_str(section).unwrap();
+    assert!(section.check().is_empty());
+    taper_peft::attach(model, &section.to_config("base"), "llama", 3).unwrap()
+}
+
+/// Moves every parameter a little, so that nothing is zero: the same on all devices.
+pub fn stir(parameters: &[Parameter]) {
+    for p in parameters {
+        let noise = values(&p.name, p.var.elem_count());
+        update_f32(&p.var, |values| values.iter_mut().zip(&noise).for_each(|(v, n)| *v += 0.05 * n)).unwrap();
+    }
+}
+
+/// `count` examples of 4 to 19 tokens below 256; about two thirds of their tokens are learned.
+pub fn examples(count: usize, seed: u64) -> Vec<TokenizedExample> {
+    let one = |index: usize| {
+        let rng = CounterRng::new(seed, index as u64);
+        let length = 4 + rng.below(0, 16) as usize;
+        let token = |at: u64| 1 + (rng.below(100 + at / 3, 40) * 6 + at % 3) as u32;
+        TokenizedExample {
+            input_ids: (0..length as u64).map(token).collect(),
+            loss_mask: (0..length).map(|at| at >= length / 3).collect(),
+            source: RowPlace { file: Arc::from(Path::new("made.jsonl")), line: index + 1, element: None },
+        }
+    };
+    (0..count).map(one).collect()
+}
+
+/// A pass in training over four examples: the sum of the losses, and the gradient of each parameter.
+pub fn pass(model: &dyn CausalLm, parameters: &[Parameter], options: &PassOptions) -> (f64, Vec<Vec<f32>>) {
+    let key = RandomKey { seed: 3, step: 4, micro_batch: 1 };
+    let mut gradients = Gradients::new(parameters).unwrap();
+    let batch = Batch::new(&examples(4, 7));
+    let pass = forward_backward(model, &batch, Some(key), options, &mut gradients).unwrap();
+    assert_eq!(pass.stray, Vec::<String>::new());
+    (pass.loss_sum, gradients.to_vecs().unwrap())
+}
+
+/// Loss and gradients of two passes agree within `tolerance`, and no gradient is zero.
+#[track_caller]
+pub fn same_pass(
+    what: &str,
+    parameters: &[Parameter],
+    got: &(f64, Vec<Vec<f32>>),
+    wanted: &(f64, Vec<Vec<f32>>),
+    tolerance: f32,
+) {
+    let off = ((got.0 - wanted.0) / wanted.0).abs() as f32;
+    assert!(off <= tolerance, "{what}: loss {} against {}", got.0, wanted.0);
+    let mut worst = (0f32, "");
+    for ((p, got), wanted) in parameters.iter().zip(&got.1).zip(&wanted.1) {
+        assert!(wanted.iter().any(|g| *g != 0.0), "{what}: {} has a gradient", p.name);
+        let off = distance(got, wanted);
+        if off >= worst.0 {
+            worst = (off, &p.name);
+        }
+    }
+    println!("{what}: loss off by {off:.1e}, gradients by {:.1e}", worst.0);
+    assert!(worst.0 <= tolerance, "{what}: {} is off by {}, allowed are {tolerance}", worst.1, worst.0);
+}
+
+/// Names and bits.
+pub fn bits(parameters: &[Parameter]) -> BTreeMap<String, Vec<u32>> {
+    let read = |p: &Parameter| to_vec_f32(p.var.as_tensor()).unwrap().iter().map(|v| v.to_bits()).collect();
+    parameters.iter().map(|p| (p.name.clone(), read(p))).collect()
+}
+
+/// The files of a folder by their names.
+pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    let read = |entry: std::io::Result<fs_err::DirEntry>| {
+        let path = entry.unwrap().path();
+        (path.file_name().unwrap().to_string_lossy().into_owned(), fs_err::read(&path).unwrap())
+    };
+    fs_err::read_dir(folder).unwrap().map(read).collect()
 }

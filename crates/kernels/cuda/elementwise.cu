@@ -31,31 +31,41 @@ extern "C" __global__ void axpy_f32(float alpha, const float *x, float *y, i64 n
 // out = x y.
 extern "C" __global__ void multiply_f32(const float *x, const float *y, float *out, i64 n) { EACH(i, n) out[i] = x[i] * y[i]; }
 
+// A thread has a column, in some of the rows: no index is divided.
+#define EACH_ROW(t, rows) for (i64 t = blockIdx.y; t < (rows); t += gridDim.y)
+#define COLUMN(j, width)                                                                                                      \
+    i64 j = (i64)blockIdx.x * blockDim.x + threadIdx.x;                                                                       \
+    if (j >= (width)) return
+
 // y[t, j] = x[t, j] + bias[j].
 #define ADD_BIAS(X, x_name)                                                                                                   \
-    extern "C" __global__ void add_bias_##x_name(const X *x, const float *bias, X *y, i64 n, i64 width) {                     \
-        EACH(i, n) y[i] = from_float<X>(to_float(x[i]) + bias[i % width]);                                                    \
+    extern "C" __global__ void add_bias_##x_name(const X *x, const float *bias, X *y, i64 rows, i64 width) {                  \
+        COLUMN(j, width);                                                                                                     \
+        EACH_ROW(t, rows) y[t * width + j] = from_float<X>(to_float(x[t * width + j]) + bias[j]);                             \
     }
 ADD_BIAS(float, f32)
 ADD_BIAS(bf16, bf16)
 
 // y[t, j] = x[t, j] factors[j].
 #define SCALE_COLUMNS(X, x_name)                                                                                              \
-    extern "C" __global__ void scale_columns_##x_name(const X *x, const float *factors, X *y, i64 n, i64 width) {             \
-        EACH(i, n) y[i] = from_float<X>(to_float(x[i]) * factors[i % width]);                                                 \
+    extern "C" __global__ void scale_columns_##x_name(const X *x, const float *factors, X *y, i64 rows, i64 width) {          \
+        COLUMN(j, width);                                                                                                     \
+        EACH_ROW(t, rows) y[t * width + j] = from_float<X>(to_float(x[t * width + j]) * factors[j]);                          \
     }
 SCALE_COLUMNS(float, f32)
 SCALE_COLUMNS(bf16, bf16)
 
 // y [T, count] = columns first.. of x [T, width]; and the way back, which adds.
 #define COLUMNS(X, x_name)                                                                                                    \
-    extern "C" __global__ void columns_##x_name(const X *x, X *y, i64 n, i64 width, i64 first, i64 count) {                   \
-        EACH(i, n) y[i] = x[i / count * width + first + i % count];                                                           \
+    extern "C" __global__ void columns_##x_name(const X *x, X *y, i64 rows, i64 width, i64 first, i64 count) {                \
+        COLUMN(j, count);                                                                                                     \
+        EACH_ROW(t, rows) y[t * count + j] = x[t * width + first + j];                                                        \
     }
 COLUMNS(float, f32)
 COLUMNS(bf16, bf16)
-extern "C" __global__ void add_columns_f32(const float *g, float *dx, i64 n, i64 width, i64 first, i64 count) {
-    EACH(i, n) dx[i / count * width + first + i % count] += g[i];
+extern "C" __global__ void add_columns_f32(const float *g, float *dx, i64 rows, i64 width, i64 first, i64 count) {
+    COLUMN(j, count);
+    EACH_ROW(t, rows) dx[t * width + first + j] += g[t * count + j];
 }
 
 // partial[b, j] = sum over rows b rows_per_block.. of x[t, j]; a thread to a column. With one block of rows it is the sum itself.
@@ -81,11 +91,13 @@ extern "C" __global__ void soft_cap_backward_f32(const float *g, const float *y,
 }
 
 // y [n, width] = rows ids of x, and rows of x to places of y, of which no two are one.
-extern "C" __global__ void take_rows_f32(const float *x, const u32 *ids, float *y, i64 n, i64 width) {
-    EACH(i, n) y[i] = x[ids[i / width] * width + i % width];
+extern "C" __global__ void take_rows_f32(const float *x, const u32 *ids, float *y, i64 rows, i64 width) {
+    COLUMN(j, width);
+    EACH_ROW(t, rows) y[t * width + j] = x[ids[t] * width + j];
 }
-extern "C" __global__ void put_rows_f32(const float *x, const u32 *ids, float *y, i64 n, i64 width) {
-    EACH(i, n) y[ids[i / width] * width + i % width] = x[i];
+extern "C" __global__ void put_rows_f32(const float *x, const u32 *ids, float *y, i64 rows, i64 width) {
+    COLUMN(j, width);
+    EACH_ROW(t, rows) y[ids[t] * width + j] = x[t * width + j];
 }
 
 // Adds the rows of g [T, width] to rows of a table: entry e of `rows` is a row of the table, to which the rows of g that stand at

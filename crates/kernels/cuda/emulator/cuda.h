@@ -141,7 +141,7 @@ struct Fiber {
 // lanes that took part in the last operation: those which have returned, or which a block that is no whole number of warps
 // never had, give nothing.
 struct Exchange {
-    unsigned char slot[2][32][64];
+    alignas(64) unsigned char slot[2][32][64];
     unsigned alive;
 };
 

@@ -14,6 +14,11 @@ pub(super) fn blocks(n: usize) -> (u32, u32, u32) {
     (n.div_ceil(THREADS as usize).clamp(1, 1 << 20) as u32, 1, 1)
 }
 
+/// Blocks whose threads have a column of a matrix each, in some of its rows.
+pub(super) fn blocks_of_columns(rows: usize, width: usize) -> (u32, u32, u32) {
+    (width.div_ceil(THREADS as usize).max(1) as u32, rows.clamp(1, 1 << 12) as u32, 1)
+}
+
 /// `out = x + y`: f32, or bf16 where all are.
 ///
 /// # Errors
@@ -114,14 +119,15 @@ pub fn add_bias(gpu: &Gpu, x: Slice<'_>, bias: Slice<'_>, y: &mut SliceMut<'_>) 
 pub fn add_bias_in_place(gpu: &Gpu, y: &mut SliceMut<'_>, bias: Slice<'_>) -> Result<(), GpuError> {
     let (ptr, len, name) = (y.ptr(), y.len(), format!("add_bias_{}", y.dtype().name()));
     assert!(len.is_multiple_of(bias.len().max(1)), "{len} elements in rows of {}", bias.len());
+    let (rows, width) = (len / bias.len().max(1), bias.len());
     launch!(
         gpu,
         Elementwise,
         &name,
-        blocks(len),
+        blocks_of_columns(rows, width),
         (THREADS, 1, 1),
         0,
-        [&ptr, &bias.ptr(), &ptr, &(len as i64), &(bias.len() as i64)]
+        [&ptr, &bias.ptr(), &ptr, &(rows as i64), &(width as i64)]
     );
     Ok(())
 }
@@ -153,15 +159,16 @@ fn over_columns(
         x.len(),
         columns.len()
     );
-    let (name, n, width) = (format!("{what}_{}", x.dtype().name()), y.len() as i64, columns.len() as i64);
+    let (rows, width) = (y.len() / columns.len().max(1), columns.len());
+    let name = format!("{what}_{}", x.dtype().name());
     launch!(
         gpu,
         Elementwise,
         &name,
-        blocks(y.len()),
+        blocks_of_columns(rows, width),
         (THREADS, 1, 1),
         0,
-        [&x.ptr(), &columns.ptr(), &y.ptr(), &n, &width]
+        [&x.ptr(), &columns.ptr(), &y.ptr(), &(rows as i64), &(width as i64)]
     );
     Ok(())
 }
@@ -179,16 +186,16 @@ pub fn columns(
 ) -> Result<(), GpuError> {
     assert!(range.end <= width && x.dtype() == y.dtype(), "columns {range:?} of {width}");
     assert_eq!(x.len() / width * range.len(), y.len(), "lengths of x and y for columns {range:?} of {width}");
-    let (name, n) = (format!("columns_{}", x.dtype().name()), y.len() as i64);
+    let (name, rows) = (format!("columns_{}", x.dtype().name()), x.len() / width);
     let sizes = (width as i64, range.start as i64, range.len() as i64);
     launch!(
         gpu,
         Elementwise,
         &name,
-        blocks(y.len()),
+        blocks_of_columns(rows, range.len()),
         (THREADS, 1, 1),
         0,
-        [&x.ptr(), &y.ptr(), &n, &sizes.0, &sizes.1, &sizes.2]
+        [&x.ptr(), &y.ptr(), &(rows as i64), &sizes.0, &sizes.1, &sizes.2]
     );
     Ok(())
 }
@@ -210,16 +217,16 @@ pub fn add_columns(
         g.len(),
         "lengths of dx and g for columns {range:?} of {width}"
     );
-    let n = g.len() as i64;
+    let rows = dx.len() / width;
     let sizes = (width as i64, range.start as i64, range.len() as i64);
     launch!(
         gpu,
         Elementwise,
         "add_columns_f32",
-        blocks(g.len()),
+        blocks_of_columns(rows, range.len()),
         (THREADS, 1, 1),
         0,
-        [&g.ptr(), &dx.ptr(), &n, &sizes.0, &sizes.1, &sizes.2]
+        [&g.ptr(), &dx.ptr(), &(rows as i64), &sizes.0, &sizes.1, &sizes.2]
     );
     Ok(())
 }
@@ -350,16 +357,16 @@ fn move_rows(
         y.len(),
         ids.len()
     );
+    let rows = ids.len();
     let (ids, _guard) = ids.device_ptr(gpu.stream());
-    let args = (n as i64, width as i64);
     launch!(
         gpu,
         Elementwise,
         name,
-        blocks(n),
+        blocks_of_columns(rows, width),
         (THREADS, 1, 1),
         0,
-        [&x.ptr(), &ids, &y.ptr(), &args.0, &args.1]
+        [&x.ptr(), &ids, &y.ptr(), &(rows as i64), &(width as i64)]
     );
     Ok(())
 }
