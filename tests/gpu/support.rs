@@ -24,6 +24,8 @@ pub fn device() -> Option<&'static Device> {
             Some(device)
         }
         Err(error) => {
+            // Where one is expected, a test that skips is one that fails.
+            assert!(std::env::var_os("TAPER_REQUIRE_GPU").is_none(), "no GPU: {error}");
             eprintln!("SKIPPED: no GPU ({error}); scripts/cuda-emulator.sh makes one on the CPU");
             None
         }

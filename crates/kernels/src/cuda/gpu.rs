@@ -167,7 +167,11 @@ impl Gpu {
     /// When there is no memory.
     pub fn upload<T: DeviceRepr>(&self, values: &[T]) -> Result<CudaSlice<T>, GpuError> {
         if values.is_empty() {
-            return self.stream.null().map_err(|e| GpuError::memory(0, e));
+            // The driver refuses to allocate no bytes.
+            // SAFETY: nobody reads it.
+            let room = unsafe { self.stream.alloc::<u8>(1) }.map_err(|e| GpuError::memory(1, e))?;
+            // SAFETY: the memory is the stream's, and freed with the slice alone.
+            return Ok(unsafe { self.stream.upgrade_device_ptr(room.leak(), 0) });
         }
         self.stream.clone_htod(values).map_err(|e| GpuError::memory(size_of_val(values), e))
     }

@@ -3,6 +3,7 @@
 //! It mirrors `models::decoder` and `nn::ops`: what a module there names, applies and lets go, its twin here names, applies and lets go.
 //! `crates/train/tests/memory/passes.rs` holds the two together: the modules by name, and the bytes by a heap that counts.
 
+use super::gpu::{GpuWeights, adapted_scratch, decoded_bytes, is_flash, segments_bytes};
 use super::heap::Cause;
 use super::heap::Heap;
 use super::methods::Extra;
@@ -89,6 +90,8 @@ pub(super) struct Graph<'a> {
     pub(super) tokens: u64,
     /// Whether keys and values go to a cache; nothing is then differentiated.
     is_cached: bool,
+    /// The weights on a device, where they lie on one.
+    gpu: Option<&'a GpuWeights>,
     met: Vec<ModuleShape>,
 }
 
@@ -100,16 +103,26 @@ impl<'a> Graph<'a> {
         tokens: u64,
         is_cached: bool,
     ) -> Self {
-        Self { config, trained, width, tokens, is_cached, met: Vec::new() }
+        Self { config, trained, width, tokens, is_cached, gpu: None, met: Vec::new() }
+    }
+
+    /// The same on a device.
+    pub(super) fn on_gpu(self, gpu: Option<&'a GpuWeights>) -> Self {
+        Self { gpu, ..self }
     }
 
     pub(super) fn hidden(&self) -> u64 {
         self.config.hidden_size as u64
     }
 
+    /// Bytes that all blocks share: the rotary tables, and on a device the table of the batch's texts.
+    pub(super) fn shared_bytes(&self) -> u64 {
+        4 * self.rotary_elements() + self.gpu.map_or(0, |_| segments_bytes(self.tokens))
+    }
+
     /// Cosines and sines of the batch, half as many each as elements of a head are rotated, for each rotary embedding; the vectors that they
     /// are made in are the same memory.
-    pub(super) fn rotary_elements(&self) -> u64 {
+    fn rotary_elements(&self) -> u64 {
         let embeddings = 1 + u64::from(self.config.local_rope.is_some());
         embeddings * self.tokens * self.config.rotary_dim as u64
     }
@@ -227,15 +240,17 @@ impl<'a> Graph<'a> {
             )
         });
         let lse = 4 * self.tokens * c.num_attention_heads as u64;
-        let op = Op { keeps_output: true, ..reads_all(&[Gives::Take; 3]) };
-        // A cache takes keys and values in f32.
-        let widened = 2 * 4 * self.tokens * keys as u64;
+        let extra = self.attention_extra(tape.width(q), queries as u64);
+        let op = Op { keeps_output: true, extra, ..reads_all(&[Gives::Take; 3]) };
+        // On the CPU a cache takes keys and values in f32.
+        let is_widened = self.gpu.is_none() && tape.width(q) == 2;
+        let widened = if is_widened { 2 * 4 * self.tokens * keys as u64 } else { 0 };
         let args = [rotated[0], rotated[1], v];
         let made = made(&args, self.tokens * queries as u64, tape.width(q), Cause::Activations);
         let mixed = tape.apply(
             op,
             &match self.is_cached {
-                true => Made { scratch: if tape.width(q) == 2 { widened } else { 0 }, ..made },
+                true => Made { scratch: widened, ..made },
                 false => Made { statistics: lse, ..made },
             },
         );
@@ -243,6 +258,12 @@ impl<'a> Graph<'a> {
             self.linear(tape, &format!("{path}.o_proj"), mixed, self.tokens, (queries, hidden), c.o_bias);
         [q, k, v, rotated[0], rotated[1], mixed].into_iter().for_each(|id| tape.release(id));
         out
+    }
+
+    /// What the backward of attention needs beside the gradients on a device: a number for each row and head, and in bf16 the rounded gradient.
+    fn attention_extra(&self, width: u64, queries: u64) -> u64 {
+        let rounded = if is_flash(self.config.head_dim, width) { 2 * self.tokens * queries } else { 0 };
+        self.gpu.map_or(0, |_| 4 * self.tokens * self.config.num_attention_heads as u64 + rounded)
     }
 
     /// Queries or keys, perhaps normed.
@@ -399,22 +420,32 @@ impl<'a> Graph<'a> {
         let width = if path == "lm_head" { 4 } else { tape.width(x) };
         let args = [x];
         let made = made(&args, elements, width, cause);
+        // What decoding the weight takes, and the rounded gradient.
+        let holder = if tied { "model.embed_tokens" } else { path };
+        let weight = self.gpu.map_or(0, |gpu| gpu.scratch(holder, tape.width(x)));
+        let rounded = if self.gpu.is_some() && tape.width(x) == 2 { 2 * elements } else { 0 };
+        let frozen = Op { extra: rounded + weight, ..reads_nothing(&[Gives::Add]) };
+        let product = Made { scratch: weight, ..made };
         let y = match parts.rank {
             _ if parts.extra.is_a_method_of_its_own() => {
-                self.otherwise_adapted(tape, &made, rows, (n_in, n_out), parts.extra)
+                self.otherwise_adapted(tape, &product, rows, (n_in, n_out), parts.extra, frozen)
             }
             Some(rank) if parts.extra == Extra::Magnitudes => {
-                let sum = self.adapted(tape, &made, rows, (n_in, n_out), rank);
+                let sum = self.adapted(tape, &product, rows, (n_in, n_out), rank);
                 self.column_scaled(tape, sum, elements, n_out, width, cause)
             }
-            Some(rank) => self.adapted(tape, &made, rows, (n_in, n_out), rank),
+            Some(rank) => self.adapted(tape, &product, rows, (n_in, n_out), rank),
             None if parts.weight && self.trained.is_training => {
                 let weight = tape.parameter(n_in * n_out);
-                let y = tape.apply(reads_all(&[Gives::Add; 2]), &Made { args: &[x, weight], ..made });
+                // A trained weight is f32.
+                let is_rounded = self.gpu.is_some() && tape.width(x) == 2;
+                let scratch = if is_rounded { decoded_bytes(n_out, n_in, 2) } else { 0 };
+                let op = Op { extra: rounded + scratch, ..reads_all(&[Gives::Add; 2]) };
+                let y = tape.apply(op, &Made { args: &[x, weight], scratch, ..made });
                 tape.release(weight);
                 y
             }
-            None => tape.apply(reads_nothing(&[Gives::Add]), &made),
+            None => tape.apply(frozen, &product),
         };
         let y = match self.trained.of("model.embed_tokens").extra {
             Extra::Tokens { parameters } if tied => self.with_token_logits(tape, y, elements, parameters),
@@ -431,7 +462,8 @@ impl<'a> Graph<'a> {
         sum
     }
 
-    /// `nn::ops::lora_linear`: keeps `drop(x) A^T`, `[T, r]`; makes the dropped x again in the backward.
+    /// `nn::ops::lora_linear`: keeps `drop(x) A^T`, `[T, r]`; makes the dropped x again in the backward. The scratch of `made` is that of the
+    /// frozen product.
     fn adapted(
         &mut self,
         tape: &mut Tape<'_>,
@@ -441,16 +473,21 @@ impl<'a> Graph<'a> {
         rank: u64,
     ) -> Id {
         let (x, low) = (made.args[0], 4 * rows * rank);
+        let sizes = (n_in, n_out, rank);
+        let on_gpu =
+            self.gpu.map(|_| adapted_scratch(rows, sizes, tape.width(x), made.scratch, self.trained.dropout));
         if !self.trained.is_training {
-            return tape.apply(reads_nothing(&[Gives::Add]), &Made { scratch: low, ..*made });
+            let scratch = low + on_gpu.map_or(0, |(forward, _)| forward);
+            return tape.apply(reads_nothing(&[Gives::Add]), &Made { scratch, ..*made });
         }
         // Dropped values are in the type of x, and gone before the gradient is made, of which the low-rank part has a buffer of its own.
         let dropped = if self.trained.dropout { tape.width(x) * rows * n_in } else { 0 };
         let low_part = if self.trained.dropout { 4 * rows * n_in } else { 0 };
         let gives = if self.trained.dropout { Gives::Write } else { Gives::Add };
         let (a, b) = (tape.parameter(rank * n_in), tape.parameter(n_out * rank));
-        let op = Op { extra: low + low_part, ..reads_all(&[gives, Gives::Add, Gives::Add]) };
-        let y = tape.apply(op, &Made { args: &[x, a, b], statistics: low, scratch: dropped, ..*made });
+        let (scratch, extra) = on_gpu.unwrap_or((dropped, low + low_part));
+        let op = Op { extra, ..reads_all(&[gives, Gives::Add, Gives::Add]) };
+        let y = tape.apply(op, &Made { args: &[x, a, b], statistics: low, scratch, ..*made });
         [a, b].into_iter().for_each(|id| tape.release(id));
         y
     }

@@ -2,7 +2,7 @@
 
 use super::graph::{Graph, made, reads_all, reads_nothing};
 use super::heap::Cause;
-use super::tape::{Gives, Id, Made, Tape};
+use super::tape::{Gives, Id, Made, Op, Tape};
 use taper_nn::ParameterKind;
 use taper_peft::TrainedParameter;
 
@@ -80,7 +80,7 @@ impl Graph<'_> {
         scaled
     }
 
-    /// A layer under (IA)³, VeRA, LoHa or LoKr.
+    /// A layer under (IA)³, VeRA, LoHa or LoKr; `base` and `frozen` are the product of its weight.
     pub(super) fn otherwise_adapted(
         &self,
         tape: &mut Tape<'_>,
@@ -88,9 +88,9 @@ impl Graph<'_> {
         rows: u64,
         (n_in, n_out): (u64, u64),
         extra: Extra,
+        frozen: Op,
     ) -> Id {
         let (x, width, cause) = (base.args[0], base.width, base.cause);
-        let frozen = reads_nothing(&[Gives::Add]);
         match extra {
             Extra::Factors { of_inputs: true } => {
                 let kept = tape.share(x);
@@ -104,13 +104,14 @@ impl Graph<'_> {
                 self.column_scaled(tape, y, base.elements, n_out, width, cause)
             }
             Extra::Vectors { rank } => {
-                let low = tape.apply(frozen, &made(&[x], rows * rank, tape.width(x), cause));
+                let given = reads_nothing(&[Gives::Add]);
+                let low = tape.apply(given, &made(&[x], rows * rank, tape.width(x), cause));
                 let low = self.column_scaled(tape, low, rows * rank, rank, tape.width(low), cause);
                 let delta =
                     tape.apply(reads_nothing(&[Gives::Add]), &made(&[low], base.elements, width, cause));
                 tape.release(low);
                 let delta = self.column_scaled(tape, delta, base.elements, n_out, width, cause);
-                self.summed(tape, base, delta)
+                self.summed(tape, base, delta, frozen)
             }
             Extra::Delta { factors, products } => {
                 let mut weight = tape.parameter(factors);
@@ -125,17 +126,17 @@ impl Graph<'_> {
                     tape.release(weight);
                     weight = next;
                 }
-                let delta = tape.apply(reads_all(&[Gives::Add; 2]), &Made { args: &[x, weight], ..*base });
+                let delta = tape.apply(reads_all(&[Gives::Add; 2]), &Made { args: &[x, weight], scratch: 0, ..*base });
                 tape.release(weight);
-                self.summed(tape, base, delta)
+                self.summed(tape, base, delta, frozen)
             }
             _ => tape.apply(frozen, base),
         }
     }
 
     /// The base's output and a delta, which is let go.
-    fn summed(&self, tape: &mut Tape<'_>, base: &Made<'_>, delta: Id) -> Id {
-        let y = tape.apply(reads_nothing(&[Gives::Add]), base);
+    fn summed(&self, tape: &mut Tape<'_>, base: &Made<'_>, delta: Id, frozen: Op) -> Id {
+        let y = tape.apply(frozen, base);
         let args = [y, delta];
         let sum = made(&args, base.elements, base.width, base.cause);
         let sum = tape.apply(reads_nothing(&[Gives::Pass; 2]), &sum);

@@ -4,8 +4,11 @@
 //! (`graph`, `pass`); a heap that only counts says what is alive, why, and when the most is. A run's peak is the largest of its phases
 //! ([`Workload::memory`]), not their sum: weights and optimiser are there in all steps, the logits are gone before the blocks are
 //! differentiated, an evaluation has no optimiser.
+//!
+//! On a GPU ([`Workload::memory_on_gpu`]) the same tensors lie in the device's memory, and `gpu` says what its products need beside them.
 
 mod format;
+mod gpu;
 mod graph;
 mod heap;
 mod memory;
@@ -14,6 +17,7 @@ mod pass;
 mod tape;
 
 pub use format::{WeightFormat, weight_bytes};
+pub use gpu::{DRIVER_BYTES, GpuWeights};
 pub use graph::{ModuleKind, ModuleShape, modules};
 pub use heap::{Bytes, Cause};
 pub use memory::{

@@ -1,6 +1,7 @@
 //! The passes of `driver` over tensors without numbers, line by line.
 
 use super::BatchShape;
+use super::gpu::GpuWeights;
 use super::graph::{Graph, Trained};
 use super::heap::{Cause, Heap};
 use super::tape::{Id, Recorded, Tape};
@@ -15,11 +16,14 @@ pub(super) struct Run<'a> {
     pub(super) batch: BatchShape,
     /// Bytes of an activation between the norms.
     pub(super) activation_bytes: u64,
+    /// The weights on a device, where the pass runs on one.
+    pub(super) gpu: Option<&'a GpuWeights>,
 }
 
 impl<'a> Run<'a> {
     fn graph(&self, is_cached: bool) -> Graph<'a> {
-        Graph::new(self.config, self.trained, self.activation_bytes, self.batch.tokens, is_cached)
+        let tokens = self.batch.tokens;
+        Graph::new(self.config, self.trained, self.activation_bytes, tokens, is_cached).on_gpu(self.gpu)
     }
 
     fn hidden_bytes(&self, rows: u64) -> u64 {
@@ -48,7 +52,7 @@ pub(super) fn forward_backward(heap: &mut Heap, run: Run<'_>, options: &PassOpti
     let mut tape = Tape::new(heap);
     let tape = &mut tape;
     let mut graph = run.graph(false);
-    let rotary = 4 * graph.rotary_elements();
+    let rotary = graph.shared_bytes();
     tape.record(&[]);
     let embedded = graph.embed(tape);
     let recorded = tape.recorded();
@@ -66,7 +70,7 @@ pub(super) fn forward_backward(heap: &mut Heap, run: Run<'_>, options: &PassOpti
     let wanted = trains_table || !kept.is_empty();
     let gradient = head(tape, &mut graph, run, options, wanted);
     tape.release(hidden);
-    let gradient = blocks_backward(tape, &mut graph, kept, gradient);
+    let gradient = blocks_backward(tape, &mut graph, run, kept, gradient, options);
     let (cause, bytes) = (Cause::Temporaries, gradient);
     if trains_table {
         tape.backward(recorded, embedded, (cause, bytes), None);
@@ -99,6 +103,10 @@ fn blocks_forward(
         let computed = if options.gradient_checkpointing {
             tape.forget(recorded);
             tape.release(output);
+            if run.gpu.is_some() && options.activation_offloading {
+                // It waits on the host.
+                tape.release(input);
+            }
             None
         } else {
             Some((output, recorded))
@@ -158,10 +166,15 @@ fn head(
 fn blocks_backward(
     tape: &mut Tape<'_>,
     graph: &mut Graph<'_>,
+    run: Run<'_>,
     kept: Vec<KeptBlock>,
     mut gradient: u64,
+    options: &PassOptions,
 ) -> u64 {
-    for block in kept.into_iter().rev() {
+    for mut block in kept.into_iter().rev() {
+        if run.gpu.is_some() && options.activation_offloading && block.computed.is_none() {
+            block.input = tape.plain(run.batch.tokens * graph.hidden(), Cause::Activations);
+        }
         let (output, recorded) = match block.computed {
             Some(computed) => computed,
             None => record_block(tape, graph, block.index, block.input, block.wants_input_gradient),
@@ -178,7 +191,7 @@ pub(super) fn evaluate_loss(heap: &mut Heap, run: Run<'_>, logits_bytes: usize) 
     let mut tape = Tape::new(heap);
     let tape = &mut tape;
     let mut graph = run.graph(false);
-    let rotary = 4 * graph.rotary_elements();
+    let rotary = graph.shared_bytes();
     let embedded = graph.embed(tape);
     tape.heap.alloc(Cause::Activations, rotary);
     let hidden = blocks(tape, &mut graph, run.config, embedded);
@@ -197,7 +210,7 @@ pub(super) fn infer(heap: &mut Heap, run: Run<'_>, rows: u64, copies: u64, is_ca
     let mut tape = Tape::new(heap);
     let tape = &mut tape;
     let mut graph = run.graph(is_cached);
-    let rotary = 4 * graph.rotary_elements();
+    let rotary = graph.shared_bytes();
     let embedded = graph.embed(tape);
     tape.heap.alloc(Cause::Activations, rotary);
     let hidden = blocks(tape, &mut graph, run.config, embedded);
