@@ -31,8 +31,9 @@ Exit codes:
   130  interrupted; a checkpoint was written";
 
 const PLAN_HELP: &str = "\
-Example:
+Examples:
   taper plan my.toml --set train.batch_size=4 --set train.gradient_accumulation_steps=4
+  taper plan my.toml --gpu-memory 24GiB        for a card that is not in this machine
 
 Reads config.json, the headers of the weights and the data; no weights. The peak is that of the
 largest phase, not a sum of all. When it is more than the memory that is free, settings with which
@@ -227,6 +228,14 @@ pub(crate) struct PlanArgs {
     /// written, the model is thrown away
     #[arg(long)]
     pub(crate) probe: bool,
+    /// Plan for a GPU with so much memory, for example 24GiB, which need not be in this machine
+    #[arg(long, value_name = "SIZE", value_parser = memory_size, conflicts_with = "probe")]
+    pub(crate) gpu_memory: Option<u64>,
+}
+
+fn memory_size(text: &str) -> Result<u64, String> {
+    taper_hub::bytes_of(text)
+        .ok_or_else(|| "a number with `MiB`, `GiB`, `MB` or `GB` behind it is meant".to_owned())
 }
 
 /// Which example to explain.

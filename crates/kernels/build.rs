@@ -3,6 +3,8 @@
 //! The compiler is `TAPER_NVCC`, else `NVCC`, else that of `CUDA_HOME`, else `nvcc`. With `TAPER_NVCC=check` nothing is compiled: enough for
 //! `cargo check` and `cargo clippy`.
 
+#![expect(clippy::disallowed_methods, reason = "without a dependency for it; the messages name the files")]
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

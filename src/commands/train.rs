@@ -1,6 +1,7 @@
 //! `taper train`: the training part alone.
 
 use super::export::merge_options;
+use super::plan::settings_for;
 use crate::adapters::load_adapter;
 use crate::cli::RunArgs;
 use crate::contract::{self, fingerprint_of};
@@ -33,6 +34,10 @@ pub(crate) fn train(args: &RunArgs) -> anyhow::Result<ExitCode> {
                     "best_eval_loss": best.as_ref().map(|best| best.loss),
                     "folder": session.folder,
                 });
+                let device = session.base.device()?;
+                if device.is_cuda() {
+                    told["device"] = crate::device::figures(&device);
+                }
                 if let Some(metric) = best.and_then(|best| best.metric) {
                     told[format!("best_{}", metric.logged_name())] = metric.value.into();
                 }
@@ -77,19 +82,34 @@ pub(crate) fn train_watched(
     if args.overwrite {
         remove_earlier_run(&session.folder)?;
     }
-    let mut trainer = Trainer::new(model.as_ref(), &trained, data, &sections, place).or_fault()?;
+    let with_settings = |error: Error| with_settings(error, session, &trained);
+    let made = Trainer::new(model.as_ref(), &trained, data, &sections, place);
+    let mut trainer = made.map_err(with_settings).or_fault()?;
     if let Some(validator) = validator {
         trainer = trainer.with_validator(validator);
     }
     trainer.prepare().or_fault()?;
     session.write_resolved()?;
-    let outcome = trainer.run(sink).or_fault()?;
+    let outcome = trainer.run(sink).map_err(with_settings).or_fault()?;
     // It holds the model, which is now written.
     drop(trainer);
     if let Outcome::Finished { .. } = &outcome {
         write_trained(session, model.as_mut(), &trained)?;
     }
     Ok(outcome)
+}
+
+/// An error of a GPU whose memory is spent, with the settings that the plan says would fit.
+fn with_settings(error: Error, session: &Session, trained: &Trained) -> Error {
+    let device = trained.parameters().first().map(|parameter| parameter.var.device().clone());
+    match (error, device) {
+        (Error::OutOfDeviceMemory { doing, asked_bytes, memory, checkpoint, .. }, Some(device)) => {
+            let settings = settings_for(session, &device);
+            let memory = memory.or_else(|| taper_nn::memory_of(&device));
+            Error::OutOfDeviceMemory { doing, asked_bytes, memory, settings, checkpoint }
+        }
+        (error, _) => error,
+    }
 }
 
 /// The model that a run starts from: the base, or random weights of its shape.

@@ -164,3 +164,39 @@ fn the_quickstart_is_planned_as_it_ships() {
     // The header of the recipe says 1 GB.
     assert!(peak(&plan) < 1_000_000_000);
 }
+
+/// No GPU, no driver and no code for GPUs is needed to plan for a card.
+#[test]
+fn a_card_that_is_elsewhere_is_planned_for() {
+    let desk = Desk::new();
+    fs_err::remove_file(desk.path("base/model.safetensors")).unwrap();
+    let (cpu, gpu) = (plan(&desk, &["--device", "cpu"]), plan(&desk, &["--gpu-memory", "24GiB"]));
+    assert_eq!((&gpu["memory"]["on"], &cpu["memory"]["on"]), (&"cuda".into(), &"cpu".into()));
+    assert_eq!(gpu["memory"]["available_bytes"], 24u64 << 30);
+    assert_eq!((&gpu["memory"]["fits"], &cpu["memory"]["host"]), (&true.into(), &Value::Null));
+    for name in ["weights", "parameters"] {
+        assert_eq!(cause(&gpu, "step", name), cause(&cpu, "step", name), "{name}");
+    }
+    // What the driver takes is more than this model.
+    assert_eq!(cause(&gpu, "step", "overhead"), 512 << 20);
+    assert!(gpu["memory"]["host"]["peak_bytes"].as_u64().unwrap() > cause(&gpu, "load", "weights"));
+    desk.taper(&["plan", "recipe.toml", "--gpu-memory", "24GiB"]).exits(0).tells(&[
+        "of the GPU's at its peak",
+        "an estimate",
+        "host        ",
+        "it fits",
+    ]);
+    desk.taper(&["plan", "recipe.toml", "--gpu-memory", "100MB"]).exits(0).tells(&["it does not fit"]);
+    // Blocks of a quantised base are on the GPU, and beside it on the host.
+    let coded = plan(&desk, &["--gpu-memory", "24GiB", "--set", "model.quantize=nf4"]);
+    assert!(cause(&coded, "step", "weights") < cause(&gpu, "step", "weights"));
+    let on_host = |plan: &Value| {
+        plan["memory"]["host"]["phases"].as_array().unwrap().iter().find(|p| p["name"] == "step").unwrap()["by_cause"]["weights"].as_u64().unwrap()
+    };
+    assert!(on_host(&gpu) == 0 && on_host(&coded) > 0);
+    for wrong in [["--gpu-memory", "lots"], ["--gpu-memory", "24"]] {
+        desk.taper(&["plan", "recipe.toml", wrong[0], wrong[1]]).exits(2).tells(&["GiB"]);
+    }
+    let both = ["plan", "recipe.toml", "--gpu-memory", "24GiB", "--device", "cpu"];
+    desk.taper(&both).exits(2).tells(&["leave one of them out"]);
+}

@@ -6,6 +6,8 @@
 mod adapters;
 mod decoding;
 mod kernels;
+mod memory;
 mod ops;
+mod optimizer;
 mod support;
 mod training;

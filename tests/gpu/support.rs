@@ -138,7 +138,7 @@ pub fn tiny(spec: &TinySpec, options: LoadOptions, on: &Device) -> Box<dyn Causa
 }
 
 fn placed(mut model: Box<dyn CausalLm>, on: &Device) -> Box<dyn CausalLm> {
-    taper_nn::move_to(model.as_mut(), on).unwrap();
+    taper_nn::move_to(model.as_mut(), on, None).unwrap();
     model
 }
 
@@ -203,6 +203,14 @@ pub fn same_pass(
     }
     println!("{what}: loss off by {off:.1e}, gradients by {:.1e}", worst.0);
     assert!(worst.0 <= tolerance, "{what}: {} is off by {}, allowed are {tolerance}", worst.1, worst.0);
+}
+
+/// The root of the mean square of what two gradients differ by, over that of the second.
+pub fn relative_error(got: &[Vec<f32>], wanted: &[Vec<f32>]) -> f32 {
+    let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v) * f64::from(v)).sum::<f64>();
+    let (got, wanted) = (got.concat(), wanted.concat());
+    let off = squares(&mut got.iter().zip(&wanted).map(|(a, b)| a - b));
+    (off / squares(&mut wanted.iter().copied())).sqrt() as f32
 }
 
 /// Names and bits.

@@ -1,6 +1,8 @@
 //! Training on a device against training on the CPU: gradients, the same bits again, checkpoints.
 
-use crate::support::{attach, bits, device, examples, files, model, pass, same_pass, staged, stir, tiny};
+use crate::support::{
+    attach, bits, device, examples, files, model, pass, relative_error, same_pass, staged, stir, tiny,
+};
 use candle_core::{DType, Device};
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -8,6 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use taper_data::{Batch, DataLoader, DataLoaderOptions};
 use taper_models::{CausalLm, LoadOptions, Quantize};
+use taper_nn::with_f32_activations;
 use taper_quant::{BlockFormat, GgmlType};
 use taper_testkit::TinySpec;
 use taper_train::{
@@ -18,7 +21,7 @@ use taper_train::{
 const LORA: &str = r#"{"r": 4, "lora_alpha": 8, "lora_dropout": 0.1}"#;
 /// Of sums in another order, through a whole model.
 const EXACT: f32 = 1e-4;
-/// Of other roundings to bf16, through a whole model.
+/// Of the losses and norms of a whole model that rounds to bf16 elsewhere.
 const ROUNDED: f32 = 3e-2;
 
 fn in_type(dtype: DType) -> LoadOptions {
@@ -44,6 +47,7 @@ fn check(
     let adapted = attach(base.as_mut(), adapter);
     stir(&adapted.parameters);
     let wanted = pass(base.as_ref(), &adapted.parameters, &kept);
+    let exact = with_f32_activations(|| pass(base.as_ref(), &adapted.parameters, &kept));
     let mut base = load(gpu);
     let adapted = attach(base.as_mut(), adapter);
     assert!(adapted.parameters.iter().all(|p| p.var.device().same_device(gpu)), "{what}: elsewhere");
@@ -52,9 +56,33 @@ fn check(
     let got = pass(base.as_ref(), &adapted.parameters, &kept);
     let checkpointed = pass(base.as_ref(), &adapted.parameters, &again);
     let through_host = staged() - before;
-    same_pass(what, &adapted.parameters, &got, &wanted, tolerance);
+    if tolerance == ROUNDED {
+        same_rounded_pass(what, &got, &wanted, &exact);
+    } else {
+        same_pass(what, &adapted.parameters, &got, &wanted, tolerance);
+    }
     assert!(got == checkpointed, "{what}: other bits where blocks are computed again");
     assert!(staging || through_host == 0, "{what}: {through_host} operations went through the host");
+}
+
+/// Each device rounds activations to bf16 at places of its own, and single numbers of a gradient move by some hundredths of the largest. So what
+/// counts is how far all together are from those over activations in f32: a device's no further than the CPU's.
+fn same_rounded_pass(
+    what: &str,
+    got: &(f64, Vec<Vec<f32>>),
+    wanted: &(f64, Vec<Vec<f32>>),
+    exact: &(f64, Vec<Vec<f32>>),
+) {
+    let loss = ((got.0 - exact.0) / exact.0).abs();
+    assert!(loss < 2e-3, "{what}: loss {} against {}", got.0, exact.0);
+    let (ours, cpus) = (relative_error(&got.1, &exact.1), relative_error(&wanted.1, &exact.1));
+    let between = relative_error(&got.1, &wanted.1);
+    println!("{what}: off by {ours:.1e}, the CPU's by {cpus:.1e}, {between:.1e} between them");
+    assert!(ours < 1.2 * cpus && cpus < ROUNDED, "{what}: off by {ours}, the CPU's by {cpus}");
+    for ((got, wanted), exact) in got.1.iter().zip(&wanted.1).zip(&exact.1) {
+        let of = |x: &Vec<f32>| relative_error(std::slice::from_ref(x), std::slice::from_ref(exact));
+        assert!(of(got) < 2.0 * of(wanted), "{what}: one is off by {}, the CPU's by {}", of(got), of(wanted));
+    }
 }
 
 #[test]

@@ -205,8 +205,8 @@ fn train() -> Vec<Case> {
 
 fn optimizer() -> Vec<Case> {
     vec![
-        // There is one optimiser yet.
-        case("optimizer.name", "sgd", "check", see::refusal).may_end_with(REFUSED),
+        // A matrix of 4096 elements: of smaller ones the moments stay in f32.
+        case("optimizer.name", "adamw_8bit", "train", see::weights).beside(&["adapter.r=64"]),
         case("optimizer.learning_rate", "1e-3", "train", see::rates),
         case("optimizer.weight_decay", "0.5", "train", see::weights),
         case("optimizer.adam_beta1", "0.5", "train", see::weights),

@@ -113,17 +113,6 @@ fn a_key_that_changes_nothing_is_found() {
 }
 
 #[test]
-fn a_key_with_one_value_is_tried_with_another_as_soon_as_there_is_one() {
-    let schema = taper_recipe::json_schema();
-    let optimizers = schema["$defs"]["OptimizerName"]["oneOf"].as_array().unwrap();
-    assert_eq!(
-        optimizers.len(),
-        1,
-        "let the case of `optimizer.name` train with another and look at the weights"
-    );
-}
-
-#[test]
 fn an_adapter_and_the_commands_that_use_it_name_the_base_and_its_revision() {
     let world = World::new();
     let revision = cases().into_iter().find(|case| case.key == "model.revision").unwrap();

@@ -21,5 +21,5 @@ pub use files::ModelFiles;
 pub use fingerprint::Fingerprint;
 pub use hash_cache::HashCache;
 pub use index::{IndexError, ShardIndex};
-pub use section::{DtypeChoice, InitChoice, ModelSection, QuantizeChoice};
+pub use section::{DtypeChoice, InitChoice, ModelSection, QuantizeChoice, bytes_of};
 pub use source::{HubOptions, ModelSource};

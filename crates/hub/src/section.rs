@@ -177,8 +177,8 @@ impl ModelSection {
     }
 }
 
-/// A number with a unit of memory behind it.
-fn bytes_of(size: &str) -> Option<u64> {
+/// A number with a unit of memory behind it: `20GiB`, `500 MB`; `None` where it is not one.
+pub fn bytes_of(size: &str) -> Option<u64> {
     let size = size.trim();
     let (number, unit) = size.split_at(size.find(|c: char| c.is_ascii_alphabetic())?);
     let unit = match unit {

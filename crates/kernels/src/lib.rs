@@ -21,6 +21,7 @@ mod testing;
 
 pub mod activation;
 pub mod adamw;
+pub mod adamw8bit;
 mod allocator;
 pub mod attention;
 pub mod columns;

@@ -171,7 +171,7 @@ struct Block {
 #[derive(Debug, Clone)]
 enum BlockMlp {
     One(Box<Mlp>),
-    Experts(Experts),
+    Experts(Box<Experts>),
 }
 
 /// The norms around attention or an MLP.
@@ -238,7 +238,7 @@ impl BlockMlp {
     ) -> crate::Result<Self> {
         let experts = config.experts.as_ref().filter(|experts| experts.blocks.get(index) == Some(&true));
         Ok(match experts {
-            Some(experts) => Self::Experts(Experts::build(config, experts, path, weights)?),
+            Some(experts) => Self::Experts(Box::new(Experts::build(config, experts, path, weights)?)),
             None => Self::One(Box::new(Mlp::build(config, config.intermediate_size, path, weights)?)),
         })
     }

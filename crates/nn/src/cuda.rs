@@ -315,6 +315,10 @@ pub(crate) fn memory(device: &Device) -> Option<DeviceMemory> {
     Some(DeviceMemory { total, free, used: pool.used, peak: pool.peak, reserved: pool.reserved })
 }
 
+pub(crate) fn reset_peak(device: &Device) -> bool {
+    Place::on(device).is_some_and(|place| taper_kernels::cuda::reset_peak(place.gpu.stream().context()))
+}
+
 /// Whether an error says that the device's memory is spent.
 pub fn is_out_of_device_memory(error: &(dyn std::error::Error + 'static)) -> bool {
     let mut next = Some(error);

@@ -84,6 +84,38 @@ pub fn memory_of(device: &Device) -> Option<DeviceMemory> {
     }
 }
 
+/// Lets [`DeviceMemory::peak`] begin again at what is used now; false for the CPU.
+pub fn reset_peak_memory(device: &Device) -> bool {
+    #[cfg(feature = "cuda")]
+    return crate::cuda::reset_peak(device);
+    #[cfg(not(feature = "cuda"))]
+    {
+        let _ = device;
+        false
+    }
+}
+
+/// Bytes that an error says were asked of a device whose memory is spent, 0 where it does not say how many; `None` for any other error.
+pub fn bytes_asked_of_full_device(error: &(dyn std::error::Error + 'static)) -> Option<u64> {
+    // Our kernels' way to say it, and that of candle's own allocations.
+    const OURS: &str = "out of GPU memory";
+    const CANDLES: &str = "CUDA_ERROR_OUT_OF_MEMORY";
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let text = error.to_string();
+        if let Some((_, behind)) = text.split_once(OURS) {
+            let number = behind.trim_start_matches([':', ' ']);
+            let end = number.find(|c: char| !c.is_ascii_digit()).unwrap_or(number.len());
+            return Some(number[..end].parse().unwrap_or(0));
+        }
+        if text.contains(CANDLES) {
+            return Some(0);
+        }
+        next = error.source();
+    }
+    None
+}
+
 /// How many operations on tensors of a device this thread has computed on the host so far, for want of a kernel: none in training with LoRA.
 pub fn host_operations() -> u64 {
     #[cfg(feature = "cuda")]
@@ -156,4 +188,23 @@ pub fn move_to(model: &mut dyn VisitModules, device: &Device, max_memory: Option
         };
         result.map_err(|e| e.context(format!("move `{path}` to the device")))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::bytes_asked_of_full_device;
+    use candle_core::Error;
+
+    #[test]
+    fn spent_memory_is_told_from_other_errors_with_the_bytes_asked_for() {
+        let asked = |text: &str| {
+            bytes_asked_of_full_device(&Error::Msg(text.into()).context("differentiate block 3"))
+        };
+        assert_eq!(asked("out of GPU memory: 1048576 more bytes are not to be had"), Some(1 << 20));
+        assert_eq!(asked("out of GPU memory"), Some(0));
+        assert_eq!(asked("DriverError(CUDA_ERROR_OUT_OF_MEMORY, \"out of memory\")"), Some(0));
+        assert_eq!(asked("expected a tensor on the GPU"), None);
+        #[cfg(feature = "cuda")]
+        assert_eq!(asked(&taper_kernels::cuda::GpuError::OutOfMemory { bytes: 77 }.to_string()), Some(77));
+    }
 }

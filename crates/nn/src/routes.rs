@@ -5,8 +5,8 @@
 //! a low-rank delta alone gives its factors; any other (DoRA, a bias, a weight trained along) is kept whole and computes its rows itself.
 
 use crate::storage::{Lent, filled};
-use crate::{ForwardContext, Linear, ModuleMut, Result, RmsNorm, VisitModules, Weight, to_vec_f32};
-use candle_core::{DType, Tensor, bail};
+use crate::{ForwardContext, Linear, ModuleMut, Result, RmsNorm, VisitModules, Weight, to_device, to_vec_f32};
+use candle_core::{DType, Device, Tensor, bail};
 use half::bf16;
 use std::ops::Range;
 use std::sync::Arc;
@@ -104,7 +104,7 @@ impl HeldFactors {
         let Some(delta) = linear.adapter().and_then(|adapter| adapter.low_rank()) else { return Ok(None) };
         Ok(Some(Self {
             a: HeldFloats::new(to_vec_f32(delta.a)?, dtype),
-            b: HeldFloats::new(to_vec_f32(&delta.b.t()?)?, dtype),
+            b: HeldFloats::new(to_vec_f32(&to_device(delta.b, &Device::Cpu)?.t()?)?, dtype),
             bias: delta.bias.map(to_vec_f32).transpose()?,
             rank: delta.a.dims2()?.0,
             scale: delta.scale,

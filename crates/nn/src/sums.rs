@@ -1,4 +1,5 @@
-//! What a step holds for every parameter beside its values: the sum of its gradients, and AdamW's moments, where the parameters lie.
+//! What a step holds for every parameter beside its values: the sum of its gradients, and AdamW's moments,
+//! where the parameters lie.
 //!
 //! On the CPU these are a buffer for each parameter. On a device they are parts of one, so that a norm and a step are one launch each.
 
@@ -6,14 +7,13 @@ use crate::storage::{to_vec_f32, update, with_f32, zeros};
 use crate::{Parameter, Result};
 use candle_core::{Device, Tensor, bail};
 use taper_kernels::adamw::{AdamW, adamw_step};
+use taper_kernels::adamw8bit::{Moment, StateFormat, adamw_8bit_step};
 use taper_kernels::reduce;
 
 #[cfg(feature = "cuda")]
 use crate::cuda::{GpuLent, Place, SliceMut, failed};
 #[cfg(feature = "cuda")]
-use std::sync::Arc;
-#[cfg(feature = "cuda")]
-use taper_kernels::cuda::optimizer::{self as device, FlatTensors};
+use taper_kernels::cuda::optimizer::{self as device, DeviceMoments, FlatTensors};
 
 /// Sums of gradients, f32, one for each of some parameters, in their order.
 #[derive(Debug)]
@@ -113,43 +113,42 @@ impl GradientSums {
 }
 
 #[cfg(feature = "cuda")]
-fn layout_of(parameters: &[Parameter], place: &Place) -> Result<Arc<FlatTensors>> {
+fn layout_of(parameters: &[Parameter], place: &Place) -> Result<FlatTensors> {
     let lens: Vec<usize> = parameters.iter().map(|p| p.var.elem_count()).collect();
-    FlatTensors::new(place, &lens).map(Arc::new).map_err(failed)
+    FlatTensors::new(place, &lens).map_err(failed)
 }
 
-/// The first and second moments of AdamW of some parameters, f32.
+/// The first and second moments of AdamW of some parameters.
 #[derive(Debug)]
-pub struct Moments(Held);
+pub struct Moments {
+    format: StateFormat,
+    lens: Vec<usize>,
+    held: Held,
+}
 
 #[derive(Debug)]
 enum Held {
-    Host(Vec<[Vec<f32>; 2]>),
+    Host(Vec<[Moment; 2]>),
     #[cfg(feature = "cuda")]
-    Device {
-        layout: Arc<FlatTensors>,
-        place: Place,
-        first: Tensor,
-        second: Tensor,
-    },
+    Device(Place, DeviceMoments),
 }
 
 impl Moments {
-    /// Zeros, 8 bytes an element.
+    /// Zeros: [`StateFormat::bytes`] of each parameter.
     ///
     /// # Errors
     /// When there is no memory, or the parameters lie on different devices.
-    pub fn new(parameters: &[Parameter]) -> Result<Self> {
+    pub fn new(parameters: &[Parameter], format: StateFormat) -> Result<Self> {
         let device = device_of(parameters)?;
+        let lens: Vec<usize> = parameters.iter().map(|p| p.var.elem_count()).collect();
         #[cfg(feature = "cuda")]
         if let Some(place) = Place::on(&device) {
-            let layout = layout_of(parameters, &place)?;
-            let (first, second) = (place.zeros(layout.len())?, place.zeros(layout.len())?);
-            return Ok(Self(Held::Device { layout, place, first, second }));
+            let moments = DeviceMoments::new(&place, &lens, format).map_err(failed)?;
+            return Ok(Self { format, lens, held: Held::Device(place, moments) });
         }
         drop(device);
-        let zeros = |p: &Parameter| vec![0f32; p.var.elem_count()];
-        Ok(Self(Held::Host(parameters.iter().map(|p| [zeros(p), zeros(p)]).collect())))
+        let held = lens.iter().map(|len| [Moment::zeros(*len, format), Moment::zeros(*len, format)]);
+        Ok(Self { format, held: Held::Host(held.collect()), lens })
     }
 
     /// Move each parameter by its sum, with its settings; of these the learning rate and the weight decay alone may differ.
@@ -157,13 +156,13 @@ impl Moments {
     /// # Errors
     /// When a parameter is no plain f32 buffer, and what the device says.
     pub fn step(&mut self, parameters: &[Parameter], sums: &GradientSums, settings: &[AdamW]) -> Result<()> {
-        match &mut self.0 {
+        match &mut self.held {
             Held::Host(moments) => {
                 let each = parameters.iter().zip(&sums.tensors).zip(moments).zip(settings);
-                for (((p, sum), [first, second]), settings) in each {
+                for (((p, sum), moments), settings) in each {
                     let mut result = Ok(());
                     update(p.var.as_tensor(), |values| {
-                        result = with_f32(sum, |sum| adamw_step(values, sum, first, second, settings));
+                        result = with_f32(sum, |sum| step_of(values, sum, moments, settings));
                     })
                     .and(result)
                     .map_err(|e| e.context(format!("update `{}`", p.name)))?;
@@ -171,19 +170,13 @@ impl Moments {
                 Ok(())
             }
             #[cfg(feature = "cuda")]
-            Held::Device { layout, place, first, second } => {
+            Held::Device(place, moments) => {
                 let Some(flat) = &sums.flat else { bail!("gradients on the CPU of parameters on a device") };
                 let lents: Vec<_> =
                     parameters.iter().map(|p| GpuLent::new(place, p.var.as_tensor())).collect();
                 let params = lents.iter().map(GpuLent::f32).collect::<Result<Vec<_>>>()?;
                 let sums = GpuLent::new(place, &flat.values);
-                let sums = sums.f32()?;
-                crate::cuda::update(place, first, |first| {
-                    crate::cuda::update(place, second, |second| {
-                        device::adamw_step(place, layout, &params, sums, (first, second), settings)
-                            .map_err(failed)
-                    })
-                })
+                moments.step(&params, sums.f32()?, settings).map_err(failed)
             }
         }
     }
@@ -192,50 +185,38 @@ impl Moments {
     ///
     /// # Errors
     /// What the device says.
-    pub fn to_vecs(&self) -> Result<Vec<[Vec<f32>; 2]>> {
-        match &self.0 {
+    pub fn to_host(&self) -> Result<Vec<[Moment; 2]>> {
+        match &self.held {
             Held::Host(moments) => Ok(moments.clone()),
             #[cfg(feature = "cuda")]
-            Held::Device { layout, first, second, .. } => {
-                let (first, second) = (to_vec_f32(first)?, to_vec_f32(second)?);
-                let both = |i| [first[layout.range(i)].to_vec(), second[layout.range(i)].to_vec()];
-                Ok((0..layout.count()).map(both).collect())
-            }
+            Held::Device(_, moments) => moments.download().map_err(failed),
         }
     }
 
-    /// Go on from moments that [`Self::to_vecs`] gave.
+    /// Go on from moments that [`Self::to_host`] gave.
     ///
     /// # Errors
-    /// When they are not those of as many elements, and what the device says.
-    pub fn set(&mut self, moments: Vec<[Vec<f32>; 2]>) -> Result<()> {
-        let lens: Vec<usize> = self.lens();
-        if moments.len() != lens.len()
-            || moments.iter().zip(&lens).any(|(m, len)| m.iter().any(|m| m.len() != *len))
-        {
+    /// When they are not those of as many elements in the same format, and what the device says.
+    pub fn set(&mut self, moments: Vec<[Moment; 2]>) -> Result<()> {
+        let fits = |(both, len): (&[Moment; 2], &usize)| both.iter().all(|m| m.fits(*len, self.format));
+        if moments.len() != self.lens.len() || !moments.iter().zip(&self.lens).all(fits) {
             bail!("moments of other parameters")
         }
-        match &mut self.0 {
+        match &mut self.held {
             Held::Host(held) => *held = moments,
             #[cfg(feature = "cuda")]
-            Held::Device { layout, first, second, .. } => {
-                for (at, tensor) in [first, second].into_iter().enumerate() {
-                    crate::cuda::change_f32(tensor, |flat| {
-                        for (i, moments) in moments.iter().enumerate() {
-                            flat[layout.range(i)].copy_from_slice(&moments[at]);
-                        }
-                    })?;
-                }
-            }
+            Held::Device(_, held) => held.upload(&moments).map_err(failed)?,
         }
         Ok(())
     }
+}
 
-    fn lens(&self) -> Vec<usize> {
-        match &self.0 {
-            Held::Host(moments) => moments.iter().map(|[first, _]| first.len()).collect(),
-            #[cfg(feature = "cuda")]
-            Held::Device { layout, .. } => (0..layout.count()).map(|i| layout.range(i).len()).collect(),
+fn step_of(values: &mut [f32], sum: &[f32], moments: &mut [Moment; 2], settings: &AdamW) {
+    match moments {
+        [Moment::Plain(first), Moment::Plain(second)] => adamw_step(values, sum, first, second, settings),
+        [Moment::Coded(first), Moment::Coded(second)] => {
+            adamw_8bit_step(values, sum, first, second, settings);
         }
+        _ => unreachable!("both moments of a parameter have one format"),
     }
 }

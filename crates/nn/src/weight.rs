@@ -26,7 +26,7 @@ enum Repr {
     Quantized(QuantizedTensor),
     OnDisk(OnDisk),
     #[cfg(feature = "cuda")]
-    OnGpu(OnGpu),
+    OnGpu(Box<OnGpu>),
 }
 
 /// Blocks on a device, with those on the host that they are a copy of (mostly a mapped file), for who needs the values there.
@@ -165,7 +165,7 @@ impl FrozenWeight {
         Ok(match &self.0 {
             Repr::Dense(weight) => Self(Repr::Dense(to_device(weight, device)?)),
             #[cfg(feature = "cuda")]
-            Repr::Quantized(host) if device.is_cuda() => Self(Repr::OnGpu(OnGpu::new(host, device)?)),
+            Repr::Quantized(host) if device.is_cuda() => Self(Repr::OnGpu(Box::new(OnGpu::new(host, device)?))),
             #[cfg(feature = "cuda")]
             Repr::OnGpu(weight) if !device.is_cuda() => Self(Repr::Quantized(weight.host.clone())),
             _ => self.clone(),

@@ -8,7 +8,9 @@ use crate::plan::{Action, Author, Plan, Planned, plan};
 use crate::{AdapterConfig, Result};
 use candle_core::Tensor;
 use std::collections::BTreeMap;
-use taper_nn::{Embedding, FrozenWeight, Linear, ModuleMut, Parameter, RmsNorm, VisitModules, Weight};
+use taper_nn::{
+    Embedding, FrozenWeight, Linear, ModuleMut, Parameter, RmsNorm, VisitModules, Weight, to_device,
+};
 
 /// One linear layer with an adapter.
 #[derive(Debug, Clone, PartialEq)]
@@ -131,6 +133,7 @@ impl Adapter {
                             Some(adapter) => (adapter.merged_weight(m)?, adapter.merged_bias(m)?),
                             None => (m.weight().to_f32()?.copy()?, m.bias()),
                         };
+                        let weight = to_device(&weight, &m.weight().device())?;
                         *m = m.rebuilt(frozen(&weight)?, bias.map(|b| b.copy()).transpose()?);
                     }
                     ModuleMut::Embedding(m) => {
@@ -138,6 +141,7 @@ impl Adapter {
                             Some(adapter) => adapter.merged_weight(m)?,
                             None => m.weight().to_f32()?.copy()?,
                         };
+                        let weight = to_device(&weight, &m.weight().device())?;
                         *m = Embedding::new(m.path(), frozen(&weight)?);
                     }
                     ModuleMut::RmsNorm(m) => m.set_weight(m.weight().copy()?)?,

@@ -14,7 +14,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use taper_diagnostics::write_bytes_atomically;
 use taper_hub::safetensors::{Dtype as FileDtype, Header, TensorInfo};
-use taper_nn::{VisitModules, to_vec_f32};
+use taper_nn::{VisitModules, to_device, to_vec_f32};
 
 /// The configuration's file name.
 pub const CONFIG_FILE: &str = "adapter_config.json";
@@ -134,7 +134,8 @@ impl Adapter {
         for (path, (a0, b0)) in &self.beginnings {
             let names = ["lora_A", "lora_B"].map(|name| format!("{}{path}.{name}.weight", crate::PREFIX));
             let joined = || -> candle_core::Result<[Tensor; 2]> {
-                let (a, b) = (&weights.tensors[&names[0]], &weights.tensors[&names[1]]);
+                let there = |name: &String| to_device(&weights.tensors[name], &Device::Cpu);
+                let (a, b) = (&there(&names[0])?, &there(&names[1])?);
                 Ok([Tensor::cat(&[a, a0], 0)?.contiguous()?, Tensor::cat(&[b, &b0.neg()?], 1)?.contiguous()?])
             };
             let joined = joined().map_err(doing("join an adapter and its beginning"))?;

@@ -253,7 +253,7 @@ impl<'a> Outfit<'a> {
 
     fn adapt_embedding(&mut self, m: &mut Embedding, planned: &Planned, scale: f64) -> taper_nn::Result<()> {
         if let Some(table) = self.base_layer(&planned.path, m.weight())? {
-            *m = Embedding::new(m.path(), Weight::Frozen(table));
+            *m = Embedding::new(m.path(), Weight::Frozen(table.to_device(&self.device)?));
         }
         let mut factors = Vec::new();
         for slot in &planned.slots {

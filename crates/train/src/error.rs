@@ -2,8 +2,9 @@
 
 use crate::validator::ValidatorError;
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use taper_diagnostics::{Diagnose, ExitCode, Location, list_names};
+use taper_nn::{DeviceMemory, bytes_asked_of_full_device};
 
 /// The errors of this crate.
 #[derive(Debug, thiserror::Error)]
@@ -16,6 +17,20 @@ pub enum Error {
         doing: String,
         /// What candle says.
         source: candle_core::Error,
+    },
+    /// The memory of the device is spent.
+    #[error("the GPU's memory is spent: failed to {doing}{}", told(*asked_bytes, memory.as_ref()))]
+    OutOfDeviceMemory {
+        /// What was being done.
+        doing: String,
+        /// What was asked for, where that is known.
+        asked_bytes: Option<u64>,
+        /// The device's memory when the run had stopped; its peak is that of the run.
+        memory: Option<DeviceMemory>,
+        /// Settings with which the run would fit, each with the bytes that it would take.
+        settings: Vec<String>,
+        /// Where the last good state is.
+        checkpoint: Option<PathBuf>,
     },
     /// Nothing would be trained.
     #[error("there is no parameter to train")]
@@ -181,7 +196,50 @@ pub(crate) trait Doing<T> {
 
 impl<T> Doing<T> for candle_core::Result<T> {
     fn doing(self, what: impl FnOnce() -> String) -> Result<T> {
-        self.map_err(|source| Error::Arithmetic { doing: what(), source })
+        self.map_err(|source| match bytes_asked_of_full_device(&source) {
+            None => Error::Arithmetic { doing: what(), source },
+            Some(bytes) => Error::OutOfDeviceMemory {
+                doing: what(),
+                asked_bytes: Some(bytes).filter(|bytes| *bytes > 0),
+                memory: None,
+                settings: Vec::new(),
+                checkpoint: None,
+            },
+        })
+    }
+}
+
+/// What is known of a device whose memory is spent.
+fn told(asked_bytes: Option<u64>, memory: Option<&DeviceMemory>) -> String {
+    let size = |bytes: u64| match bytes as f64 {
+        b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
+        b => format!("{:.1} MB", b / 1e6),
+    };
+    let asked = asked_bytes.map(|bytes| format!(", which asks for {} more", size(bytes)));
+    let memory = memory.map(|memory| {
+        format!(
+            "; of {} the run had taken {} at most, {} are free without it",
+            size(memory.total as u64),
+            size(memory.peak as u64),
+            size((memory.free + memory.reserved).min(memory.total) as u64)
+        )
+    });
+    asked.unwrap_or_default() + &memory.unwrap_or_default()
+}
+
+/// What to set when a device's memory is spent, and where the run can go on from.
+fn spent_hint(settings: &[String], checkpoint: Option<&Path>) -> String {
+    let advice = match settings {
+        [] => {
+            "set `train.gradient_checkpointing = true`, a smaller `train.batch_size` with as many times more \
+               `train.gradient_accumulation_steps`, or `model.quantize = \"nf4\"`"
+                .to_owned()
+        }
+        settings => format!("as planned, the run fits with {}", settings.join(", or with ")),
+    };
+    match checkpoint {
+        Some(path) => format!("{advice}; the last good state is `{}`", path.display()),
+        None => format!("{advice}; no step was completed before"),
     }
 }
 
@@ -196,6 +254,7 @@ impl Diagnose for Error {
                     None => format!("{advice}; no step was completed before"),
                 })
             }
+            Self::OutOfDeviceMemory { settings, checkpoint, .. } => Some(spent_hint(settings, checkpoint.as_deref())),
             Self::QuantizedWeight { .. } => Some(
                 "train an adapter over them (`train.method = \"adapter\"`), or name the model they were quantised from".into(),
             ),
@@ -248,5 +307,51 @@ impl Diagnose for Error {
             Self::Adapter(error) => error.exit_code(),
             _ => ExitCode::UserError,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn spent_memory_of_a_device_names_the_part_the_bytes_and_the_way_out() {
+        let said = candle_core::Error::Msg("out of GPU memory: 2500000 more bytes are not to be had".into());
+        let failed: candle_core::Result<()> = Err(said.context("lora-linear"));
+        let mut error = failed.doing(|| "differentiate block 3".into()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "the GPU's memory is spent: failed to differentiate block 3, which asks for 2.5 MB more"
+        );
+        assert!(error.hint().unwrap().contains("no step was completed"), "{:?}", error.hint());
+        if let Error::OutOfDeviceMemory { memory, settings, checkpoint, .. } = &mut error {
+            let of = DeviceMemory {
+                total: 8_000_000_000,
+                free: 1_000_000_000,
+                used: 0,
+                peak: 6_500_000_000,
+                reserved: 6_600_000_000,
+            };
+            *memory = Some(of);
+            *settings = vec![
+                "`train.batch_size = 2` (3.10 GB)".into(),
+                "`model.quantize = \"nf4\"` (5.00 GB)".into(),
+            ];
+            *checkpoint = Some("runs/a/checkpoints/4".into());
+        }
+        assert!(
+            error
+                .to_string()
+                .ends_with("; of 8.00 GB the run had taken 6.50 GB at most, 7.60 GB are free without it"),
+            "{error}"
+        );
+        assert_eq!(
+            error.hint().unwrap(),
+            "as planned, the run fits with `train.batch_size = 2` (3.10 GB), or with `model.quantize = \"nf4\"` (5.00 GB); \
+             the last good state is `runs/a/checkpoints/4`"
+        );
+        assert_eq!(error.exit_code(), ExitCode::UserError);
+        let other: candle_core::Result<()> = Err(candle_core::Error::Msg("shapes differ".into()));
+        assert!(matches!(other.doing(|| "add".into()), Err(Error::Arithmetic { .. })));
     }
 }

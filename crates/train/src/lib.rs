@@ -38,7 +38,7 @@ pub use sections::{
 };
 pub use self_test::{SelfTestReport, TOLERANCE as SELF_TEST_TOLERANCE, self_test, shortest_example};
 pub use step::{StepReport, Stepper};
-pub use tensor_file::{NamedTensor, TensorFile};
+pub use tensor_file::{NamedTensor, TensorFile, TensorValues};
 pub use trained::Trained;
 pub use trainer::{Outcome, RunPlace, Sections, Start, Trainer, TrainingData};
 pub use validator::{EVAL_LOSS, MetricValue, Validator, ValidatorError};

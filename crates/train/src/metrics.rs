@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use taper_diagnostics::write_atomically;
+use taper_nn::DeviceMemory;
 
 /// A line: of training (`loss` and what follows) or of validation (`eval_loss`).
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
@@ -30,12 +31,35 @@ pub struct Metrics {
     /// Tokens through the model a second of training since the last line: the one value that differs from run to run.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub tokens_per_second: Option<f64>,
+    /// On a device, MiB of its memory that tensors took at most since the run began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_memory_mb: Option<u64>,
+    /// MiB that they take between two steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_used_mb: Option<u64>,
+    /// MiB that are held of the device for them, free parts between them included.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gpu_reserved_mb: Option<u64>,
     /// Mean cross-entropy over the targets of the validation data, in nats.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub eval_loss: Option<f64>,
     /// What the run's [`crate::Validator`] measured; in the file under `eval_` and its name.
     #[serde(flatten, with = "in_line")]
     pub eval_metric: Option<MetricValue>,
+}
+
+impl Metrics {
+    /// The same with what a device says of its memory, where there is one.
+    #[must_use]
+    pub(crate) fn with_memory(self, memory: Option<DeviceMemory>) -> Self {
+        let mib = |bytes: usize| bytes as u64 >> 20;
+        Self {
+            gpu_memory_mb: memory.map(|m| mib(m.peak)),
+            gpu_used_mb: memory.map(|m| mib(m.used)),
+            gpu_reserved_mb: memory.map(|m| mib(m.reserved)),
+            ..self
+        }
+    }
 }
 
 /// The file of a run.

@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
+use taper_nn::DeviceMemory;
 
 /// Something that happened in a run.
 #[derive(Debug)]
@@ -45,6 +46,8 @@ pub enum Event<'a> {
     Ended {
         /// Steps made.
         step: u64,
+        /// The memory of the device that computed; `None` for the CPU.
+        memory: Option<DeviceMemory>,
     },
 }
 
@@ -71,6 +74,7 @@ pub struct Bar {
     rate: f64,
     eval_loss: Option<f64>,
     eval_metric: Option<MetricValue>,
+    gpu_memory_mb: Option<u64>,
 }
 
 impl Bar {
@@ -83,6 +87,7 @@ impl Bar {
             rate: f64::NAN,
             eval_loss: None,
             eval_metric: None,
+            gpu_memory_mb: None,
         }
     }
 }
@@ -109,7 +114,9 @@ impl ProgressSink for Bar {
                 if let Some(metric) = &self.eval_metric {
                     message.push_str(&format!(" {} {:.4}", metric.name, metric.value));
                 }
-                if let Some(bytes) = resident_bytes() {
+                if let Some(mb) = self.gpu_memory_mb {
+                    message.push_str(&format!(" {mb} MB on the GPU"));
+                } else if let Some(bytes) = resident_bytes() {
                     message.push_str(&format!(" {} MB", bytes >> 20));
                 }
                 self.bar.set_message(message);
@@ -120,7 +127,8 @@ impl ProgressSink for Bar {
                 self.eval_metric.clone_from(&metrics.eval_metric);
             }
             Event::Ended { .. } => self.bar.abandon(),
-            Event::SelfTested(_) | Event::Logged(_) | Event::Saved { .. } => {}
+            Event::Logged(metrics) => self.gpu_memory_mb = metrics.gpu_memory_mb,
+            Event::SelfTested(_) | Event::Saved { .. } => {}
         }
     }
 }
@@ -178,6 +186,9 @@ impl<W: Write> Lines<W> {
             ("grad_norm", m.grad_norm.map(|v| format!("{v:.3}"))),
             ("tokens_per_second", m.tokens_per_second.map(|v| format!("{v:.0}"))),
             ("memory_mb", resident_bytes().map(|bytes| (bytes >> 20).to_string())),
+            ("gpu_memory_mb", m.gpu_memory_mb.map(|mb| mb.to_string())),
+            ("gpu_used_mb", m.gpu_used_mb.map(|mb| mb.to_string())),
+            ("gpu_reserved_mb", m.gpu_reserved_mb.map(|mb| mb.to_string())),
             ("seconds_left", Some(format!("{:.0}", self.seconds_left(m.step)))),
         ];
         for (key, value) in values {
@@ -203,10 +214,24 @@ impl<W: Write> ProgressSink for Lines<W> {
             Event::Logged(metrics) => self.logged(metrics),
             Event::Validated { metrics, best } => self.validated(metrics, *best),
             Event::Saved { path } => self.line(&format!("event=checkpoint path={}", path.display())),
-            Event::Ended { step } => self.line(&format!("event=end step={step}/{}", self.total_steps)),
+            Event::Ended { step, memory } => {
+                let memory = memory.map(|memory| told(&memory)).unwrap_or_default();
+                self.line(&format!("event=end step={step}/{}{memory}", self.total_steps));
+            }
             Event::Stepped(_) => {}
         }
     }
+}
+
+/// What a run took of a device's memory, for a line.
+fn told(memory: &DeviceMemory) -> String {
+    format!(
+        " gpu_memory_mb={} gpu_used_mb={} gpu_reserved_mb={} gpu_total_mb={}",
+        memory.peak >> 20,
+        memory.used >> 20,
+        memory.reserved >> 20,
+        memory.total >> 20
+    )
 }
 
 /// Memory of this process that lies in RAM, where the system tells (Linux).
@@ -240,7 +265,11 @@ mod tests {
         let validated = Metrics { eval_metric: metric(0.25), ..validated };
         let best = BestValidation { step: 2, loss: 1.5, metric: metric(0.5) };
         lines.event(&Event::Validated { metrics: &validated, best: Some(&best) });
-        lines.event(&Event::Ended { step: 4 });
+        lines.event(&Event::Ended { step: 4, memory: None });
+        let memory =
+            DeviceMemory { total: 8 << 30, free: 1 << 30, used: 1 << 30, peak: 3 << 30, reserved: 4 << 30 };
+        lines.event(&Event::Logged(&Metrics { step: 4, ..Metrics::default() }.with_memory(Some(memory))));
+        lines.event(&Event::Ended { step: 4, memory: Some(memory) });
         let text = String::from_utf8(out).unwrap();
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines[0], "event=start step=2/4 trained_parameters=10");
@@ -255,6 +284,8 @@ mod tests {
             "event=eval step=4/4 eval_loss=1.0000 eval_f1=0.2500 best_step=2 best_loss=1.5000 best_f1=0.5000"
         );
         assert_eq!(lines[4], "event=end step=4/4");
+        assert!(lines[5].contains(" gpu_memory_mb=3072 gpu_used_mb=1024 gpu_reserved_mb=4096 "), "{text}");
+        assert!(lines[6].starts_with("event=end step=4/4 gpu_memory_mb=3072"), "{text}");
     }
 
     #[test]

@@ -4,6 +4,7 @@ use crate::validator::{EVAL_LOSS, PREFIX};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use taper_diagnostics::{Location, Problem, Problems};
+use taper_kernels::adamw8bit::StateFormat;
 
 /// What is trained, for how long, and what is kept of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -98,7 +99,10 @@ pub enum TrainMethod {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
 pub struct OptimizerSection {
-    /// The rule. "adamw" is Adam with decoupled weight decay; its two moments are f32, 8 bytes a trained parameter.
+    /// The rule, and how its state is held. "adamw" is Adam with decoupled weight decay; its two moments are f32, 8 bytes a trained
+    /// parameter (transformers' "adamw_torch"). "adamw_8bit" holds them in about 2 bytes, as bitsandbytes does: blocks of 256 with an 8-bit
+    /// code an element; tensors of fewer than 4096 elements keep f32. "paged_adamw_32bit" and "paged_adamw_8bit" hold the same in memory
+    /// that the driver moves between the GPU and the host, for states that have no room on the GPU; on the CPU they are no different.
     pub name: OptimizerName,
     /// Highest learning rate, before the schedule's factor. 1e-4 to 5e-4 for adapters; a tenth of that for full training of
     /// a model that knows much already.
@@ -130,13 +134,46 @@ impl Default for OptimizerSection {
     }
 }
 
-/// The optimisers.
+/// The optimisers, named as in transformers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "snake_case")]
 pub enum OptimizerName {
     /// Adam with decoupled weight decay (Loshchilov and Hutter 2019).
     #[default]
+    #[serde(rename = "adamw")]
     Adamw,
+    /// The same with moments in 8 bits (Dettmers et al. 2022).
+    #[serde(rename = "adamw_8bit")]
+    Adamw8bit,
+    /// "adamw" with its moments in paged memory (Dettmers et al. 2023).
+    #[serde(rename = "paged_adamw_32bit")]
+    PagedAdamw32bit,
+    /// "adamw_8bit" with its moments in paged memory.
+    #[serde(rename = "paged_adamw_8bit")]
+    PagedAdamw8bit,
+}
+
+impl OptimizerName {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Adamw, Self::Adamw8bit, Self::PagedAdamw32bit, Self::PagedAdamw8bit];
+
+    /// How the moments are held.
+    pub fn state_format(self) -> StateFormat {
+        StateFormat {
+            eight_bit: matches!(self, Self::Adamw8bit | Self::PagedAdamw8bit),
+            paged: matches!(self, Self::PagedAdamw32bit | Self::PagedAdamw8bit),
+        }
+    }
+}
+
+impl std::fmt::Display for OptimizerName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Adamw => "adamw",
+            Self::Adamw8bit => "adamw_8bit",
+            Self::PagedAdamw32bit => "paged_adamw_32bit",
+            Self::PagedAdamw8bit => "paged_adamw_8bit",
+        })
+    }
 }
 
 /// The learning rate over the run.
@@ -255,6 +292,12 @@ impl TrainSection {
 }
 
 impl OptimizerSection {
+    /// Bytes of the state of a parameter of so many elements. On a device a state that is paged
+    /// ([`OptimizerName::state_format`]) need not have room there.
+    pub fn state_bytes(&self, elements: usize) -> usize {
+        self.name.state_format().bytes(elements)
+    }
+
     /// Everything about the section that can be known from itself.
     pub fn check(&self) -> Problems {
         let mut faults = Faults::new("optimizer");
@@ -429,6 +472,18 @@ mod tests {
         let train: TrainSection =
             toml::from_str("method = \"full\"\nmax_steps = 7\nneftune_noise_alpha = 5.0").unwrap();
         assert_eq!(toml::from_str::<TrainSection>(&toml::to_string(&train).unwrap()).unwrap(), train);
+    }
+
+    #[test]
+    fn optimisers_are_read_and_told_by_one_name_and_others_refused_by_those_that_are_known() {
+        for name in OptimizerName::ALL {
+            let section: OptimizerSection = toml::from_str(&format!("name = \"{name}\"")).unwrap();
+            assert_eq!(section.name, name);
+        }
+        let error = toml::from_str::<OptimizerSection>("name = \"adamw_4bit\"").unwrap_err().to_string();
+        assert!(OptimizerName::ALL.iter().all(|name| error.contains(&format!("`{name}`"))), "{error}");
+        let bytes = |name| OptimizerSection { name, ..OptimizerSection::default() }.state_bytes(1 << 20);
+        assert_eq!(OptimizerName::ALL.map(bytes), [8 << 20, 2_129_920, 8 << 20, 2_129_920]);
     }
 
     #[test]

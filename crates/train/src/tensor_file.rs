@@ -1,4 +1,4 @@
-//! Named f32 tensors in a safetensors file.
+//! Named tensors of f32 or bytes in a safetensors file.
 
 use crate::error::{Error, Result};
 use fs_err as fs;
@@ -6,7 +6,7 @@ use safetensors::tensor::{Dtype, View};
 use std::borrow::Cow;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use taper_hub::safetensors::Header;
+use taper_hub::safetensors::{self as stored, Header};
 
 /// A tensor to be written.
 #[derive(Debug, Clone)]
@@ -16,12 +16,42 @@ pub struct NamedTensor<'a> {
     /// Its shape.
     pub shape: Vec<usize>,
     /// Its elements, row-major.
-    pub values: Cow<'a, [f32]>,
+    pub values: TensorValues<'a>,
+}
+
+/// Elements of a tensor.
+#[derive(Debug, Clone)]
+pub enum TensorValues<'a> {
+    /// f32.
+    F32(Cow<'a, [f32]>),
+    /// Codes.
+    U8(Cow<'a, [u8]>),
+}
+
+impl From<Vec<f32>> for TensorValues<'_> {
+    fn from(values: Vec<f32>) -> Self {
+        Self::F32(values.into())
+    }
+}
+
+impl<'a> From<&'a Vec<f32>> for TensorValues<'a> {
+    fn from(values: &'a Vec<f32>) -> Self {
+        Self::F32(values.into())
+    }
+}
+
+impl From<Vec<u8>> for TensorValues<'_> {
+    fn from(values: Vec<u8>) -> Self {
+        Self::U8(values.into())
+    }
 }
 
 impl View for &NamedTensor<'_> {
     fn dtype(&self) -> Dtype {
-        Dtype::F32
+        match self.values {
+            TensorValues::F32(_) => Dtype::F32,
+            TensorValues::U8(_) => Dtype::U8,
+        }
     }
 
     fn shape(&self) -> &[usize] {
@@ -29,11 +59,17 @@ impl View for &NamedTensor<'_> {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        Cow::Owned(self.values.iter().flat_map(|v| v.to_le_bytes()).collect())
+        match &self.values {
+            TensorValues::F32(values) => Cow::Owned(values.iter().flat_map(|v| v.to_le_bytes()).collect()),
+            TensorValues::U8(values) => Cow::Borrowed(values),
+        }
     }
 
     fn data_len(&self) -> usize {
-        4 * self.values.len()
+        match &self.values {
+            TensorValues::F32(values) => 4 * values.len(),
+            TensorValues::U8(values) => values.len(),
+        }
     }
 }
 
@@ -87,15 +123,28 @@ impl TensorFile {
     /// # Errors
     /// When there is none of that name, or it is not f32 of that shape.
     pub fn values(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>> {
+        let words = self.data(name, shape, stored::Dtype::F32)?.as_chunks::<4>().0;
+        Ok(words.iter().map(|word| f32::from_le_bytes(*word)).collect())
+    }
+
+    /// The same of a tensor of bytes.
+    ///
+    /// # Errors
+    /// When there is none of that name, or it is not u8 of that shape.
+    pub fn bytes(&self, name: &str, shape: &[usize]) -> Result<Vec<u8>> {
+        Ok(self.data(name, shape, stored::Dtype::U8)?.to_vec())
+    }
+
+    fn data(&self, name: &str, shape: &[usize], dtype: stored::Dtype) -> Result<&[u8]> {
         let fault = |what| Error::Checkpoint { path: self.path.clone(), what };
         let Some(info) = self.header.tensors.get(name) else {
             return Err(fault(format!("there is no `{name}`")));
         };
-        if info.dtype != taper_hub::safetensors::Dtype::F32 || info.shape != shape {
-            let what = format!("`{name}` is {:?} of {:?}, not f32 of {shape:?}", info.shape, info.dtype);
+        if info.dtype != dtype || info.shape != shape {
+            let wanted = format!("{dtype:?}").to_lowercase();
+            let what = format!("`{name}` is {:?} of {:?}, not {wanted} of {shape:?}", info.shape, info.dtype);
             return Err(fault(what));
         }
-        let words = self.bytes[info.range.clone()].as_chunks::<4>().0;
-        Ok(words.iter().map(|word| f32::from_le_bytes(*word)).collect())
+        Ok(&self.bytes[info.range.clone()])
     }
 }

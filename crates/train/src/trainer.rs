@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use taper_data::{Batch, DataLoader};
 use taper_models::CausalLm;
+use taper_nn::{DeviceMemory, memory_of};
 
 /// How to train.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -192,9 +193,29 @@ impl<'m> Trainer<'m> {
     ///
     /// # Errors
     /// When the run cannot start or go on. A loss or gradient that is not finite stops it before the step is made; the state
-    /// before it is then in a checkpoint, which the error names.
+    /// before it is then in a checkpoint, which the error names. So it is when the memory of a device is spent.
     pub fn run(&mut self, sink: &mut dyn ProgressSink) -> Result<Outcome> {
         self.prepare()?;
+        self.run_prepared(sink).map_err(|error| self.with_last_good(error, sink))
+    }
+
+    /// The memory of the device that parameters lie on; `None` for the CPU.
+    fn device_memory(&self) -> Option<DeviceMemory> {
+        self.trained.parameters().first().and_then(|parameter| memory_of(parameter.var.device()))
+    }
+
+    /// An error of a device whose memory is spent: with what it has, and a checkpoint of the steps that were made.
+    fn with_last_good(&mut self, error: Error, sink: &mut dyn ProgressSink) -> Error {
+        match error {
+            Error::OutOfDeviceMemory { doing, asked_bytes, settings, .. } => {
+                let (memory, checkpoint) = (self.device_memory(), self.last_good(sink).ok().flatten());
+                Error::OutOfDeviceMemory { doing, asked_bytes, memory, settings, checkpoint }
+            }
+            other => other,
+        }
+    }
+
+    fn run_prepared(&mut self, sink: &mut dyn ProgressSink) -> Result<Outcome> {
         // A kill may have come between a checkpoint and the removal of those that it replaces.
         self.store.remove_unfinished()?;
         self.store.rotate(self.train.save_total_limit, self.best_step())?;
@@ -345,9 +366,9 @@ impl<'m> Trainer<'m> {
             learning_rate: Some(report.learning_rate),
             tokens: Some(self.state.tokens),
             tokens_per_second: Some(window.tokens as f64 / window.seconds.max(1e-9)),
-            eval_loss: None,
-            eval_metric: None,
+            ..Metrics::default()
         };
+        let metrics = metrics.with_memory(self.device_memory());
         file.append(&metrics)?;
         sink.event(&Event::Logged(&metrics));
         Ok(())
@@ -454,7 +475,7 @@ impl<'m> Trainer<'m> {
 
     fn interrupted(&mut self, sink: &mut dyn ProgressSink) -> Result<Outcome> {
         let checkpoint = self.saved(sink)?;
-        sink.event(&Event::Ended { step: self.state.step });
+        sink.event(&Event::Ended { step: self.state.step, memory: self.device_memory() });
         Ok(Outcome::Interrupted { steps: self.state.step, checkpoint })
     }
 
@@ -466,7 +487,7 @@ impl<'m> Trainer<'m> {
             self.trained.restore(&self.store.path(best))?;
             weights_of_step = best;
         }
-        sink.event(&Event::Ended { step: self.state.step });
+        sink.event(&Event::Ended { step: self.state.step, memory: self.device_memory() });
         Ok(Outcome::Finished {
             steps: self.state.step,
             stopped_early: self.state.step < self.state.total_steps,

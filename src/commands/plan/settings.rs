@@ -27,11 +27,15 @@ pub(super) fn settings_that_fit(work: &Work<'_>, available: u64) -> anyhow::Resu
         |keys: &[String], changed: &Changed| Setting { keys: keys.to_vec(), peak_bytes: peak(changed) };
     let mut fitting = Vec::new();
     let mut together = (Vec::new(), work.unchanged());
-    for steps in [checkpointing(work), smaller_batches(work)?, quantised(work), shorter_texts(work)?] {
+    let all_steps =
+        [checkpointing(work), smaller_batches(work)?, quantised(work), streamed(work), shorter_texts(work)?];
+    for steps in all_steps {
         // Of the steps of one setting the mildest that suffices.
         let settings: Vec<Setting> = steps.iter().map(|(keys, changed)| setting(keys, changed)).collect();
         fitting.extend(settings.into_iter().find(|setting| setting.peak_bytes <= available));
-        if let Some((keys, changed)) = steps.last().filter(|(keys, _)| !keys[0].starts_with("data.")) {
+        let is_mild =
+            |keys: &[String]| !keys[0].starts_with("data.") && !keys[0].starts_with("model.max_memory");
+        if let Some((keys, changed)) = steps.last().filter(|(keys, _)| is_mild(keys)) {
             together.0.extend(keys.iter().cloned());
             merge(&mut together.1, changed, &work.unchanged());
         }
@@ -47,11 +51,35 @@ type Step = (Vec<String>, Changed);
 
 fn checkpointing(work: &Work<'_>) -> Vec<Step> {
     let mut changed = work.unchanged();
-    if changed.train.gradient_checkpointing {
+    let (mut keys, mut steps) = (Vec::new(), Vec::new());
+    if !changed.train.gradient_checkpointing {
+        changed.train.gradient_checkpointing = true;
+        keys.push("train.gradient_checkpointing=true".to_owned());
+        steps.push((keys.clone(), changed.clone()));
+    }
+    if work.on_gpu() && !changed.train.activation_offloading {
+        changed.train.activation_offloading = true;
+        keys.push("train.activation_offloading=true".to_owned());
+        steps.push((keys, changed));
+    }
+    steps
+}
+
+/// On a GPU: three quarters of the matrices there and the others on the host, or half, a quarter, none.
+fn streamed(work: &Work<'_>) -> Vec<Step> {
+    let unchanged = work.unchanged();
+    let is_limited = unchanged.max_memory.is_some();
+    if !work.on_gpu() || is_limited || work.session.trains_all_weights() {
         return Vec::new();
     }
-    changed.train.gradient_checkpointing = true;
-    vec![(vec!["train.gradient_checkpointing=true".to_owned()], changed)]
+    let mib = work.gpu_weights(&unchanged).device_bytes >> 20;
+    [3, 2, 1, 0]
+        .map(|quarters| {
+            let most = mib * quarters / 4;
+            let changed = Changed { max_memory: Some(most << 20), ..work.unchanged() };
+            (vec![format!("model.max_memory={most}MiB")], changed)
+        })
+        .to_vec()
 }
 
 /// The batch halved and halved again, as many times more of them in a step.
@@ -94,7 +122,8 @@ fn quantised(work: &Work<'_>) -> Vec<Step> {
         return Vec::new();
     }
     let weight_bytes = work.weight_bytes - saved;
-    vec![(vec!["model.quantize=nf4".to_owned()], Changed { weight_bytes, ..work.unchanged() })]
+    let changed = Changed { weight_bytes, quantize: Some(quantize), ..work.unchanged() };
+    vec![(vec!["model.quantize=nf4".to_owned()], changed)]
 }
 
 /// Texts cut at half the length of the longest, and half of that.
@@ -142,6 +171,9 @@ fn merge(into: &mut Changed, changed: &Changed, from: &Changed) {
         into.batch = changed.batch;
     }
     if changed.weight_bytes != from.weight_bytes {
-        into.weight_bytes = changed.weight_bytes;
+        (into.weight_bytes, into.quantize) = (changed.weight_bytes, changed.quantize);
+    }
+    if changed.max_memory != from.max_memory {
+        into.max_memory = changed.max_memory;
     }
 }

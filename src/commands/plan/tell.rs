@@ -4,7 +4,7 @@ use super::probe::Probed;
 use super::{Planned, resolution};
 use crate::output::say;
 use serde_json::{Value, json};
-use taper_train::plan::{Bytes, Cause, PhaseName};
+use taper_train::plan::{Bytes, Cause, MemoryPlan, Phase, PhaseName};
 
 pub(super) fn people(planned: &Planned<'_>) {
     let work = &planned.work;
@@ -35,7 +35,8 @@ pub(super) fn people(planned: &Planned<'_>) {
 
 fn memory(planned: &Planned<'_>) {
     let peak = planned.memory.peak();
-    say(&format!("memory      {} at its peak, {}", size(peak.bytes.total()), described(peak.name)));
+    let of = if planned.place.is_gpu { " of the GPU's" } else { "" };
+    say(&format!("memory      {}{of} at its peak, {}", size(peak.bytes.total()), described(peak.name)));
     for cause in Cause::ALL {
         let bytes = peak.bytes.of(cause);
         if bytes > 0 {
@@ -46,7 +47,10 @@ fn memory(planned: &Planned<'_>) {
     let others: Vec<String> =
         others.map(|phase| format!("{} {}", described(phase.name), size(phase.bytes.total()))).collect();
     say(&format!("  elsewhere  {}", others.join("; ")));
-    match (planned.available, planned.fits()) {
+    if let Some(host) = &planned.host {
+        tell_host(host);
+    }
+    match (planned.place.available, planned.fits()) {
         (Some(available), Some(true)) => say(&format!("available   {}: it fits", size(available))),
         (Some(available), _) => {
             say(&format!("available   {}: it does not fit", size(available)));
@@ -61,8 +65,34 @@ fn memory(planned: &Planned<'_>) {
                 say("  no setting of the recipe makes it fit: take a smaller base");
             }
         }
+        (None, _) if planned.place.is_gpu => {
+            say("available   no such GPU is here: `--gpu-memory 24GiB` plans for a card of that size");
+        }
         (None, _) => say("available   this system does not say"),
     }
+}
+
+/// What a run on a GPU holds on the host.
+fn tell_host(host: &MemoryPlan) {
+    let peak = host.peak();
+    let step = host.phase(PhaseName::Step).unwrap_or_default();
+    let mut parts = vec!["the program and its data".to_owned()];
+    if step.of(Cause::Weights) > 0 {
+        parts.push(format!(
+            "{} of weights beside those on the GPU (pages of the file where it is a GGUF file)",
+            size(step.of(Cause::Weights))
+        ));
+    }
+    if step.of(Cause::Activations) > 0 {
+        parts.push(format!("{} of inputs of blocks", size(step.of(Cause::Activations))));
+    }
+    say(&format!(
+        "host        {} at its peak, {}; {} in a step: {}",
+        size(peak.bytes.total()),
+        described(peak.name),
+        size(step.total()),
+        parts.join(", ")
+    ));
 }
 
 fn tell_probe(planned: &Planned<'_>, probed: &Probed) {
@@ -70,8 +100,9 @@ fn tell_probe(planned: &Planned<'_>, probed: &Probed) {
     match (probed.measured_bytes, probed.off_by()) {
         (Some(measured), Some(off)) => {
             let how = if probed.was_reset { "reset before it" } else { "of the whole process" };
+            let what = if probed.on_gpu { "tensors on the GPU" } else { "VmHWM" };
             say(&format!(
-                "probe       planned {predicted}, measured {} (off by {:+.1} %): VmHWM, {how}",
+                "probe       planned {predicted}, measured {} (off by {:+.1} %): {what}, {how}",
                 size(measured),
                 100.0 * off
             ));
@@ -94,14 +125,7 @@ fn seconds(planned: &Planned<'_>, probed: &Probed) -> f64 {
 pub(super) fn json(planned: &Planned<'_>) -> Value {
     let work = &planned.work;
     let peak = planned.memory.peak();
-    let phases: Vec<Value> = planned
-        .memory
-        .phases
-        .iter()
-        .map(|phase| {
-            json!({ "name": phase.name.name(), "bytes": phase.bytes.total(), "by_cause": by_cause(&phase.bytes) })
-        })
-        .collect();
+    let phases: Vec<Value> = planned.memory.phases.iter().map(phase_json).collect();
     let settings: Vec<Value> =
         planned.settings.iter().map(|s| json!({ "set": s.keys, "peak_bytes": s.peak_bytes })).collect();
     json!({
@@ -121,12 +145,27 @@ pub(super) fn json(planned: &Planned<'_>) -> Value {
             "peak_bytes": peak.bytes.total(),
             "peak_phase": peak.name.name(),
             "phases": phases,
-            "available_bytes": planned.available,
+            "available_bytes": planned.place.available,
             "fits": planned.fits(),
+            "on": if planned.place.is_gpu { "cuda" } else { "cpu" },
+            "host": planned.host.as_ref().map(host_json),
         },
         "settings_that_fit": settings,
         "evaluations": work.session.tasks.iter().map(resolution::json).collect::<Vec<_>>(),
         "probe": planned.probed.as_ref().map(|probed| probe_json(planned, probed)),
+    })
+}
+
+fn phase_json(phase: &Phase) -> Value {
+    json!({ "name": phase.name.name(), "bytes": phase.bytes.total(), "by_cause": by_cause(&phase.bytes) })
+}
+
+fn host_json(host: &MemoryPlan) -> Value {
+    let peak = host.peak();
+    json!({
+        "peak_bytes": peak.bytes.total(),
+        "peak_phase": peak.name.name(),
+        "phases": host.phases.iter().map(phase_json).collect::<Vec<_>>(),
     })
 }
 
@@ -168,17 +207,23 @@ fn explained(cause: Cause, planned: &Planned<'_>) -> String {
             true => "activations: the inputs of the blocks, and one block's graph".to_owned(),
             false => "activations: what all blocks keep for the backward".to_owned(),
         },
+        Cause::Temporaries if planned.place.is_gpu => {
+            "gradients of activations, rounded copies, a part of a weight that is decoded".to_owned()
+        }
         Cause::Temporaries => "gradients of activations".to_owned(),
         Cause::Logits => "logits of a chunk of learned tokens, with their gradients".to_owned(),
         Cause::Cache => "keys and values of answers that are being written".to_owned(),
         Cause::Copies => "copies of parameters".to_owned(),
         Cause::Reading => "the weight that is being read".to_owned(),
+        Cause::Overhead if planned.place.is_gpu => {
+            "context of the driver, cuBLAS, code of the kernels: an estimate".to_owned()
+        }
         Cause::Overhead => "program, tokenizer, data, scratch of threads, slack of the allocator".to_owned(),
     }
 }
 
 /// Bytes in units of 1000, as memory is sold.
-fn size(bytes: u64) -> String {
+pub(super) fn size(bytes: u64) -> String {
     match bytes as f64 {
         b if b >= 1e9 => format!("{:.2} GB", b / 1e9),
         b if b >= 1e8 => format!("{:.0} MB", b / 1e6),

@@ -11,8 +11,8 @@ use taper_models::{LoadOptions, ModelConfig, Quantize};
 use taper_nn::{Checkpoint, StoredFormat};
 use taper_peft::TrainedModule;
 use taper_train::plan::{
-    BatchShape, EvaluationShape, MemoryPlan, ModuleKind, WeightFormat, Workload, activation_bytes,
-    fully_trained, modules, overhead_bytes, weight_bytes,
+    BatchShape, EvaluationShape, GpuWeights, MemoryPlan, ModuleKind, WeightFormat, Workload,
+    activation_bytes, fully_trained, modules, overhead_bytes, weight_bytes,
 };
 use taper_train::{Sections, TrainSection, resident_bytes, shortest_example};
 
@@ -36,6 +36,7 @@ pub(super) struct Work<'s> {
     evaluations: Vec<EvaluationShape>,
     overhead_bytes: u64,
     held: Held,
+    on_gpu: bool,
 }
 
 /// A run with some settings changed.
@@ -44,10 +45,15 @@ pub(super) struct Changed {
     pub(super) train: TrainSection,
     pub(super) batch: BatchShape,
     pub(super) weight_bytes: u64,
+    /// What linear layers are quantised to instead.
+    pub(super) quantize: Option<Quantize>,
+    /// The most that matrices take on a GPU.
+    pub(super) max_memory: Option<u64>,
 }
 
 impl<'s> Work<'s> {
-    pub(super) fn of(session: &'s Session) -> anyhow::Result<Self> {
+    /// Those of a run on the CPU, or on a GPU.
+    pub(super) fn of(session: &'s Session, on_gpu: bool) -> anyhow::Result<Self> {
         let recipe = &session.run.recipe;
         let config = ModelConfig::read(&session.base.files.config).or_fault()?;
         let trained = match &recipe.adapter {
@@ -84,6 +90,7 @@ impl<'s> Work<'s> {
             config,
             trained,
             held,
+            on_gpu,
         })
     }
 
@@ -93,6 +100,8 @@ impl<'s> Work<'s> {
             train: self.session.run.recipe.train.clone(),
             batch: BatchShape::from(&self.longest),
             weight_bytes: self.weight_bytes,
+            quantize: None,
+            max_memory: self.session.run.recipe.model.max_memory_bytes(),
         }
     }
 
@@ -101,6 +110,31 @@ impl<'s> Work<'s> {
     }
 
     pub(super) fn memory_with(&self, changed: &Changed) -> MemoryPlan {
+        let workload = self.workload(changed);
+        if self.on_gpu { workload.memory_on_gpu(&self.gpu_weights(changed)) } else { workload.memory() }
+    }
+
+    /// What stays on the host of a run on a GPU.
+    pub(super) fn host_memory(&self) -> Option<MemoryPlan> {
+        let unchanged = self.unchanged();
+        self.on_gpu.then(|| self.workload(&unchanged).host_memory(&self.gpu_weights(&unchanged)))
+    }
+
+    /// Whether the run is one on a GPU.
+    pub(super) fn on_gpu(&self) -> bool {
+        self.on_gpu
+    }
+
+    /// Weights as they lie on a GPU.
+    pub(super) fn gpu_weights(&self, changed: &Changed) -> GpuWeights {
+        let format = |path: &str| match changed.quantize {
+            Some(quantize) if quantize.applies_to(path) => WeightFormat::Block(quantize.format),
+            _ => self.format(path),
+        };
+        GpuWeights::new(&self.config, format, changed.max_memory)
+    }
+
+    fn workload<'w>(&'w self, changed: &'w Changed) -> Workload<'w> {
         let recipe = &self.session.run.recipe;
         Workload {
             config: &self.config,
@@ -117,7 +151,6 @@ impl<'s> Work<'s> {
             evaluations: &self.evaluations,
             overhead_bytes: self.overhead_bytes,
         }
-        .memory()
     }
 
     /// What the weight of the module at `path` is held in.

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <map>
 #include <mutex>
+#include <set>
 
 namespace {
 
@@ -24,6 +25,7 @@ struct Function {
 
 std::recursive_mutex lock;
 std::map<uint64_t, size_t> allocations;
+std::set<uint64_t> managed; // of these, those that take nothing of the device's memory
 std::map<std::string, Function> functions;
 size_t used, most_used, most_reserved;
 std::map<int, uint64_t> pool_attributes;
@@ -58,9 +60,9 @@ void check_guards(uint64_t address, size_t bytes) {
     if (memcmp((void *)behind, guard_at(behind), GUARD)) fault("something was written behind an allocation", address, bytes);
 }
 
-int allocate(uint64_t *address, size_t bytes) {
+int allocate(uint64_t *address, size_t bytes, bool on_host = false) {
     if (bytes == 0) return InvalidValue;
-    if (bytes > memory_limit() - used) return OutOfMemory;
+    if (!on_host && bytes > memory_limit() - used) return OutOfMemory;
     auto *memory = (unsigned char *)aligned_alloc(256, (bytes + 2 * GUARD + 255) / 256 * 256);
     if (!memory) return OutOfMemory;
     *address = (uint64_t)memory + GUARD;
@@ -68,6 +70,7 @@ int allocate(uint64_t *address, size_t bytes) {
     memset(memory + GUARD, 0xFF, bytes);
     memcpy(memory + GUARD + bytes, guard_at(*address + bytes), GUARD);
     allocations[*address] = bytes;
+    if (on_host) return managed.insert(*address), Success;
     used += bytes;
     if (used > most_used) most_used = used;
     if (used > most_reserved) most_reserved = used;
@@ -79,7 +82,7 @@ int release(uint64_t address) {
     auto found = allocations.find(address);
     if (found == allocations.end()) fault("memory is freed that was never allocated, or twice", address, 0);
     check_guards(address, found->second);
-    used -= found->second;
+    if (!managed.erase(address)) used -= found->second;
     allocations.erase(found);
     free((void *)(address - GUARD));
     return Success;
@@ -140,6 +143,7 @@ API cuDeviceGetAttribute(int *value, int attribute, int) {
     case 75: *value = 8; break;              // capability, major
     case 76: *value = 0; break;              // and minor
     case 81: *value = 164 << 10; break;      // shared memory of a multiprocessor
+    case 83: case 89: *value = 1; break;     // managed memory, while the host uses it too
     case 97: *value = MOST_SHARED; break;    // shared memory of a block that asks
     case 115: *value = 1; break;             // memory pools
     default: *value = 0;
@@ -188,6 +192,25 @@ API cuMemFreeAsync(uint64_t address, void *) {
     LOCKED;
     return release(address);
 }
+// Memory whose pages move between the host and the device: here it is simply there, beyond what the device has.
+API cuMemAllocManaged(uint64_t *address, size_t bytes, unsigned flags) {
+    LOCKED;
+    if (flags != 1 && flags != 2) return InvalidValue;
+    return allocate(address, bytes, true);
+}
+struct Location { int type, id; };
+static int within_managed(uint64_t address, size_t bytes) {
+    LOCKED;
+    if (bytes == 0 || !emulator::is_allocated(address, bytes)) return InvalidValue;
+    return managed.count((--allocations.upper_bound(address))->first) ? Success : InvalidValue;
+}
+API cuMemAdvise_v2(uint64_t address, size_t bytes, int, Location) { return within_managed(address, bytes); }
+API cuMemPrefetchAsync_v2(uint64_t address, size_t bytes, Location to, unsigned flags, void *) {
+    bool known = (to.type == 1 && to.id == 0) || to.type == 2;
+    return known && flags == 0 ? within_managed(address, bytes) : (int)InvalidValue;
+}
+API cuMemAdvise(uint64_t address, size_t bytes, int, int) { return within_managed(address, bytes); }
+API cuMemPrefetchAsync(uint64_t address, size_t bytes, int, void *) { return within_managed(address, bytes); }
 API cuMemHostAlloc(void **memory, size_t bytes, unsigned) {
     return (*memory = aligned_alloc(4096, (bytes + 4095) / 4096 * 4096)) ? Success : OutOfMemory;
 }

@@ -24,10 +24,11 @@ pub mod optimizer;
 mod pool;
 pub mod rope;
 mod slices;
+mod state;
 
 pub use cudarc;
 pub use gpu::{Gpu, GpuError, Module, OUT_OF_MEMORY};
-pub use pool::{PoolMemory, pool_memory, prepare};
+pub use pool::{PoolMemory, pool_memory, prepare, reset_peak};
 pub use slices::{Buffer, FloatType, Slice, SliceMut};
 
 /// Launches `name` of a module's kernels on `grid` blocks of `block` threads with `shared` bytes of dynamic shared memory. Slices are given

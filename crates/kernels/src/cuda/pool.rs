@@ -40,6 +40,16 @@ pub fn pool_memory(context: &CudaContext) -> Option<PoolMemory> {
     })
 }
 
+/// Lets [`PoolMemory::peak`] begin again at what is in use now; false where the driver does not.
+pub fn reset_peak(context: &CudaContext) -> bool {
+    let Some(pool) = pool_of(context) else { return false };
+    let mut zero = 0u64;
+    let high = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_USED_MEM_HIGH;
+    // SAFETY: the pool is the device's own, and the attribute is a u64 that can be set to 0.
+    let result = unsafe { sys::cuMemPoolSetAttribute(pool, high, (&raw mut zero).cast()) };
+    result == sys::CUresult::CUDA_SUCCESS
+}
+
 fn pool_of(context: &CudaContext) -> Option<sys::CUmemoryPool> {
     let mut pool = std::ptr::null_mut();
     // SAFETY: the device is one that the driver gave.

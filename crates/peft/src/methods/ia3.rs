@@ -7,12 +7,12 @@ use crate::plan::Planned;
 use crate::sizes::Sizes;
 use crate::targets::{Names, TargetModules};
 use crate::{AdapterConfig, ModuleNames, Result};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use taper_kernels::rng::{CounterRng, stream_of};
-use taper_nn::{ForwardContext, Linear, LinearAdapter, ParameterKind, ops, with_f32};
+use taper_nn::{ForwardContext, Linear, LinearAdapter, ParameterKind, ops, to_device, with_f32};
 
 /// What is (IA)³'s own in its configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -157,7 +157,11 @@ impl LinearAdapter for Ia3Layer {
 
     fn merged_bias(&self, base: &Linear) -> taper_nn::Result<Option<Tensor>> {
         match base.bias() {
-            Some(bias) if !self.of_inputs => Ok(Some(bias.mul(&self.factors.detach().flatten_all()?)?)),
+            Some(bias) if !self.of_inputs => {
+                let factors = to_device(&self.factors.detach().flatten_all()?, &Device::Cpu)?;
+                let merged = to_device(&bias, &Device::Cpu)?.mul(&factors)?;
+                to_device(&merged, bias.device()).map(Some)
+            }
             bias => Ok(bias),
         }
     }

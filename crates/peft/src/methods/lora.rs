@@ -6,14 +6,16 @@ use crate::modules::{ModuleKind, ModuleShape, TrainedParameter};
 use crate::plan::Planned;
 use crate::sizes::Sizes;
 use crate::{AdapterConfig, Bias, Error, InitLoraWeights, Result};
-use candle_core::Tensor;
+use candle_core::{Device, Tensor};
 use serde_json::Value;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use taper_kernels::gemm;
 use taper_kernels::rng::{CounterRng, stream_of};
 use taper_nn::ops::{self, LoraTerms};
-use taper_nn::{ForwardContext, Linear, LinearAdapter, LowRankDelta, ParameterKind, Weight, with_f32};
+use taper_nn::{
+    ForwardContext, Linear, LinearAdapter, LowRankDelta, ParameterKind, Weight, to_device, with_f32,
+};
 
 /// The method; its settings are [`AdapterConfig`]'s own.
 pub(crate) struct Lora;
@@ -199,11 +201,12 @@ impl LinearAdapter for LoraLayer {
 
     fn merged_bias(&self, base: &Linear) -> taper_nn::Result<Option<Tensor>> {
         let Some(bias) = &self.bias else { return Ok(base.bias()) };
-        let delta = (bias.detach() * self.scale)?;
-        match base.bias() {
-            None => Ok(Some(delta)),
-            Some(own) => Ok(Some(own.add(&delta)?)),
-        }
+        let delta = (to_device(&bias.detach(), &Device::Cpu)? * self.scale)?;
+        let merged = match base.bias() {
+            None => delta,
+            Some(own) => to_device(&own, &Device::Cpu)?.add(&delta)?,
+        };
+        to_device(&merged, bias.device()).map(Some)
     }
 }
 

@@ -128,11 +128,12 @@ impl AdapterMethod for Vera {
             candle_core::bail!("a VeRA layer has two vectors and two projections")
         };
         let (n_out, n_in) = site.base.weight().dims();
-        let frozen = |matrix: Tensor| FrozenWeight::dense(&matrix.contiguous()?);
+        // All columns are the shared matrix itself, not a copy.
+        let a = if a.dims()[1] == n_in { a.clone() } else { ops::columns(a, 0..n_in)? };
         Ok(Arc::new(VeraLayer {
             path: site.path.to_owned(),
-            a: frozen(a.narrow(1, 0, n_in)?)?,
-            b: frozen(b.narrow(0, 0, n_out)?)?,
+            a: FrozenWeight::dense(&a)?,
+            b: FrozenWeight::dense(&b.narrow(0, 0, n_out)?)?,
             lambda_b: lambda_b.clone(),
             lambda_d: lambda_d.clone(),
             dropout: site.config.lora_dropout,

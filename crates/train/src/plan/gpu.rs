@@ -40,11 +40,7 @@ struct Matrix {
 impl GpuWeights {
     /// Weights in the formats that `format` gives for their paths. Of `max_memory` bytes the embedding takes its part first; linear layers
     /// that then do not fit stay on the host.
-    pub fn new(
-        config: &ModelConfig,
-        format: impl Fn(&str) -> WeightFormat,
-        max_memory: Option<u64>,
-    ) -> Self {
+    pub fn new(config: &ModelConfig, format: impl Fn(&str) -> WeightFormat, max_memory: Option<u64>) -> Self {
         let (mut placed, mut left) = (Self::default(), max_memory.unwrap_or(u64::MAX));
         for module in modules(config) {
             let (rows, columns, is_linear) = match module.kind {
@@ -83,7 +79,8 @@ impl GpuWeights {
             true => matrix.format.device_bytes(matrix.rows as usize, matrix.columns as usize),
             false => 0,
         };
-        let is_as_it_lies = matches!((matrix.format, width), (WeightFormat::F32, 4) | (WeightFormat::BF16, 2));
+        let is_as_it_lies =
+            matches!((matrix.format, width), (WeightFormat::F32, 4) | (WeightFormat::BF16, 2));
         copy + if is_as_it_lies { 0 } else { decoded_bytes(matrix.rows, matrix.columns, width) }
     }
 }
@@ -118,7 +115,7 @@ pub(super) fn segments_bytes(tokens: u64) -> u64 {
 
 /// Whether attention over heads of this size is the kernel of the tensor cores, which rounds the gradient to bf16 first.
 pub(super) fn is_flash(head_dim: usize, width: u64) -> bool {
-    width == 2 && [64, 128, 256].contains(&head_dim)
+    width == 2 && [64, 96, 128, 256].contains(&head_dim)
 }
 
 /// What a layer with A and B needs beside its operands: bytes of the forward, and of the backward beside the gradients that it gives.

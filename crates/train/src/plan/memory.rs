@@ -2,6 +2,7 @@
 
 use super::BatchShape;
 use super::WeightFormat;
+use super::gpu::{DRIVER_BYTES, GpuWeights, flat_elements};
 use super::graph::{ModuleKind, ModuleShape, Trained};
 use super::heap::{Bytes, Cause, Heap};
 use super::pass::{Run, evaluate_loss, forward_backward, infer};
@@ -123,43 +124,58 @@ impl MemoryPlan {
 impl Workload<'_> {
     /// What each phase of the run will hold.
     pub fn memory(&self) -> MemoryPlan {
+        self.phases(None, |bytes| bytes.with(Cause::Overhead, self.overhead_bytes + slack_bytes(&bytes)))
+    }
+
+    /// The same of the device's memory on a GPU where the frozen weights lie as `weights` says. What the driver takes is an estimate among it; what
+    /// the pool loses between tensors of many sizes is not counted.
+    pub fn memory_on_gpu(&self, weights: &GpuWeights) -> MemoryPlan {
+        self.phases(Some(weights), |bytes| bytes.with(Cause::Overhead, DRIVER_BYTES))
+    }
+
+    /// What stays on the host meanwhile.
+    pub fn host_memory(&self, weights: &GpuWeights) -> MemoryPlan {
+        let held = if self.trains_all_weights { 0 } else { weights.copied_bytes + weights.streamed_bytes };
+        let offloaded = match self.train.gradient_checkpointing && self.train.activation_offloading {
+            true => 4 * self.batch.tokens * (self.config.hidden_size * self.config.num_hidden_layers) as u64,
+            false => 0,
+        };
+        let (copy, state) = (4 * self.trained_parameters(), Bytes::default().with(Cause::Weights, held));
+        let read =
+            Bytes::default().with(Cause::Weights, self.weight_bytes).with(Cause::Reading, self.reading_bytes);
+        let self_test = self.example.filter(|_| self.train.self_test);
         let phases = [
-            Some((PhaseName::Load, self.load())),
-            self.example.filter(|_| self.train.self_test).map(|e| (PhaseName::SelfTest, self.self_test(e))),
-            Some((PhaseName::Step, self.step())),
-            self.valid.map(|batch| (PhaseName::Validation, self.validation(batch))),
-            Some((PhaseName::Checkpoint, self.checkpoint())),
-            (!self.evaluations.is_empty()).then(|| (PhaseName::Evaluation, self.evaluation())),
+            Some((PhaseName::Load, read)),
+            self_test.map(|_| (PhaseName::SelfTest, state.with(Cause::Copies, 4 * copy))),
+            Some((PhaseName::Step, state.with(Cause::Activations, offloaded))),
+            // Both moments, and what is written.
+            Some((PhaseName::Checkpoint, state.with(Cause::Copies, 3 * copy))),
+            (!self.evaluations.is_empty()).then_some((PhaseName::Evaluation, read)),
         ];
-        let with_slack = |(name, bytes): (PhaseName, Bytes)| {
+        let with_overhead = |(name, bytes): (PhaseName, Bytes)| {
             let slack = slack_bytes(&bytes);
             Phase { name, bytes: bytes.with(Cause::Overhead, self.overhead_bytes + slack) }
         };
-        MemoryPlan { phases: phases.into_iter().flatten().map(with_slack).collect() }
+        MemoryPlan { phases: phases.into_iter().flatten().map(with_overhead).collect() }
+    }
+
+    fn phases(&self, gpu: Option<&GpuWeights>, complete: impl Fn(Bytes) -> Bytes) -> MemoryPlan {
+        let on = On { work: self, gpu };
+        let phases = [
+            Some((PhaseName::Load, on.load())),
+            self.example.filter(|_| self.train.self_test).map(|e| (PhaseName::SelfTest, on.self_test(e))),
+            Some((PhaseName::Step, on.step())),
+            self.valid.map(|batch| (PhaseName::Validation, on.validation(batch))),
+            Some((PhaseName::Checkpoint, on.checkpoint())),
+            (!self.evaluations.is_empty()).then(|| (PhaseName::Evaluation, on.evaluation())),
+        ];
+        let phases = phases.into_iter().flatten();
+        MemoryPlan { phases: phases.map(|(name, bytes)| Phase { name, bytes: complete(bytes) }).collect() }
     }
 
     /// Numbers that are trained.
     pub fn trained_parameters(&self) -> u64 {
         self.trained.iter().flat_map(|module| &module.parameters).map(elements).sum()
-    }
-
-    /// What the model and its trained parameters take in all steps.
-    fn state(&self) -> Bytes {
-        let trained = 4 * self.trained_parameters();
-        Bytes::default()
-            .with(Cause::Weights, if self.trains_all_weights { 0 } else { self.weight_bytes })
-            .with(Cause::Parameters, trained)
-            .with(Cause::Gradients, trained)
-            .with(Cause::Optimizer, 2 * trained)
-    }
-
-    /// A tensor is let go in its file once it has been copied, and as values once it has been quantised.
-    fn load(&self) -> Bytes {
-        Bytes::default().with(Cause::Weights, self.weight_bytes).with(Cause::Reading, self.reading_bytes)
-    }
-
-    fn run<'r>(&'r self, trained: &'r Trained, batch: BatchShape) -> Run<'r> {
-        Run { config: self.config, trained, batch, activation_bytes: self.activation_bytes }
     }
 
     fn options(&self) -> PassOptions {
@@ -170,49 +186,109 @@ impl Workload<'_> {
             logits_bytes: LOGITS_BYTES,
         }
     }
+}
 
-    /// `self_test` holds the values from before, those with B stirred, a set of gradients of its own, and those that it tries.
+/// A run where its tensors lie: on the CPU, or on a GPU with weights as they are placed there.
+#[derive(Clone, Copy)]
+struct On<'a> {
+    work: &'a Workload<'a>,
+    gpu: Option<&'a GpuWeights>,
+}
+
+impl On<'_> {
+    fn weight_bytes(&self) -> u64 {
+        self.gpu.map_or(self.work.weight_bytes, |weights| weights.device_bytes)
+    }
+
+    /// Gradients of all that is trained: on a device in one buffer.
+    fn gradient_bytes(&self) -> u64 {
+        let parameters = self.work.trained.iter().flat_map(|module| &module.parameters);
+        match self.gpu {
+            Some(_) => 4 * flat_elements(parameters.map(elements)),
+            None => 4 * self.work.trained_parameters(),
+        }
+    }
+
+    /// What the model and its trained parameters take in all steps.
+    fn state(&self) -> Bytes {
+        let gradients = self.gradient_bytes();
+        Bytes::default()
+            .with(Cause::Weights, if self.work.trains_all_weights { 0 } else { self.weight_bytes() })
+            .with(Cause::Parameters, 4 * self.work.trained_parameters())
+            .with(Cause::Gradients, gradients)
+            .with(Cause::Optimizer, 2 * gradients)
+    }
+
+    /// Bytes that reading a tensor takes: on the host.
+    fn reading_bytes(&self) -> u64 {
+        if self.gpu.is_some() { 0 } else { self.work.reading_bytes }
+    }
+
+    /// A tensor is let go in its file once it has been copied, and as values once it has been quantised.
+    fn load(&self) -> Bytes {
+        Bytes::default().with(Cause::Weights, self.weight_bytes()).with(Cause::Reading, self.reading_bytes())
+    }
+
+    fn run<'r>(&'r self, trained: &'r Trained, batch: BatchShape) -> Run<'r> {
+        let work = self.work;
+        let (config, activation_bytes) = (work.config, work.activation_bytes);
+        Run { config, trained, batch, activation_bytes, gpu: self.gpu }
+    }
+
+    /// `self_test` holds the values from before, those with B stirred, a set of gradients of its own, and those that it tries; of these only
+    /// gradients lie on a device.
     fn self_test(&self, example: BatchShape) -> Bytes {
-        let trained = Trained::new(self.trained, false);
+        let trained = Trained::new(self.work.trained, false);
         // It computes in f32 whatever the training computes in.
         let run = Run { activation_bytes: 4, ..self.run(&trained, example) };
-        let copy = 4 * self.trained_parameters();
-        let mut heap = Heap::holding(self.state().with(Cause::Copies, 3 * copy));
+        let copy = 4 * self.work.trained_parameters();
+        let (copies, tried) = match self.gpu {
+            Some(_) => (self.gradient_bytes(), 0),
+            None => (3 * copy, copy),
+        };
+        let mut heap = Heap::holding(self.state().with(Cause::Copies, copies));
         forward_backward(&mut heap, run, &PassOptions::default());
-        heap.alloc(Cause::Copies, copy);
+        heap.alloc(Cause::Copies, tried);
         evaluate_loss(&mut heap, run, LOGITS_BYTES);
         heap.peak()
     }
 
     fn step(&self) -> Bytes {
-        let trained = Trained::new(self.trained, self.dropout);
+        let trained = Trained::new(self.work.trained, self.work.dropout);
         let mut heap = Heap::holding(self.state());
-        forward_backward(&mut heap, self.run(&trained, self.batch), &self.options());
+        forward_backward(&mut heap, self.run(&trained, self.work.batch), &self.work.options());
         heap.peak()
     }
 
     fn validation(&self, batch: BatchShape) -> Bytes {
-        let trained = Trained::new(self.trained, false);
+        let trained = Trained::new(self.work.trained, false);
         let mut heap = Heap::holding(self.state());
         evaluate_loss(&mut heap, self.run(&trained, batch), LOGITS_BYTES);
         heap.peak()
     }
 
-    /// A tensor at a time is turned into bytes, in a buffer that doubles as it grows; full training copies all values first.
+    /// A tensor at a time is turned into bytes, in a buffer that doubles as it grows; full training copies all values first. All of it on the
+    /// host.
     fn checkpoint(&self) -> Bytes {
-        let largest = self.trained.iter().flat_map(|module| &module.parameters).map(elements).max();
-        let values = if self.trains_all_weights { 4 * self.trained_parameters() } else { 0 };
+        if self.gpu.is_some() {
+            return self.state();
+        }
+        let work = self.work;
+        let largest = work.trained.iter().flat_map(|module| &module.parameters).map(elements).max();
+        let values = if work.trains_all_weights { 4 * work.trained_parameters() } else { 0 };
         self.state().with(Cause::Copies, values + 3 * 4 * largest.unwrap_or(0))
     }
 
     /// The base is loaded anew, without optimiser.
     fn evaluation(&self) -> Bytes {
-        let adapter = if self.trains_all_weights { 0 } else { 4 * self.trained_parameters() };
-        let state = Bytes::default().with(Cause::Weights, self.weight_bytes).with(Cause::Parameters, adapter);
+        let work = self.work;
+        let adapter = if work.trains_all_weights { 0 } else { 4 * work.trained_parameters() };
+        let state =
+            Bytes::default().with(Cause::Weights, self.weight_bytes()).with(Cause::Parameters, adapter);
         let trained =
-            Trained::new(if self.trains_all_weights { &[] } else { self.trained }, false).in_inference();
-        let mut most = state.with(Cause::Reading, self.reading_bytes);
-        for evaluation in self.evaluations {
+            Trained::new(if work.trains_all_weights { &[] } else { work.trained }, false).in_inference();
+        let mut most = state.with(Cause::Reading, self.reading_bytes());
+        for evaluation in work.evaluations {
             for peak in
                 [self.answering(&trained, evaluation, state), self.scoring(&trained, evaluation, state)]
             {
@@ -232,13 +308,15 @@ impl Workload<'_> {
         let sequences = prompts.len() as u64;
         let read: u64 = prompts.iter().sum();
         let held = read + sequences * evaluation.max_new_tokens;
-        let config = self.config;
-        let width = (config.num_key_value_heads * config.head_dim * config.num_hidden_layers) as u64;
-        let mut heap = Heap::holding(state.with(Cause::Cache, 2 * 4 * width * read));
+        let config = self.work.config;
+        let elements = (config.num_key_value_heads * config.head_dim * config.num_hidden_layers) as u64;
+        // On the CPU a cache is f32, on a device what keys and values are.
+        let width = self.gpu.map_or(4, |_| self.work.activation_bytes) * elements;
+        let mut heap = Heap::holding(state.with(Cause::Cache, 2 * width * read));
         let pass = |tokens| self.run(trained, BatchShape { tokens, target_tokens: 0 });
         if sequences > 0 {
             infer(&mut heap, pass(read.min(TOKENS_PER_PASS)), sequences, 2, true);
-            heap.alloc(Cause::Cache, 2 * 4 * width * (held - read));
+            heap.alloc(Cause::Cache, 2 * width * (held - read));
             infer(&mut heap, pass(sequences), sequences, 2, true);
         }
         heap.peak()

@@ -126,7 +126,8 @@ impl Graph<'_> {
                     tape.release(weight);
                     weight = next;
                 }
-                let delta = tape.apply(reads_all(&[Gives::Add; 2]), &Made { args: &[x, weight], scratch: 0, ..*base });
+                let delta = tape
+                    .apply(reads_all(&[Gives::Add; 2]), &Made { args: &[x, weight], scratch: 0, ..*base });
                 tape.release(weight);
                 self.summed(tape, base, delta, frozen)
             }

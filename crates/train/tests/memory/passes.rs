@@ -119,6 +119,7 @@ impl Case {
             gradient_checkpointing: self.train.gradient_checkpointing,
             neftune_noise_alpha: self.train.neftune_noise_alpha,
             logits_bytes: LOGITS_BYTES,
+            ..PassOptions::default()
         };
         let mut gradients = Gradients::new(trained.parameters()).unwrap();
         let mut pass = || {
