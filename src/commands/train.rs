@@ -105,7 +105,7 @@ fn with_settings(error: Error, session: &Session, trained: &Trained) -> Error {
     match (error, device) {
         (Error::OutOfDeviceMemory { doing, asked_bytes, memory, checkpoint, .. }, Some(device)) => {
             let settings = settings_for(session, &device);
-            let memory = memory.or_else(|| taper_nn::memory_of(&device));
+            let memory = memory.or_else(|| taper_nn::memory_of(&device).map(Box::new));
             Error::OutOfDeviceMemory { doing, asked_bytes, memory, settings, checkpoint }
         }
         (error, _) => error,
@@ -118,7 +118,10 @@ pub(crate) fn first_model(session: &Session) -> anyhow::Result<Box<dyn CausalLm>
         InitChoice::Pretrained => session.load_base(),
         InitChoice::Random => {
             let config = ModelConfig::read(&session.base.files.config).or_fault()?;
-            taper_models::init(&config, session.run.recipe.train.seed, Some(DType::F32)).or_fault()
+            let seed = session.run.recipe.train.seed;
+            let mut model = taper_models::init(&config, seed, Some(DType::F32)).or_fault()?;
+            crate::device::place(model.as_mut(), &session.base.device()?, None)?;
+            Ok(model)
         }
     }
 }

@@ -58,17 +58,33 @@ fn gpu_lora_in_its_variants() {
         ("llama_tied", r#"{"target_modules": ["lm_head", "q_proj"]}"#, true),
         ("llama_untied", r#"{"lora_bias": true, "lora_dropout": 0.3, "target_modules": ["lm_head"]}"#, false),
         ("llama_tied", r#"{"init_lora_weights": "gaussian", "target_modules": ["down_proj"]}"#, true),
-        ("phi3", r#"{"r": 3, "rank_pattern": {"qkv_proj": 5}, "target_modules": ["qkv_proj", "gate_up_proj"]}"#, true),
+        (
+            "phi3",
+            r#"{"r": 3, "rank_pattern": {"qkv_proj": 5}, "target_modules": ["qkv_proj", "gate_up_proj"]}"#,
+            true,
+        ),
     ]);
 }
 
 #[test]
 fn gpu_lora_that_begins_with_parts_of_the_weight() {
     check(&[
-        ("llama_untied", r#"{"r": 4, "init_lora_weights": "pissa", "target_modules": ["q_proj", "down_proj"]}"#, true),
-        ("llama_untied", r#"{"r": 4, "init_lora_weights": "pissa_niter_4", "target_modules": ["v_proj"]}"#, true),
+        (
+            "llama_untied",
+            r#"{"r": 4, "init_lora_weights": "pissa", "target_modules": ["q_proj", "down_proj"]}"#,
+            true,
+        ),
+        (
+            "llama_untied",
+            r#"{"r": 4, "init_lora_weights": "pissa_niter_4", "target_modules": ["v_proj"]}"#,
+            true,
+        ),
         ("llama_untied", r#"{"r": 4, "init_lora_weights": "olora", "target_modules": ["q_proj"]}"#, true),
-        ("llama_untied", r#"{"r": 4, "init_lora_weights": "loftq", "target_modules": ["q_proj", "up_proj"]}"#, true),
+        (
+            "llama_untied",
+            r#"{"r": 4, "init_lora_weights": "loftq", "target_modules": ["q_proj", "up_proj"]}"#,
+            true,
+        ),
     ]);
 }
 

@@ -2,13 +2,18 @@
 
 use crate::support::{attach, device, distance, model, staged, stir, tiny};
 use candle_core::{DType, Device, Tensor};
-use std::sync::Arc;
-use taper_infer::{Engine, EngineOptions, GenerationConfig, Request};
+use std::sync::{Arc, mpsc};
+use std::time::Duration;
+use taper_infer::{
+    AdapterPoolOptions, Completion, Engine, EngineOptions, Event, GenerationConfig, Request, ScaledAdapter,
+    Service, ServiceOptions, ServiceRequest,
+};
 use taper_models::{CausalLm, LoadOptions, Quantize, forward_logits};
 use taper_nn::{
     AdaptedModules, ForwardContext, KvCache, Route, RoutePart, Routes, SequenceLayout, number_modules,
     to_vec_f32,
 };
+use taper_peft::LoadMode;
 use taper_quant::BlockFormat;
 use taper_testkit::TinySpec;
 use taper_text::{Tokenizer, TokenizerFiles};
@@ -72,7 +77,7 @@ fn check_caches(what: &str, load: impl Fn(&Device) -> Box<dyn CausalLm>, toleran
     let (cpu, gpu) = (cpu.as_ref(), gpu.as_ref());
     let before = staged();
     let empty = || Sequence { ids: Vec::new(), cache: KvCache::new(gpu.num_blocks()) };
-    let mut expect = |parts: &mut [(&mut Sequence, &[u32])], step: &str| {
+    let expect = |parts: &mut [(&mut Sequence, &[u32])], step: &str| {
         let got = extend(gpu, parts);
         let wanted = parts.iter().flat_map(|(sequence, new)| whole(cpu, &sequence.ids, new.len()));
         near(&got, &wanted.collect::<Vec<_>>(), tolerance, &format!("{what}, {step}"));
@@ -137,8 +142,7 @@ fn routed(on: &Device, options: LoadOptions, sections: [&str; 2]) -> Vec<Vec<f32
     });
     let layout = SequenceLayout::from_lengths(&[5, 9, 1, 3]);
     let route = |rows, parts| Route { rows, parts };
-    let routes =
-        Routes::new(vec![route(0..5, &parts[0]), route(5..14, &parts[1]), route(15..18, &parts[0])]);
+    let routes = Routes::new(vec![route(0..5, &parts[0]), route(5..14, &parts[1]), route(15..18, &parts[0])]);
     let mut ctx = ForwardContext::new(&layout).routed(Some(&routes));
     rows(&forward_logits(base.as_ref(), &text(3, 18), &mut ctx).unwrap())
 }
@@ -166,8 +170,7 @@ fn gpu_rows_go_through_adapters_of_their_own() {
 #[test]
 fn gpu_greedy_texts_are_those_of_the_cpu() {
     let Some(gpu) = device() else { return };
-    let folder = taper_testkit::golden("chat/tokenizer_chatml");
-    let tokenizer = Tokenizer::load(&TokenizerFiles::in_folder(&folder)).unwrap();
+    let tokenizer = tokenizer();
     let spec = TinySpec { tie_word_embeddings: false, initializer_range: 0.3, ..TinySpec::default() };
     let requests = Request::numbered((0..5).map(|i| text(i, 3 + 9 * i)));
     let generate = |on: &Device, batch_size, tokens_per_pass| {
@@ -182,5 +185,67 @@ fn gpu_greedy_texts_are_those_of_the_cpu() {
         let got = generate(gpu, batch_size, tokens_per_pass);
         assert_eq!(got, wanted, "batches of {batch_size}, {tokens_per_pass} tokens a pass");
         assert_eq!(staged(), before, "something went through the host");
+    }
+}
+
+fn tokenizer() -> Tokenizer {
+    let folder = taper_testkit::golden("chat/tokenizer_chatml");
+    Tokenizer::load(&TokenizerFiles::in_folder(&folder)).unwrap()
+}
+
+/// The text of an adapter that sits on a model of the CPU in the ordinary way.
+fn alone(adapter: &str, request: &ServiceRequest) -> Completion {
+    let mut base = model("llama_untied", F32, &Device::Cpu);
+    let folder = taper_testkit::golden("peft").join(adapter);
+    taper_peft::load(&folder, base.as_mut(), LoadMode::Inference).unwrap();
+    let tokenizer = tokenizer();
+    let engine = Engine::new(base.as_ref(), &tokenizer, EngineOptions::default());
+    engine.generate(&Request::numbered([request.prompt_ids.clone()]), &request.config).unwrap().remove(0)
+}
+
+/// Low-rank ones, layers of their own, another embedding, norms: each request in a batch with the others.
+#[test]
+fn gpu_a_service_mixes_adapters_of_all_kinds() {
+    let Some(gpu) = device() else { return };
+    let options = ServiceOptions {
+        engine: EngineOptions { batch_size: 8, tokens_per_pass: 64 },
+        max_waiting: 64,
+        cache_bytes: 16 << 20,
+        adapters: AdapterPoolOptions { max_bytes: 64 << 20, max_adapters: 64 },
+    };
+    let base = model("llama_untied", F32, gpu);
+    let service = Service::start(base, Arc::new(tokenizer()), options, Box::new(|_| Ok(()))).unwrap();
+    let names = [
+        "lora_all",
+        "rslora",
+        "dora",
+        "vera",
+        "ia3",
+        "lora_embed",
+        "lora_token_indices",
+        "lora_modules_to_save",
+        "lora_modules_to_save_norm",
+    ];
+    let mut pending = Vec::new();
+    for (index, name) in (0..).zip(names) {
+        service.adapters().add(name, &taper_testkit::golden("peft").join(name), false).unwrap();
+        let config = GenerationConfig { ignore_eos: true, ..GenerationConfig::greedy(6) };
+        let adapter = service.adapters().get(name).unwrap();
+        let adapters = vec![ScaledAdapter { adapter, scale: 1.0 }];
+        let request = ServiceRequest { adapters, ..ServiceRequest::new(text(index, 7 + index), config) };
+        let (sender, events) = mpsc::channel();
+        let ticket = service.submit(request.clone(), move |event| drop(sender.send(event))).unwrap();
+        pending.push((name, request, ticket, events));
+    }
+    for (name, request, ticket, events) in pending {
+        let given = loop {
+            match events.recv_timeout(Duration::from_secs(120)).expect("an end") {
+                Event::Finished(finished) => break finished.completion,
+                Event::Failed(error) => panic!("{name}: {error}"),
+                Event::Prompt(_) | Event::Piece(_) => {}
+            }
+        };
+        drop(ticket);
+        assert_eq!(given, alone(name, &request), "{name}");
     }
 }

@@ -80,7 +80,10 @@ fn rounded(x: &[f32]) -> Vec<f32> {
 fn same(got: &[f32], wanted: &[f32], what: &str) {
     assert_eq!(got.len(), wanted.len(), "{what}");
     for (i, (a, b)) in got.iter().zip(wanted).enumerate() {
-        assert!(a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan(), "{what}: element {i} is {a}, not {b}");
+        assert!(
+            a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan(),
+            "{what}: element {i} is {a}, not {b}"
+        );
     }
 }
 
@@ -153,7 +156,12 @@ fn gpu_every_format_decodes_to_the_bits_of_the_cpu() {
 }
 
 /// y = x W^T + b in f64.
-fn product(x: &[f32], w: &[f32], bias: Option<&[f32]>, (m, rows, columns): (usize, usize, usize)) -> Vec<f32> {
+fn product(
+    x: &[f32],
+    w: &[f32],
+    bias: Option<&[f32]>,
+    (m, rows, columns): (usize, usize, usize),
+) -> Vec<f32> {
     let dot = |i: usize, o: usize| -> f64 {
         let (x, w) = (&x[i * columns..][..columns], &w[o * columns..][..columns]);
         x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w)).sum()
@@ -186,10 +194,10 @@ fn gpu_few_rows_times_coded_weights() {
                 let bias = (m % 2 == 0).then_some(bias.as_slice());
                 let wanted = product(&x[..m * columns], &w, bias, (m, rows, columns));
                 let bias = bias.map(|_| there_bias.slice(gpu));
-                let (x, mut y) =
-                    (There::new(gpu, &x[..m * columns], from), There::room(gpu, m * rows, to));
+                let (x, mut y) = (There::new(gpu, &x[..m * columns], from), There::room(gpu, m * rows, to));
                 decode::thin(gpu, x.slice(gpu), &there, bias, &mut y.slice_mut(gpu), m).unwrap();
-                let (y, what) = (y.read(gpu), format!("{:?} [{rows}, {columns}] {from:?} times {m}", matrix.format()));
+                let (y, what) =
+                    (y.read(gpu), format!("{:?} [{rows}, {columns}] {from:?} times {m}", matrix.format()));
                 near(&y, &wanted, if to == F32 { 1e-5 } else { ROUNDED }, &what);
                 if m == 1 {
                     alone = y[..rows].to_vec();
@@ -215,7 +223,13 @@ fn segments() -> Vec<taper_kernels::attention::Segment> {
 
 type Shape = taper_kernels::attention::AttentionShape;
 
-fn shape(head_dim: usize, heads: usize, kv_heads: usize, window: Option<usize>, soft_cap: Option<f32>) -> Shape {
+fn shape(
+    head_dim: usize,
+    heads: usize,
+    kv_heads: usize,
+    window: Option<usize>,
+    soft_cap: Option<f32>,
+) -> Shape {
     Shape { heads, kv_heads, head_dim, scale: 1.0 / (head_dim as f32).sqrt(), window, soft_cap }
 }
 

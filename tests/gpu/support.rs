@@ -207,7 +207,8 @@ pub fn same_pass(
 
 /// The root of the mean square of what two gradients differ by, over that of the second.
 pub fn relative_error(got: &[Vec<f32>], wanted: &[Vec<f32>]) -> f32 {
-    let squares = |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v) * f64::from(v)).sum::<f64>();
+    let squares =
+        |values: &mut dyn Iterator<Item = f32>| values.map(|v| f64::from(v) * f64::from(v)).sum::<f64>();
     let (got, wanted) = (got.concat(), wanted.concat());
     let off = squares(&mut got.iter().zip(&wanted).map(|(a, b)| a - b));
     (off / squares(&mut wanted.iter().copied())).sqrt() as f32

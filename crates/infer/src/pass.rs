@@ -75,7 +75,7 @@ fn embed(model: &dyn CausalLm, ids: &[u32], routed: &[RoutedRows<'_>]) -> Result
             .filter(|rows| !rows.rows.is_empty())
             .map(|rows| rows.embeds.unwrap_or(model).embed(&ids[rows.rows.clone()]))
             .collect::<taper_nn::Result<_>>()?;
-        Tensor::cat(&parts, 0)?.contiguous()
+        taper_nn::stack_rows(&parts)
     };
     run().map_err(doing("look up token embeddings"))
 }

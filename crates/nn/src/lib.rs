@@ -45,7 +45,7 @@ pub use linear::{Linear, LinearAdapter, LowRankDelta};
 pub use module::{ModuleMut, VisitModules};
 pub use norm::{RmsNorm, with_f32_activations};
 pub use parameter::{Parameter, ParameterKind};
-pub use routes::{AdaptedModules, Route, RoutePart, Routes, number_modules};
+pub use routes::{AdaptedModules, Route, RoutePart, Routes, number_modules, stack_rows};
 pub use storage::{to_vec_f32, update_f32, with_f32};
 pub use sums::{GradientSums, Moments};
 pub use weight::{FrozenWeight, ReadWeight, Weight};

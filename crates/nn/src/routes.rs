@@ -5,7 +5,9 @@
 //! a low-rank delta alone gives its factors; any other (DoRA, a bias, a weight trained along) is kept whole and computes its rows itself.
 
 use crate::storage::{Lent, filled};
-use crate::{ForwardContext, Linear, ModuleMut, Result, RmsNorm, VisitModules, Weight, to_device, to_vec_f32};
+use crate::{
+    ForwardContext, Linear, ModuleMut, Result, RmsNorm, VisitModules, Weight, to_device, to_vec_f32,
+};
 use candle_core::{DType, Device, Tensor, bail};
 use half::bf16;
 use std::ops::Range;
@@ -391,6 +393,62 @@ fn with_deltas_on(
     Ok(y)
 }
 
+/// [`replace_rows`] on a device, in y itself, which is new.
+#[cfg(feature = "cuda")]
+fn replace_rows_on(
+    place: &crate::cuda::Place,
+    y: &Tensor,
+    x: &Tensor,
+    wholes: &[(Range<usize>, &Linear)],
+    ctx: &ForwardContext<'_>,
+) -> Result<Tensor> {
+    let mut next = 0;
+    for (rows, linear) in wholes {
+        if rows.start < next {
+            bail!("two adapters with a layer of their own on the same rows")
+        }
+        copy_rows(place, &linear.own_forward(&x.narrow(0, rows.start, rows.len())?, ctx)?, y, rows.start)?;
+        next = rows.end;
+    }
+    Ok(y.clone())
+}
+
+/// Rows `[n, W]` to those of y from `first` on.
+#[cfg(feature = "cuda")]
+fn copy_rows(place: &crate::cuda::Place, rows: &Tensor, y: &Tensor, first: usize) -> Result<()> {
+    let at = first * y.dims2()?.1;
+    let lent = crate::cuda::GpuLent::new(place, rows);
+    let rows = lent.slice()?;
+    crate::cuda::update(place, y, |y| {
+        taper_kernels::cuda::elementwise::scale(place, rows, 1.0, &mut y.part(at..at + rows.len()))
+            .map_err(crate::cuda::failed)
+    })
+}
+
+/// Some `[n, W]`, all f32, one below the other, outside any graph.
+///
+/// # Errors
+/// When their widths differ.
+pub fn stack_rows(parts: &[Tensor]) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(place) = crate::cuda::Place::of(&parts.iter().collect::<Vec<_>>()) {
+        let Some(first) = parts.first() else { bail!("nothing to stack") };
+        let (width, mut next) = (first.dims2()?.1, 0);
+        let rows = parts.iter().map(|part| part.dims()[0]).sum::<usize>();
+        let all = place.zeros((rows, width))?;
+        for part in parts {
+            let (count, of) = part.dims2()?;
+            if of != width {
+                bail!("rows of {of} below rows of {width}")
+            }
+            copy_rows(&place, &place.upload(part)?, &all, next)?;
+            next += count;
+        }
+        return Ok(all);
+    }
+    Tensor::cat(parts, 0)?.contiguous()
+}
+
 /// y with some rows computed by layers of their own.
 fn replace_rows(
     y: &Tensor,
@@ -398,6 +456,10 @@ fn replace_rows(
     wholes: &[(Range<usize>, &Linear)],
     ctx: &ForwardContext<'_>,
 ) -> Result<Tensor> {
+    #[cfg(feature = "cuda")]
+    if let Some(place) = crate::cuda::Place::of(&[y]) {
+        return replace_rows_on(&place, y, x, wholes, ctx);
+    }
     let mut parts = Vec::new();
     let mut next = 0;
     for (rows, linear) in wholes {

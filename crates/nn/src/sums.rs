@@ -130,7 +130,7 @@ pub struct Moments {
 enum Held {
     Host(Vec<[Moment; 2]>),
     #[cfg(feature = "cuda")]
-    Device(Place, DeviceMoments),
+    Device(Place, Box<DeviceMoments>),
 }
 
 impl Moments {
@@ -144,7 +144,7 @@ impl Moments {
         #[cfg(feature = "cuda")]
         if let Some(place) = Place::on(&device) {
             let moments = DeviceMoments::new(&place, &lens, format).map_err(failed)?;
-            return Ok(Self { format, lens, held: Held::Device(place, moments) });
+            return Ok(Self { format, lens, held: Held::Device(place, Box::new(moments)) });
         }
         drop(device);
         let held = lens.iter().map(|len| [Moment::zeros(*len, format), Moment::zeros(*len, format)]);

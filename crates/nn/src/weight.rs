@@ -165,7 +165,9 @@ impl FrozenWeight {
         Ok(match &self.0 {
             Repr::Dense(weight) => Self(Repr::Dense(to_device(weight, device)?)),
             #[cfg(feature = "cuda")]
-            Repr::Quantized(host) if device.is_cuda() => Self(Repr::OnGpu(Box::new(OnGpu::new(host, device)?))),
+            Repr::Quantized(host) if device.is_cuda() => {
+                Self(Repr::OnGpu(Box::new(OnGpu::new(host, device)?)))
+            }
             #[cfg(feature = "cuda")]
             Repr::OnGpu(weight) if !device.is_cuda() => Self(Repr::Quantized(weight.host.clone())),
             _ => self.clone(),

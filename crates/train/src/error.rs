@@ -19,14 +19,14 @@ pub enum Error {
         source: candle_core::Error,
     },
     /// The memory of the device is spent.
-    #[error("the GPU's memory is spent: failed to {doing}{}", told(*asked_bytes, memory.as_ref()))]
+    #[error("the GPU's memory is spent: failed to {doing}{}", told(*asked_bytes, memory.as_deref()))]
     OutOfDeviceMemory {
         /// What was being done.
         doing: String,
         /// What was asked for, where that is known.
         asked_bytes: Option<u64>,
         /// The device's memory when the run had stopped; its peak is that of the run.
-        memory: Option<DeviceMemory>,
+        memory: Option<Box<DeviceMemory>>,
         /// Settings with which the run would fit, each with the bytes that it would take.
         settings: Vec<String>,
         /// Where the last good state is.
@@ -332,7 +332,7 @@ mod tests {
                 peak: 6_500_000_000,
                 reserved: 6_600_000_000,
             };
-            *memory = Some(of);
+            *memory = Some(Box::new(of));
             *settings = vec![
                 "`train.batch_size = 2` (3.10 GB)".into(),
                 "`model.quantize = \"nf4\"` (5.00 GB)".into(),

@@ -251,8 +251,14 @@ impl TrainSection {
         let epochs = "1 to 5 are usual";
         faults.number("num_train_epochs", self.num_train_epochs, |v| v > 0.0, "a number above 0", epochs);
         if self.activation_offloading && !self.gradient_checkpointing {
-            let what = "`activation_offloading` moves the inputs of blocks that are computed again, and none is";
-            faults.push("no-effect", "activation_offloading", what.into(), "set `gradient_checkpointing = true`, or remove the key");
+            let what =
+                "`activation_offloading` moves the inputs of blocks that are computed again, and none is";
+            faults.push(
+                "no-effect",
+                "activation_offloading",
+                what.into(),
+                "set `gradient_checkpointing = true`, or remove the key",
+            );
         }
         let leave_out = "leave the key out to have the default";
         faults.at_least_one("max_steps", self.max_steps, "leave the key out to go by `num_train_epochs`");

@@ -208,7 +208,8 @@ impl<'m> Trainer<'m> {
     fn with_last_good(&mut self, error: Error, sink: &mut dyn ProgressSink) -> Error {
         match error {
             Error::OutOfDeviceMemory { doing, asked_bytes, settings, .. } => {
-                let (memory, checkpoint) = (self.device_memory(), self.last_good(sink).ok().flatten());
+                let (memory, checkpoint) =
+                    (self.device_memory().map(Box::new), self.last_good(sink).ok().flatten());
                 Error::OutOfDeviceMemory { doing, asked_bytes, memory, settings, checkpoint }
             }
             other => other,

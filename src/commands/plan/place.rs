@@ -49,23 +49,30 @@ impl Place {
 
 /// Bytes of a GPU that this process may have: those that are free, those that it holds, and what its context takes, which plans count too.
 pub(super) fn available_on(device: &Device) -> Option<u64> {
-    taper_nn::memory_of(device).map(|memory| (memory.free + memory.reserved) as u64 + DRIVER_BYTES)
+    let memory = taper_nn::memory_of(device)?;
+    Some((memory.free + memory.reserved).min(memory.total) as u64 + DRIVER_BYTES)
 }
 
 /// What settings must bring a run below that was out of memory: the memory that there is, or, where the plan said that the run would fit, as much
 /// below the plan as such a plan may be wrong.
 pub(super) fn limit_after_failure(planned: u64, available: u64) -> u64 {
-    if planned > available { available } else { planned.min(available) / 10 * 9 }
+    if planned > available {
+        return available;
+    }
+    let tensors = planned.saturating_sub(DRIVER_BYTES);
+    planned - tensors / 10
 }
 
 #[cfg(test)]
 mod tests {
-    use super::limit_after_failure;
+    use super::{DRIVER_BYTES, limit_after_failure};
 
     #[test]
     fn settings_must_fit_and_a_plan_that_was_too_low_is_not_trusted_to_the_last_byte() {
-        assert_eq!(limit_after_failure(1200, 1000), 1000);
-        assert_eq!(limit_after_failure(1000, 1000), 900);
-        assert_eq!(limit_after_failure(500, 1000), 450);
+        let limit =
+            |planned, available| limit_after_failure(DRIVER_BYTES + planned, DRIVER_BYTES + available);
+        assert_eq!(limit(1200, 1000), DRIVER_BYTES + 1000);
+        assert_eq!(limit(1000, 1000), DRIVER_BYTES + 900);
+        assert_eq!(limit(500, 1000), DRIVER_BYTES + 450);
     }
 }

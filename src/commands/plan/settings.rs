@@ -27,15 +27,12 @@ pub(super) fn settings_that_fit(work: &Work<'_>, available: u64) -> anyhow::Resu
         |keys: &[String], changed: &Changed| Setting { keys: keys.to_vec(), peak_bytes: peak(changed) };
     let mut fitting = Vec::new();
     let mut together = (Vec::new(), work.unchanged());
-    let all_steps =
-        [checkpointing(work), smaller_batches(work)?, quantised(work), streamed(work), shorter_texts(work)?];
+    let all_steps = [checkpointing(work), smaller_batches(work)?, quantised(work), shorter_texts(work)?];
     for steps in all_steps {
         // Of the steps of one setting the mildest that suffices.
         let settings: Vec<Setting> = steps.iter().map(|(keys, changed)| setting(keys, changed)).collect();
         fitting.extend(settings.into_iter().find(|setting| setting.peak_bytes <= available));
-        let is_mild =
-            |keys: &[String]| !keys[0].starts_with("data.") && !keys[0].starts_with("model.max_memory");
-        if let Some((keys, changed)) = steps.last().filter(|(keys, _)| is_mild(keys)) {
+        if let Some((keys, changed)) = steps.last().filter(|(keys, _)| !keys[0].starts_with("data.")) {
             together.0.extend(keys.iter().cloned());
             merge(&mut together.1, changed, &work.unchanged());
         }
@@ -63,23 +60,6 @@ fn checkpointing(work: &Work<'_>) -> Vec<Step> {
         steps.push((keys, changed));
     }
     steps
-}
-
-/// On a GPU: three quarters of the matrices there and the others on the host, or half, a quarter, none.
-fn streamed(work: &Work<'_>) -> Vec<Step> {
-    let unchanged = work.unchanged();
-    let is_limited = unchanged.max_memory.is_some();
-    if !work.on_gpu() || is_limited || work.session.trains_all_weights() {
-        return Vec::new();
-    }
-    let mib = work.gpu_weights(&unchanged).device_bytes >> 20;
-    [3, 2, 1, 0]
-        .map(|quarters| {
-            let most = mib * quarters / 4;
-            let changed = Changed { max_memory: Some(most << 20), ..work.unchanged() };
-            (vec![format!("model.max_memory={most}MiB")], changed)
-        })
-        .to_vec()
 }
 
 /// The batch halved and halved again, as many times more of them in a step.
@@ -172,8 +152,5 @@ fn merge(into: &mut Changed, changed: &Changed, from: &Changed) {
     }
     if changed.weight_bytes != from.weight_bytes {
         (into.weight_bytes, into.quantize) = (changed.weight_bytes, changed.quantize);
-    }
-    if changed.max_memory != from.max_memory {
-        into.max_memory = changed.max_memory;
     }
 }

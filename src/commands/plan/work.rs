@@ -47,8 +47,6 @@ pub(super) struct Changed {
     pub(super) weight_bytes: u64,
     /// What linear layers are quantised to instead.
     pub(super) quantize: Option<Quantize>,
-    /// The most that matrices take on a GPU.
-    pub(super) max_memory: Option<u64>,
 }
 
 impl<'s> Work<'s> {
@@ -101,7 +99,6 @@ impl<'s> Work<'s> {
             batch: BatchShape::from(&self.longest),
             weight_bytes: self.weight_bytes,
             quantize: None,
-            max_memory: self.session.run.recipe.model.max_memory_bytes(),
         }
     }
 
@@ -126,12 +123,12 @@ impl<'s> Work<'s> {
     }
 
     /// Weights as they lie on a GPU.
-    pub(super) fn gpu_weights(&self, changed: &Changed) -> GpuWeights {
+    fn gpu_weights(&self, changed: &Changed) -> GpuWeights {
         let format = |path: &str| match changed.quantize {
             Some(quantize) if quantize.applies_to(path) => WeightFormat::Block(quantize.format),
             _ => self.format(path),
         };
-        GpuWeights::new(&self.config, format, changed.max_memory)
+        GpuWeights::new(&self.config, format, self.session.run.recipe.model.max_memory_bytes())
     }
 
     fn workload<'w>(&'w self, changed: &'w Changed) -> Workload<'w> {

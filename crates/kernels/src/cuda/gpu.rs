@@ -142,7 +142,8 @@ impl Gpu {
         super::prepare(&context);
         let stream = context.new_stream().map_err(failed)?;
         let blas = CudaBlas::new(stream.clone());
-        let blas = blas.map_err(|e| GpuError::Failed { what: "open cuBLAS".into(), message: e.to_string() })?;
+        let blas =
+            blas.map_err(|e| GpuError::Failed { what: "open cuBLAS".into(), message: e.to_string() })?;
         Ok(Self::new(stream, Arc::new(blas)))
     }
 

@@ -50,11 +50,8 @@ impl StateMemory {
         let (stream, bytes) = (gpu.stream(), len.max(1));
         if !paged {
             let memory = stream.alloc_zeros::<u8>(bytes).map_err(|e| GpuError::memory(bytes, e))?;
-            return Ok(Self {
-                ptr: memory.device_ptr(stream).0,
-                len,
-                owner: Owner::Device { _memory: memory },
-            });
+            let ptr = memory.device_ptr(stream).0;
+            return Ok(Self { ptr, len, owner: Owner::Device { _memory: memory } });
         }
         let managed = Managed::new(stream, bytes)?;
         // SAFETY: these are the bytes that were just allocated.

@@ -297,7 +297,7 @@ fn what_is_set_on_the_command_line_is_named_as_such() {
             "--set data.train wrong-type: `data.train` is a string or a list, not `5`",
             "--set adapter.r wrong-type: `adapter.r` is a whole number from 0, not `8.5`",
             "--set train.sed unknown-key: unknown key `train.sed` | did you mean `seed`?",
-            "--set optimizer.name unknown-value: `optimizer.name` cannot be `adam` | did you mean `adamw`? It can be `adamw`",
+            "--set optimizer.name unknown-value: `optimizer.name` cannot be `adam` | did you mean `adamw`? It can be `adamw`, `adamw_8bit`, `paged_adamw_32bit`, `paged_adamw_8bit`",
             "--set train.batch_size out-of-range: `batch_size` is 0, at least 1 is needed | leave the key out to have the default",
         ]
     );
