@@ -176,14 +176,14 @@ fn taper(folder: &Path, memory: u64, args: &[&str]) -> (Option<i32>, String, Str
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }
 
-/// A base, data and a recipe in a folder, with `words` words in the answers of the training and of the validation data.
-fn desk(train_words: usize, valid_words: usize) -> tempfile::TempDir {
+/// A base of so many blocks, data and a recipe in a folder, with `words` words in the answers of the training and of the validation data.
+fn desk(layers: usize, train_words: usize, valid_words: usize) -> tempfile::TempDir {
     let folder = tempfile::tempdir().unwrap();
     let write = |name: &str, text: &str| fs_err::write(folder.path().join(name), text).unwrap();
     let spec = taper_testkit::TinySpec {
         hidden_size: 64,
         intermediate_size: 256,
-        num_hidden_layers: 6,
+        num_hidden_layers: layers,
         ..taper_testkit::TinySpec::default()
     };
     taper_testkit::tiny_checkpoint(&folder.path().join("base"), &spec);
@@ -243,7 +243,7 @@ fn gpu_a_step_that_does_not_fit_is_told_with_settings_that_do() {
     if !is_emulated() {
         return;
     }
-    let desk = desk(15, 1);
+    let desk = desk(6, 15, 1);
     let (state, step) = (planned(desk.path(), "checkpoint"), planned(desk.path(), "step"));
     let memory = state + (step - state) * 2 / 3;
     let train = ["train", "recipe.toml", "--device", "cuda"];
@@ -271,7 +271,7 @@ fn gpu_a_validation_that_does_not_fit_leaves_a_checkpoint_of_the_steps_before() 
     if !is_emulated() {
         return;
     }
-    let desk = desk(1, 80);
+    let desk = desk(2, 1, 80);
     let (step, validation) = (planned(desk.path(), "step"), planned(desk.path(), "validation"));
     assert!(step < validation / 2, "a step of {step} bytes, a validation of {validation}");
     let (code, _, err) =
