@@ -16,5 +16,6 @@ mod kernels;
 mod memory;
 mod ops;
 mod optimizer;
+mod streaming;
 mod support;
 mod training;

@@ -2,7 +2,7 @@
 
 use crate::ops;
 use crate::{ForwardContext, Parameter, ParameterKind, Result, Weight};
-use candle_core::{DType, Tensor, Var};
+use candle_core::{DType, Device, Tensor, Var};
 use std::sync::Arc;
 
 /// What an adapter does to a linear layer.
@@ -62,6 +62,8 @@ pub struct Linear {
     tied: bool,
     is_head: bool,
     place: Option<usize>,
+    /// Where the layer is computed, if not where its weight lies.
+    device: Option<Device>,
 }
 
 impl Linear {
@@ -76,6 +78,7 @@ impl Linear {
             tied: false,
             is_head: false,
             place: None,
+            device: None,
         }
     }
 
@@ -92,7 +95,13 @@ impl Linear {
     /// A layer in this one's place, with a weight and a bias `[out]` of its own and without an adapter.
     #[must_use]
     pub fn rebuilt(&self, weight: Weight, bias: Option<Tensor>) -> Self {
-        Self { is_head: self.is_head, place: self.place, ..Self::new(self.path.clone(), weight, bias) }
+        let device = self.device.clone();
+        Self {
+            is_head: self.is_head,
+            place: self.place,
+            device,
+            ..Self::new(self.path.clone(), weight, bias)
+        }
     }
 
     /// Which of a model's layers this is to the routes of a pass ([`crate::number_modules`]); `None` for one that is not routed.
@@ -158,9 +167,15 @@ impl Linear {
         Ok(())
     }
 
-    /// Put the same weight, which lies on `device`, in place, and the bias beside it.
-    pub(crate) fn place_on(&mut self, weight: Weight, device: &candle_core::Device) -> Result<()> {
+    /// Where the layer is computed: what is put on it lies there. Its weight may have been left on the host ([`crate::move_to`]).
+    pub fn device(&self) -> Device {
+        self.device.clone().unwrap_or_else(|| self.weight.device())
+    }
+
+    /// Put the same weight, which lies on `device` or is copied there when it is used, in place, and the bias beside it.
+    pub(crate) fn place_on(&mut self, weight: Weight, device: &Device) -> Result<()> {
         self.weight = weight;
+        self.device = Some(device.clone());
         self.bias = self.bias.as_ref().map(|bias| crate::to_device(bias, device)).transpose()?;
         Ok(())
     }
@@ -187,6 +202,7 @@ impl Linear {
     /// What the conversion says.
     pub fn make_trainable(&mut self) -> Result<Vec<Parameter>> {
         let name = format!("{}.weight", self.path);
+        self.weight = self.weight.to_device(&self.device())?;
         let mut made =
             vec![Parameter { name, kind: ParameterKind::Weight, var: self.weight.make_trainable()? }];
         made.extend(self.make_bias_trainable()?);

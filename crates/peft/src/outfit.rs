@@ -77,7 +77,7 @@ impl<'a> Outfit<'a> {
     }
 
     pub(crate) fn linear(&mut self, m: &mut Linear, planned: &Planned) -> taper_nn::Result<()> {
-        self.device = m.weight().device();
+        self.device = m.device();
         match &planned.action {
             Action::Adapt { scale, .. } => self.adapt(m, planned, *scale),
             Action::TrainBias => self.bias(m, &planned.slots[0]),

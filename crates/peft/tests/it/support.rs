@@ -100,7 +100,7 @@ impl Batch {
         let gradient = zeros.index_add(&index, &(gradient / n).unwrap(), 0).unwrap();
         let mut gradients = CollectedGradients::default();
         tape.backward(&logits, Rc::new(gradient), [], &mut gradients).unwrap();
-        (losses.sum() / n, gradients)
+        (losses.sum().unwrap() / n, gradients)
     }
 }
 
