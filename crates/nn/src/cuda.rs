@@ -299,8 +299,16 @@ pub(crate) fn open(ordinal: usize) -> std::result::Result<Device, DeviceError> {
     Ok(Device::Cuda(device))
 }
 
+/// What the driver says, in the words of who has none.
 fn first_line(error: &Error) -> String {
-    error.to_string().lines().next().unwrap_or_default().to_owned()
+    let text = error.to_string();
+    if text.contains("STUB_LIBRARY") {
+        return "no NVIDIA driver is installed: libcuda.so.1 is not to be found".into();
+    }
+    if text.contains("CUDA_ERROR_NO_DEVICE") || text.contains("CUDA_ERROR_INVALID_DEVICE") {
+        return "the driver knows no such GPU".into();
+    }
+    text.lines().next().unwrap_or_default().to_owned()
 }
 
 pub(crate) fn name(device: &Device) -> Option<String> {

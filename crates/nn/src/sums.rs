@@ -146,7 +146,7 @@ impl Moments {
             let moments = DeviceMoments::new(&place, &lens, format).map_err(failed)?;
             return Ok(Self { format, lens, held: Held::Device(place, Box::new(moments)) });
         }
-        drop(device);
+        let _ = device;
         let held = lens.iter().map(|len| [Moment::zeros(*len, format), Moment::zeros(*len, format)]);
         Ok(Self { format, held: Held::Host(held.collect()), lens })
     }

@@ -58,7 +58,7 @@ fn check_in_f32(weights: &str, config: &str, numbers: &str) {
     let (at, targets) = batch.targets(&tensors["labels"]);
     assert_eq!(targets.len() as u64, expected["label_tokens"].as_u64().unwrap());
     let chosen = logits.index_select(&Tensor::new(at, logits.device()).unwrap(), 0).unwrap();
-    let loss = ops::cross_entropy(&chosen, &targets).unwrap().sum() / targets.len() as f64;
+    let loss = ops::cross_entropy(&chosen, &targets).unwrap().sum().unwrap() / targets.len() as f64;
     let loss_error = (loss - expected["loss"].as_f64().unwrap()).abs();
     assert!(loss_error <= LOSS, "{weights} loss: {loss}, off by {loss_error:e}");
     eprintln!("{weights:13} {config:14} logits {error:.1e}  loss {loss_error:.1e}");
