@@ -51,7 +51,7 @@ fn an_unknown_verb_and_an_unknown_flag_end_with_2_and_a_suggestion() {
     let desk = Desk::empty();
     desk.taper(&["trian", "x.toml"]).exits(2).tells(&["unrecognized subcommand 'trian'", "'train'"]);
     desk.taper(&["run", "x.toml", "--overwite"]).exits(2).tells(&["'--overwite'", "'--overwrite'"]);
-    desk.taper(&["run", "x.toml", "--device", "tpu"]).exits(2).tells(&["'tpu'", "auto, cpu"]);
+    desk.taper(&["run", "x.toml", "--device", "tpu"]).exits(2).tells(&["'tpu'", "`auto`, `cpu`"]);
 }
 
 #[test]
