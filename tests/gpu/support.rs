@@ -74,7 +74,7 @@ pub fn agrees(
 
 /// Operations of this test that went through the host.
 pub fn staged() -> u64 {
-    taper_nn::staged_operations()
+    taper_nn::host_operations()
 }
 
 fn outcome(

@@ -58,16 +58,28 @@ enum Rows {
     OnDevice(RowsOnDevice),
 }
 
-/// The same in the memory of a device. A clone is a copy.
+/// The same in the memory of a device. A clone is a copy; `None` where there was no memory for it.
 #[cfg(feature = "cuda")]
 #[derive(Debug)]
-struct RowsOnDevice(Tensor);
+struct RowsOnDevice(Option<Tensor>);
 
 #[cfg(feature = "cuda")]
 impl Clone for RowsOnDevice {
     fn clone(&self) -> Self {
-        // Without memory for a copy the page stays shared, and whoever writes to it finds that out.
-        Self(self.0.copy().unwrap_or_else(|_| self.0.clone()))
+        Self(self.0.as_ref().and_then(|rows| rows.copy().ok()))
+    }
+}
+
+#[cfg(feature = "cuda")]
+impl RowsOnDevice {
+    fn tensor(&self) -> Result<&Tensor> {
+        let Some(rows) = &self.0 else {
+            bail!(
+                "{}: there was none for a copy of a page of keys and values",
+                taper_kernels::cuda::OUT_OF_MEMORY
+            )
+        };
+        Ok(rows)
     }
 }
 
@@ -175,7 +187,7 @@ impl KvCache {
     pub(crate) fn lent_on<'a>(&'a self, place: &'a Place, index: usize) -> Result<Vec<[GpuLent<'a>; 2]>> {
         let used = self.tokens(index).div_ceil(PAGE_TOKENS);
         let lent = |rows: &'a Rows| match rows {
-            Rows::OnDevice(rows) => Ok(GpuLent::new(place, &rows.0)),
+            Rows::OnDevice(rows) => Ok(GpuLent::new(place, rows.tensor()?)),
             _ => bail!("a cache on the CPU for queries on a device"),
         };
         self.pages[..used]
@@ -199,8 +211,11 @@ impl KvPage {
         for (rows, new) in self.blocks[index].iter_mut().zip(keys_and_values) {
             if matches!(rows, Rows::None) {
                 let zeros = |rows: &mut SliceMut<'_>| elementwise::fill_zeros(place, rows).map_err(failed);
-                *rows =
-                    Rows::OnDevice(RowsOnDevice(place.filled(new.dtype(), (PAGE_TOKENS, width), zeros)?));
+                *rows = Rows::OnDevice(RowsOnDevice(Some(place.filled(
+                    new.dtype(),
+                    (PAGE_TOKENS, width),
+                    zeros,
+                )?)));
                 self.bytes += rows.bytes();
                 self.meter.0.fetch_add(rows.bytes(), Ordering::Relaxed);
             }
@@ -209,7 +224,7 @@ impl KvPage {
             };
             let lent = GpuLent::new(place, new);
             let new = lent.slice()?.part(from.clone());
-            crate::cuda::update(place, &held.0, |rows| {
+            crate::cuda::update(place, held.tensor()?, |rows| {
                 elementwise::scale(place, new, 1.0, &mut rows.part(at..at + new.len())).map_err(failed)
             })?;
         }
@@ -280,7 +295,9 @@ impl Rows {
             Self::F32(rows) => size_of_val::<[f32]>(rows),
             Self::BF16(rows) => size_of_val::<[bf16]>(rows),
             #[cfg(feature = "cuda")]
-            Self::OnDevice(rows) => rows.0.elem_count() * rows.0.dtype().size_in_bytes(),
+            Self::OnDevice(rows) => {
+                rows.0.as_ref().map_or(0, |rows| rows.elem_count() * rows.dtype().size_in_bytes())
+            }
         }
     }
 

@@ -28,7 +28,7 @@ thread_local! {
 }
 
 /// How many operations on tensors of a device this thread has computed on the host so far.
-pub fn staged_operations() -> u64 {
+pub(crate) fn staged_operations() -> u64 {
     STAGED.get()
 }
 
@@ -325,16 +325,4 @@ pub(crate) fn memory(device: &Device) -> Option<DeviceMemory> {
 
 pub(crate) fn reset_peak(device: &Device) -> bool {
     Place::on(device).is_some_and(|place| taper_kernels::cuda::reset_peak(place.gpu.stream().context()))
-}
-
-/// Whether an error says that the device's memory is spent.
-pub fn is_out_of_device_memory(error: &(dyn std::error::Error + 'static)) -> bool {
-    let mut next = Some(error);
-    while let Some(error) = next {
-        if error.to_string().contains(taper_kernels::cuda::OUT_OF_MEMORY) {
-            return true;
-        }
-        next = error.source();
-    }
-    false
 }

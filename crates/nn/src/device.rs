@@ -124,14 +124,6 @@ pub fn host_operations() -> u64 {
     0
 }
 
-/// Waits until the device has done all that it was given.
-///
-/// # Errors
-/// What the device says of it.
-pub fn synchronize(device: &Device) -> Result<()> {
-    device.synchronize()
-}
-
 /// A copy of the tensor on a device; the tensor itself where it is there.
 ///
 /// # Errors
@@ -152,8 +144,8 @@ pub fn to_device(tensor: &Tensor, device: &Device) -> Result<Tensor> {
 /// Move a model's weights to a device, before adapters are put on it: what is made from its weights then lies there too. The table of a tied
 /// head is moved once.
 ///
-/// Of `max_memory` bytes for matrices the embedding takes its part first; linear layers that then do not fit stay on the host and are copied whenever
-/// they are used, the last of the model first.
+/// Of `max_memory` bytes for matrices the embedding takes its part first, then the linear layers in the order of the model; one that does not fit
+/// stays on the host and is copied whenever it is used.
 ///
 /// # Errors
 /// When there is no memory, with the module.

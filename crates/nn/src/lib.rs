@@ -32,11 +32,9 @@ mod weight;
 pub use cache::{CacheMeter, KvCache, KvPage, PAGE_TOKENS};
 pub use checkpoint::{Checkpoint, CheckpointError, StoredFormat};
 pub use context::{ForwardContext, RandomKey, RotaryTables};
-#[cfg(feature = "cuda")]
-pub use cuda::{is_out_of_device_memory, staged_operations};
 pub use device::{
     DeviceError, DeviceMemory, bytes_asked_of_full_device, device_name, host_operations, memory_of, move_to,
-    open_device, reset_peak_memory, synchronize, to_device,
+    open_device, reset_peak_memory, to_device,
 };
 pub use embedding::{Embedding, EmbeddingAdapter};
 pub use held::{constants_held, with_constants_held};
