@@ -148,3 +148,30 @@ pub(crate) fn zeros(shape: &Shape, device: &Device) -> Result<Tensor> {
         Ok(())
     })
 }
+
+/// What a forward leaves for its backward, where it was computed. On the host a plain buffer: a tensor's own bookkeeping adds up over the experts of a
+/// model.
+#[derive(Debug)]
+pub(crate) enum Kept {
+    Host(Vec<f32>),
+    #[cfg(feature = "cuda")]
+    Device(Tensor),
+}
+
+impl Kept {
+    pub(crate) fn host(&self) -> Result<&[f32]> {
+        match self {
+            Self::Host(values) => Ok(values),
+            #[cfg(feature = "cuda")]
+            Self::Device(_) => bail!("a statistic on a device for a backward on the host"),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    pub(crate) fn device(&self) -> Option<&Tensor> {
+        match self {
+            Self::Host(_) => None,
+            Self::Device(tensor) => Some(tensor),
+        }
+    }
+}

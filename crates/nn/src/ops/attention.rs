@@ -2,12 +2,12 @@
 
 #[cfg(feature = "cuda")]
 use crate::cuda::{GpuLent, Place, SliceMut, failed};
-use crate::storage::{Lent, filled};
+use crate::storage::{Kept, Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply, is_tracked};
 use crate::{ForwardContext, PAGE_TOKENS, Result, SequenceLayout};
 #[cfg(feature = "cuda")]
 use candle_core::DType;
-use candle_core::{Device, Tensor, bail};
+use candle_core::{Tensor, bail};
 use std::sync::OnceLock;
 #[cfg(feature = "cuda")]
 use taper_kernels::cuda::attention as device;
@@ -161,7 +161,7 @@ struct Attention {
     segments: Vec<kernel::Segment>,
     shape: AttentionShape,
     /// log-sum-exp of each row's scores, `[T, N]`, from the forward.
-    lse: OnceLock<Tensor>,
+    lse: OnceLock<Kept>,
     #[cfg(feature = "cuda")]
     on_device: Option<std::sync::Arc<device::PackedSegments>>,
 }
@@ -184,8 +184,7 @@ impl Op for Attention {
             kernel::attention_forward(q_s, k_s, v_s, &self.segments, &self.shape, out, &mut lse);
             Ok(())
         })?;
-        let lse = Tensor::from_vec(lse, (q_s.len() / self.shape.head_dim,), &Device::Cpu)?;
-        self.lse.get_or_init(|| lse);
+        self.lse.get_or_init(|| Kept::Host(lse));
         Ok(out)
     }
 
@@ -203,7 +202,7 @@ impl Op for Attention {
             out = Some(place.filled(q.dtype(), q.shape(), fill)?);
             Ok(())
         })?;
-        self.lse.get_or_init(|| lse);
+        self.lse.get_or_init(|| Kept::Device(lse));
         Ok(out)
     }
 
@@ -215,7 +214,9 @@ impl Op for Attention {
         g: &Gradient,
         to: &mut Receiver<'_>,
     ) -> Result<bool> {
-        let (Some(lse), Some(segments)) = (self.lse.get(), &self.on_device) else { return Ok(false) };
+        let (Some(lse), Some(segments)) = (self.lse.get().and_then(Kept::device), &self.on_device) else {
+            return Ok(false);
+        };
         let (q, k, v) = (saved.input(0)?, saved.input(1)?, saved.input(2)?);
         let lent = [g.as_ref(), q, k, v, saved.output()?, lse].map(|tensor| GpuLent::new(place, tensor));
         let [g, q_s, k_s, v_s, out, lse] = &lent;
@@ -245,8 +246,7 @@ impl Op for Attention {
         let (q, k, v) = (saved.input(0)?, saved.input(1)?, saved.input(2)?);
         let (q, k, v, out) = (Lent::new(q), Lent::new(k), Lent::new(v), Lent::new(saved.output()?));
         let (q, k, v, out) = (q.floats()?, k.floats()?, v.floats()?, out.floats()?);
-        let (g, lse) = (Lent::new(g), Lent::new(lse));
-        let lse = lse.f32()?;
+        let (g, lse) = (Lent::new(g), lse.host()?);
         let (mut dq, mut dk, mut dv) =
             (floats::buffer(q.len()), floats::buffer(k.len()), floats::buffer(v.len()));
         let (segments, shape) = (&self.segments, &self.shape);

@@ -6,10 +6,10 @@ use super::linear::float_type;
 use super::linear::{check_width, precision_of, with_bias};
 #[cfg(feature = "cuda")]
 use crate::cuda::{GpuLent, Place, SliceMut, failed};
-use crate::storage::{Lent, filled};
+use crate::storage::{Kept, Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
 use crate::{FrozenWeight, Result};
-use candle_core::{DType, Device, Tensor, bail};
+use candle_core::{DType, Tensor, bail};
 use std::sync::OnceLock;
 #[cfg(feature = "cuda")]
 use taper_kernels::cuda::{
@@ -76,7 +76,7 @@ struct LoraLinear {
     terms: LoraTerms,
     output: DType,
     /// `drop(x) A^T`, `[T, r]`, of the forward.
-    hidden: OnceLock<Tensor>,
+    hidden: OnceLock<Kept>,
 }
 
 impl LoraTerms {
@@ -104,8 +104,7 @@ impl Op for LoraLinear {
                 kernel::lora_forward(x, dropped, base, &delta, y, &mut hidden, t, n_in, n_out);
             })
         })?;
-        let hidden = Tensor::from_vec(hidden, (t, r), &Device::Cpu)?;
-        self.hidden.get_or_init(|| hidden);
+        self.hidden.get_or_init(|| Kept::Host(hidden));
         Ok(y)
     }
 
@@ -129,7 +128,7 @@ impl Op for LoraLinear {
             y = Some(place.filled(self.output, (t, n_out), fill)?);
             Ok(())
         })?;
-        self.hidden.get_or_init(|| hidden);
+        self.hidden.get_or_init(|| Kept::Device(hidden));
         Ok(y)
     }
 
@@ -141,7 +140,7 @@ impl Op for LoraLinear {
         g: &Gradient,
         to: &mut Receiver<'_>,
     ) -> Result<bool> {
-        let Some(hidden) = self.hidden.get().filter(|kept| kept.device().is_cuda()) else { return Ok(false) };
+        let Some(hidden) = self.hidden.get().and_then(Kept::device) else { return Ok(false) };
         let (x, a, b) = (saved.input(0)?, saved.input(1)?, saved.input(2)?);
         let ((t, n_in), (n_out, r)) = (x.dims2()?, b.dims2()?);
         let (a, b, lent) = (GpuLent::new(place, a), GpuLent::new(place, b), GpuLent::new(place, g));
@@ -182,8 +181,8 @@ impl Op for LoraLinear {
         let (x, a, b) = (saved.input(0)?, saved.input(1)?, saved.input(2)?);
         let ((t, n_in), (n_out, r)) = (x.dims2()?, b.dims2()?);
         let precision = precision_of(x)?;
-        let (a, b, g, hidden) = (Lent::new(a), Lent::new(b), Lent::new(g), Lent::new(hidden));
-        let (scale, g, hidden) = (self.terms.scale, g.f32()?, hidden.f32()?);
+        let (a, b, g) = (Lent::new(a), Lent::new(b), Lent::new(g));
+        let (scale, g, hidden) = (self.terms.scale, g.f32()?, hidden.host()?);
         let delta = Delta { a: a.f32()?, b: b.f32()?, rank: r, scale };
         to.add(2, |db, accumulate| {
             kernel::lora_backward_b(precision, g, hidden, db, t, n_out, r, scale, accumulate);

@@ -3,9 +3,9 @@
 use crate::Result;
 #[cfg(feature = "cuda")]
 use crate::cuda::{GpuLent, Place, SliceMut, failed};
-use crate::storage::{Lent, filled};
+use crate::storage::{Kept, Lent, filled};
 use crate::tape::{Gradient, Op, Receiver, Saved, apply};
-use candle_core::{DType, Device, Tensor, Var, bail};
+use candle_core::{DType, Tensor, Var, bail};
 use std::sync::OnceLock;
 #[cfg(feature = "cuda")]
 use taper_kernels::cuda::norm as device;
@@ -41,7 +41,7 @@ struct Norm {
     offset: f32,
     output: DType,
     /// `1 / sqrt(mean(x^2) + eps)` of each row, from the forward.
-    inv_rms: OnceLock<Tensor>,
+    inv_rms: OnceLock<Kept>,
 }
 
 impl Op for Norm {
@@ -63,8 +63,7 @@ impl Op for Norm {
             norm::rms_norm_forward(x_s, w, self.offset, self.eps, y, rows, h, &mut inv_rms);
             Ok(())
         })?;
-        let inv_rms = Tensor::from_vec(inv_rms, rows, &Device::Cpu)?;
-        self.inv_rms.get_or_init(|| inv_rms);
+        self.inv_rms.get_or_init(|| Kept::Host(inv_rms));
         Ok(y)
     }
 
@@ -82,7 +81,7 @@ impl Op for Norm {
             y = Some(place.filled(self.output, x.shape(), fill)?);
             Ok(())
         })?;
-        self.inv_rms.get_or_init(|| inv_rms);
+        self.inv_rms.get_or_init(|| Kept::Device(inv_rms));
         Ok(y)
     }
 
@@ -94,7 +93,7 @@ impl Op for Norm {
         g: &Gradient,
         to: &mut Receiver<'_>,
     ) -> Result<bool> {
-        let Some(inv_rms) = self.inv_rms.get().filter(|kept| kept.device().is_cuda()) else {
+        let Some(inv_rms) = self.inv_rms.get().and_then(Kept::device) else {
             return Ok(false);
         };
         let (x, w) = (GpuLent::new(place, saved.input(0)?), GpuLent::new(place, saved.input(1)?));
@@ -112,8 +111,7 @@ impl Op for Norm {
     fn backward(&self, saved: &Saved<'_>, g: &Gradient, to: &mut Receiver<'_>) -> Result<()> {
         let Some(inv_rms) = self.inv_rms.get() else { bail!("backward before forward") };
         let (x, w, g) = (Lent::new(saved.input(0)?), Lent::new(saved.input(1)?), Lent::new(g));
-        let (x, w, g, inv_rms) = (x.floats()?, w.f32()?, g.f32()?, Lent::new(inv_rms));
-        let inv_rms = inv_rms.f32()?;
+        let (x, w, g, inv_rms) = (x.floats()?, w.f32()?, g.f32()?, inv_rms.host()?);
         let (rows, h) = (inv_rms.len(), w.len());
         to.write(1, |dw| {
             norm::rms_norm_backward_weight(g, x, inv_rms, dw, rows, h);
